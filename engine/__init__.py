@@ -1,0 +1,1 @@
+"""What the training stages share: configuration, runtime, optimizer, schedule, the loop, checkpoints, tracking."""

@@ -1,0 +1,62 @@
+"""What every command line shares: the Typer application, exit codes, and errors without tracebacks."""
+
+import os
+import signal
+import sys
+
+import typer
+
+from engine.errors import ConfigError
+
+EXIT_CODES = "Exit codes: 0 done, 2 usage or config, 3 data, 4 checkpoint or model, 5 non-finite loss, 130/143 signal."
+
+
+def command_app(help_text: str) -> typer.Typer:
+    """A Typer application that shows help without markup surprises and never prints a Typer traceback."""
+    return typer.Typer(help=help_text, pretty_exceptions_enable=False, rich_markup_mode="rich", no_args_is_help=False)
+
+
+def run_app(app: typer.Typer, stage: str, arguments: list[str] | None = None) -> None:
+    """Run `app` as `python -m <stage>`; turn user errors into one message and their exit code.
+
+    An exception is the user's when it carries an `exit_code`; any other is a defect and is reported as one.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        app(args=arguments, prog_name=f"python -m {stage}", standalone_mode=True)
+    except KeyboardInterrupt:
+        _exit(stage, "interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        # The reader (head, less) went away: silence the interpreter's own flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        if debug:
+            raise
+        code = getattr(error, "exit_code", None)
+        if isinstance(code, int):
+            _exit(stage, str(error), code)
+        _exit(stage, f"internal error: {type(error).__name__}: {error}\nRun again with --debug for the traceback.", 1)
+
+
+def _exit(stage: str, message: str, code: int) -> None:
+    print(f"{stage}: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from '30s', '10m', '4h' or '90'. Raises ConfigError."""
+    units: dict[str, float] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    unit = units.get(text[-1:].lower())
+    number = text[:-1] if unit else text
+    try:
+        seconds = float(number) * (unit or 1)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"budget '{text}': write a time such as 30s, 10m or 4h")
+    return seconds
+
+
