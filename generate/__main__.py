@@ -1,0 +1,127 @@
+"""The command line: `python -m generate MODEL_DIR "prompt"`. Wrong arguments fail before torch is imported."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.cli import EXIT_CODES, command_app, run_app
+from engine.config import build_config, load_config
+from engine.errors import ConfigError, DataError
+from generate.config import GenerateConfig
+
+DEFAULT = GenerateConfig()
+HELP = f"""Continue a text with a causal language model.
+
+MODEL_DIR is a Hugging Face model directory or a run directory. \
+The prompt is the second argument; where that is left out or '-', standard input (without one final newline). \
+Text goes to standard output while it is made, everything else to standard error.
+
+[bold]Examples[/bold]
+
+  python -m generate runs/gpt "def read_lines(path):"\n
+  python -m generate runs/gpt "import " --temperature 0 --max-new-tokens 50\n
+  python -m generate runs/gpt "class " --num-samples 3 --seed 7 --json\n
+  python -m generate runs/gpt "def f(x):" --stop "def " --stop $'\\n\\n'\n
+  git log -1 --format=%B | python -m generate runs/gpt\n
+  python -m generate runs/gpt --interactive
+
+A prompt longer than the model's context loses its beginning: the last (context - max-new-tokens) tokens are kept, \
+or half a context where that is more. When the context is full, the text goes on from the last half of it. \
+Both are said on standard error. \
+Unknown, beginning, padding, mask, class and separator tokens are never generated.
+
+{EXIT_CODES}"""
+
+app = command_app(HELP)
+
+
+def flag(text: str):
+    return typer.Option(help=text)
+
+
+@app.command(help=HELP)
+def generate(
+    model_dir: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Model or run directory.")],
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings by name.")] = None,
+    temperature: Annotated[float, flag("0: the best token always. Higher: more varied.")] = DEFAULT.temperature,
+    top_k: Annotated[int, flag("Choose from the K best tokens; 0: all.")] = DEFAULT.top_k,
+    top_p: Annotated[float, flag("Choose from the best tokens that make up this probability.")] = DEFAULT.top_p,
+    min_p: Annotated[float, flag("Leave out tokens below this share of the best one's probability.")] = DEFAULT.min_p,
+    repetition_penalty: Annotated[
+        float, flag("Above 1: tokens already in prompt or text become less likely.")
+    ] = DEFAULT.repetition_penalty,
+    seed: Annotated[int, flag("The same seed gives the same text.")] = DEFAULT.seed,
+    num_samples: Annotated[int, flag("Texts per prompt; text i depends on (seed, i) alone.")] = DEFAULT.num_samples,
+    max_new_tokens: Annotated[int, flag("Length of a text in tokens, at most.")] = DEFAULT.max_new_tokens,
+    stop: Annotated[list[str] | None, flag("End before this string; may be given several times.")] = None,
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the text.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text and line, not streamed.")] = False,
+    interactive: Annotated[bool, typer.Option("--interactive", help="Prompt after prompt, until Ctrl-D.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Always print the speed on standard error.")] = False,
+    device: Annotated[str, flag("auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, flag("auto, float32, bfloat16, float16.")] = "auto",
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    flags = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "num_samples": num_samples,
+        "max_new_tokens": max_new_tokens,
+        "stop": stop or [],
+    }
+    config = read_settings(flags, overrides or [])
+    for text in (prompt or "", *config.stop):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{text!r}: this argument is not valid UTF-8") from None
+    if prompt == "-" and interactive:
+        raise ConfigError("--interactive reads its prompts from standard input; leave '-' out")
+    if not interactive and prompt in (None, "-"):
+        prompt = read_stdin()
+
+    from generate.load import load_generator
+    from generate.output import Printer, interact
+
+    printer = Printer(load_generator(model_dir, config, device, dtype), as_json=as_json, echo=echo, verbose=verbose)
+    if prompt is not None:
+        printer.answer(prompt)
+    if interactive:
+        interact(printer)
+
+
+def read_settings(flags: dict, overrides: list[str]) -> GenerateConfig:
+    """GenerateConfig from flags, then `key=value` arguments. Raises ConfigError naming the flag or key."""
+    for text in overrides:
+        if "=" not in text:
+            raise ConfigError(
+                f"'{text}': only key=value may follow the prompt; put quotes around a prompt of many words"
+            )
+    given = load_config(GenerateConfig, overrides=overrides).model_dump(exclude_unset=True)
+    return build_config(GenerateConfig, {**flags, **given}, "the command line")
+
+
+def read_stdin() -> str:
+    """All of standard input without one final newline; empty where it is closed or a terminal. Raises DataError."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    content = sys.stdin.buffer.read()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"standard input: not UTF-8 at byte {error.start} (0x{content[error.start]:02x}). "
+            "Convert it: iconv -f LATIN1 -t UTF-8"
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+if __name__ == "__main__":
+    run_app(app, "generate")

@@ -1,0 +1,171 @@
+"""The decoder loop: a cached window over a causal model, and samples of text streamed from it."""
+
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from engine.errors import CheckpointError, ConfigError
+from generate.config import GenerateConfig
+from generate.sampling import next_token, random_stream
+from generate.stop import StopFilter
+from model import CausalLM, KVCache
+
+
+class Window:
+    """The tokens a causal model sees: at most its context, their keys and values cached.
+
+    When the context is full, its last half (the new token included) is computed afresh from position 0, and generation
+    goes on from there: the model never sees a position that it was not trained on. `slides` counts these times.
+    """
+
+    def __init__(self, model: CausalLM, ids: list[int], new_tokens: int) -> None:
+        """`ids` is the prompt, at most one context long; `new_tokens` are to be appended at most."""
+        weight = model.lm_head.weight
+        self.model, self.prompt, self.device = model, ids, weight.device
+        self.context = model.config.max_position_embeddings
+        # Capped: a long-context model must not allocate all of it for a short text.
+        self.capacity = min(self.context, len(ids) + new_tokens)
+        self.cache = KVCache(model.config, 1, self.capacity, device=self.device, dtype=weight.dtype)
+        self.ids, self.slides = list(ids), 0
+        self.prompt_logits = self._compute(self.ids)
+
+    def restart(self) -> Tensor:
+        """Go back to the prompt; logits (V,) after it. Its keys and values are kept, unless the window has moved on."""
+        if self.slides:
+            self.cache.truncate(0)
+            self.prompt_logits = self._compute(self.prompt)
+        self.cache.truncate(len(self.prompt))
+        self.ids, self.slides = list(self.prompt), 0
+        return self.prompt_logits
+
+    def append(self, token: int) -> Tensor:
+        """Logits (V,) after `token`."""
+        self.ids.append(token)
+        if self.cache.length < self.capacity:
+            return self._compute([token])
+        self.slides += 1
+        self.ids = self.ids[-max(1, self.context // 2) :]
+        self.cache.truncate(0)
+        return self._compute(self.ids)
+
+    def _compute(self, ids: list[int]) -> Tensor:
+        hidden = self.model.trunk(torch.tensor([ids], device=self.device), None, self.cache)
+        # The vocabulary head on the last position alone: on a long prompt the other logits would be gigabytes.
+        return self.model.lm_head(hidden[:, -1])[0]
+
+
+@dataclass
+class Sample:
+    """One text: what it starts from, and what has come out so far.
+
+    `ids` are all the tokens generated, an end token and those of a stop string included; `text` ends before these.
+    `finish_reason`: "end" (the model ended the text), "stop" (a stop string), "length" (max_new_tokens),
+    "interrupted" (not finished). `window_slides`: how often the start of the text fell out of the model's sight.
+    """
+
+    index: int
+    prompt: str
+    prompt_ids: list[int]
+    prompt_tokens_dropped: int = 0
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    finish_reason: str = "interrupted"
+    window_slides: int = 0
+    seconds: float = 0.0
+    seconds_to_first_token: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return len(self.ids) / self.seconds if self.seconds else 0.0
+
+
+class TextGenerator:
+    """A causal model with its tokenizer and sampler settings.
+
+    Never sampled: unknown, beginning, padding, mask, classification and separator tokens, and ids that only pad the
+    vocabulary (at or above `tokenizer.vocab_size`). `end_ids` end a text, beside the tokenizer's own end token.
+    Raises CheckpointError when the tokenizer has more tokens than the model.
+    """
+
+    def __init__(self, model: CausalLM, tokenizer, config: GenerateConfig, end_ids: Collection[int] = ()) -> None:
+        size = model.config.vocab_size
+        if tokenizer.vocab_size > size:
+            raise CheckpointError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}: they do not belong together. "
+                "Copy the tokenizer files of the training run into the model directory"
+            )
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.end_ids = {i for i in (*end_ids, tokenizer.eos_id) if i is not None}
+        # Some tokenizers use one token as beginning, padding and end; an end must stay reachable.
+        names = ("unk_id", "bos_id", "pad_id", "mask_id", "cls_id", "sep_id")
+        special = {getattr(tokenizer, name) for name in names} - {None} - self.end_ids
+        self.suppressed_ids = sorted(special | (set(range(tokenizer.vocab_size, size)) - self.end_ids))
+        self._suppressed = torch.tensor(self.suppressed_ids, dtype=torch.int64, device=model.lm_head.weight.device)
+        self._window: Window | None = None
+
+    def sample(self, prompt: str, index: int = 0) -> Sample:
+        """A sample to pass to `stream`: the prompt's tokens behind the beginning token, cut to the context.
+
+        Of a prompt longer than the context the last `context - max_new_tokens` tokens are kept, or half a context where
+        that is more. Raises ConfigError for an empty prompt when there is no beginning token.
+        """
+        start = self.tokenizer.bos_id
+        ids = ([] if start is None else [start]) + self.tokenizer.encode(prompt)
+        if not ids:
+            raise ConfigError("the prompt is empty, and this tokenizer has no beginning token to start from: write one")
+        context, kept = self.model.config.max_position_embeddings, len(ids)
+        if kept > context:
+            kept = max(1, context // 2, context - self.config.max_new_tokens)
+        return Sample(index, prompt, ids[-kept:], len(ids) - kept)
+
+    @torch.inference_mode()
+    def stream(self, sample: Sample) -> Iterator[str]:
+        """Yield the text of `sample` piece by piece, whole characters only, and fill in its fields.
+
+        Text that may be the beginning of a stop string is held back until it is certain.
+        Raises NonFiniteError when the model gives NaN.
+        """
+        begin = time.perf_counter()
+        rng = random_stream(self.config.seed, sample.index)
+        decoder, stop = self.tokenizer.stream(), StopFilter(self.config.stop)
+        window, logits = self._open_window(sample.prompt_ids)
+        count = len(sample.prompt_ids)
+        history = torch.zeros(count + self.config.max_new_tokens, dtype=torch.int64, device=logits.device)
+        history[:count] = torch.tensor(sample.prompt_ids)
+        reason = "interrupted"
+        while reason == "interrupted":
+            token = next_token(logits, history[:count], self._suppressed, self.config, rng)
+            history[count] = token
+            count += 1
+            sample.ids.append(token)
+            sample.seconds = time.perf_counter() - begin
+            sample.seconds_to_first_token = sample.seconds_to_first_token or sample.seconds
+            ended = token in self.end_ids
+            piece = stop.push("" if ended else decoder.push(token))
+            if ended:
+                reason = "end"
+            elif stop.stopped:
+                reason = "stop"
+            elif len(sample.ids) == self.config.max_new_tokens:
+                reason = "length"
+            sample.text += piece
+            if piece:
+                yield piece
+            if reason == "interrupted":
+                logits = window.append(token)
+                sample.window_slides = window.slides
+        rest = stop.push(decoder.flush())
+        rest += stop.flush()
+        sample.finish_reason = "stop" if stop.stopped else reason
+        sample.text += rest
+        if rest:
+            yield rest
+
+    def _open_window(self, ids: list[int]) -> tuple[Window, Tensor]:
+        """The samples of one prompt share its keys and values: those of later samples are the same bits."""
+        if self._window is None or self._window.prompt != ids:
+            self._window = Window(self.model, ids, self.config.max_new_tokens)
+        return self._window, self._window.restart()

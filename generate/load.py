@@ -1,0 +1,118 @@
+"""From a path to a model ready to generate: find the directory, refuse what cannot generate, choose device and type."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.errors import CheckpointError, ConfigError
+from generate.config import GenerateConfig
+from generate.decode import TextGenerator
+from model import load_model
+from tokenizer.tokenizer import load_tokenizer
+
+RUNS = Path("runs")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_generator(path: Path, config: GenerateConfig, device: str = "auto", dtype: str = "auto") -> TextGenerator:
+    """The model and tokenizer at `path` (a model directory or a run directory), on its device.
+
+    Raises CheckpointError, ConfigError, ModelDirectoryError.
+    """
+    directory = find_model(path)
+    _refuse_other_heads(directory)
+    place, kind = choose_device(device, dtype)
+    tokenizer = load_tokenizer(directory)
+    model = load_model(directory, head="causal").to(place, kind)
+    return TextGenerator(model, tokenizer, config, end_ids(directory))
+
+
+def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """ "auto" device: a CUDA GPU, else Apple's, else the CPU. "auto" type: bfloat16 on a GPU that has it, else float32.
+
+    Raises ConfigError.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype}: choose auto, {', '.join(DTYPES)}")
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--device {device}: not usable on this machine ({cause}); try auto or cpu") from None
+    if dtype == "auto":
+        dtype = "bfloat16" if place.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return place, DTYPES[dtype]
+
+
+def find_model(path: Path) -> Path:
+    """`path` itself or its model/ folder, whichever holds a config.json.
+
+    Raises CheckpointError naming the nearest existing causal model.
+    """
+    for directory in (path, path / "model"):
+        if (directory / "config.json").is_file():
+            return directory
+    if not path.exists():
+        problem = "no such directory"
+    elif not path.is_dir():
+        problem = "a file, not a model directory"
+    elif (path / "checkpoints").is_dir():
+        problem = "a run without a model yet; the command that started it, given again, finishes it"
+    elif (path / "tokenizer.model").is_file():
+        problem = "a tokenizer, not a model"
+    else:
+        problem = "no config.json here or in model/, so this is not a model directory"
+    raise CheckpointError(f"{path}: {problem}. {_suggest(path)}")
+
+
+def end_ids(directory: Path) -> list[int]:
+    """The ids that end a text by config.json and generation_config.json; each may hold none, one or a list."""
+    found: list[int] = []
+    for name in ("config.json", "generation_config.json"):
+        value = _read_json(directory / name).get("eos_token_id")
+        found += value if isinstance(value, list) else [] if value is None else [value]
+    return found
+
+
+def _refuse_other_heads(directory: Path) -> None:
+    for name in map(str, _read_json(directory / "config.json").get("architectures") or []):
+        if name.endswith("ForMaskedLM"):
+            raise CheckpointError(
+                f"{directory}: a masked language model ({name}) fills in blanks; it cannot continue a text. "
+                f"{_suggest(directory)} A masked model is for fine-tuning: python -m finetune --help"
+            )
+        if name.endswith("ForSequenceClassification"):
+            raise CheckpointError(
+                f"{directory}: a classifier ({name}) gives labels, not text. "
+                f"Use: python -m finetune predict {directory} FILE. {_suggest(directory)}"
+            )
+
+
+def _suggest(path: Path) -> str:
+    """A sentence naming the existing run with a causal model that is nearest to `path`."""
+    roots = {RUNS, path.parent}
+    configs = {c for root in roots for pattern in ("*/config.json", "*/model/config.json") for c in root.glob(pattern)}
+    runs = {}
+    for config in sorted(configs):
+        if any(str(name).endswith("ForCausalLM") for name in _read_json(config).get("architectures") or []):
+            run = config.parent.parent if config.parent.name == "model" else config.parent
+            runs[str(run)] = run
+    if not runs:
+        return "There is no trained model yet: `make pretrain` makes one."
+    near = difflib.get_close_matches(str(path), runs, 1, 0) or [next(iter(runs))]
+    return f"Did you mean {near[0]}?"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object at `path`; empty where there is none (what is damaged is reported by load_model)."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
