@@ -1,0 +1,288 @@
+"""The one training loop, for pretraining and fine-tuning alike.
+
+A batch carries its labels; the loss is the summed cross-entropy over labels != -100 divided by their number over all
+micro-batches and ranks. What is learned is therefore independent of micro-batch size, accumulation and rank count.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor, nn
+
+from engine.checkpoint import Decorate, export_model, latest_checkpoint, load_checkpoint, save_best, save_checkpoint
+from engine.config import Config
+from engine.errors import NonFiniteError
+from engine.evaluate import IGNORE_INDEX, Batch, cross_entropy_sum, to_device
+from engine.optim import OptimConfig, make_optimizer
+from engine.pace import Pace, broadcast
+from engine.progress import Progress
+from engine.run_directory import RunDirectory
+from engine.runtime import (
+    DTYPES,
+    RuntimeConfig,
+    matmul_ceiling,
+    prepare_model,
+    resolve_precision,
+    seed_step,
+    zero_stage,
+)
+from engine.schedule import ScheduleConfig
+from engine.sharding import create_sharded_state, gather_weights
+from engine.signals import Interrupted, StopRequest
+from engine.tracking import Tracker
+from model import load_model
+
+# Consecutive steps with a non-finite loss or gradient after which the run gives up.
+MAX_NON_FINITE = 10
+
+
+class LoopConfig(Config):
+    """What the loop reads. Steps and cadences left at None follow from the budget and the measured speed."""
+
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; None: what the budget allows")
+    seed: int = Field(0, ge=0, description="data order, masks and dropout are functions of (seed, step)")
+    log_every: int = Field(1, ge=1, description="steps between rows of metrics.jsonl")
+    evaluate_every: int | None = Field(None, ge=1, description="steps between evaluations on the validation set")
+    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; None: about one a minute")
+    keep_last: int = Field(2, ge=1, description="checkpoints kept")
+    keep: Literal["best", "last"] = Field("best", description="which weights become model/")
+    patience: int | None = Field(None, ge=1, description="evaluations without a better one before stopping early")
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+# Keys that may change between launches of one run: they decide what is recorded, not what is learned.
+HARMLESS = ("log_every", "evaluate_every", "save_every", "keep_last", "patience", "runtime.compile")
+
+
+@dataclass
+class Progressed:
+    """What a checkpoint remembers beside tensors."""
+
+    step: int = 0
+    elapsed: float = 0.0
+    # Steps in a row that were left out because loss or gradient was not finite.
+    bad: int = 0
+    best_step: int | None = None
+    best: dict[str, float] = field(default_factory=dict)
+    # Evaluations since the best one.
+    waited: int = 0
+
+
+@dataclass
+class Training:
+    """A prepared model and everything that advances it."""
+
+    model: nn.Module
+    optimizer: Any
+    accelerator: Accelerator
+    learning_rates: list[float]
+
+
+def prepare(model: nn.Module, config: LoopConfig, accelerator: Accelerator) -> Training:
+    """Optimizer, checkpointing, compilation and Accelerate's wrapping for `model`."""
+    stage = zero_stage(config.runtime)
+    model.train().to(accelerator.device)
+    prepare_model(model, config.runtime)
+    optimizer = make_optimizer(model, config.optim, stage)
+    learning_rates = [group["lr"] for group in optimizer.param_groups]
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if stage is not None:
+        create_sharded_state(optimizer)
+    return Training(model, optimizer, accelerator, learning_rates)
+
+
+def train_step(
+    training: Training,
+    micro_batches: list[Batch],
+    factor: float,
+    max_grad_norm: float,
+    class_weights: Tensor | None = None,
+) -> tuple[float, float]:
+    """One optimizer step on this rank's micro-batches; returns the global mean loss and the gradient norm.
+
+    Non-finite: the step is left out on every rank, with parameters and optimizer untouched.
+    """
+    accelerator, model, optimizer = training.accelerator, training.model, training.optimizer
+    for group, rate in zip(optimizer.param_groups, training.learning_rates, strict=True):
+        group["lr"] = rate * factor
+    counts = [_count(batch["labels"], class_weights) for batch in micro_batches]
+    total = accelerator.reduce(torch.stack(counts).sum().to(accelerator.device), "sum").item()
+    # Ranks average gradients, and Accelerate and DeepSpeed divide by the accumulation: undo both.
+    scale = accelerator.num_processes * len(micro_batches) / max(total, 1e-9)
+    loss_sum = torch.zeros((), device=accelerator.device)
+    norm = float("nan")
+    for batch in micro_batches:
+        batch = to_device(batch, accelerator.device)
+        labels = batch.pop("labels")
+        with accelerator.accumulate(model):
+            with accelerator.autocast():
+                logits = model(**batch)
+            loss = cross_entropy_sum(logits, labels, class_weights)
+            loss_sum += loss.detach()
+            if accelerator.distributed_type == "DEEPSPEED" and not math.isfinite(loss.item()):
+                # The engine steps inside backward, so nothing can be taken back afterwards.
+                raise NonFiniteError("the loss is not finite; lower optim.lr, or use precision=fp32")
+            accelerator.backward(loss * scale)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
+                norm = float(norm) if norm is not None else float("nan")
+                # A loss scaler skips by itself, and must see the overflow to lower its scale.
+                if math.isfinite(norm) or accelerator.scaler or accelerator.distributed_type == "DEEPSPEED":
+                    optimizer.step()
+            optimizer.zero_grad()
+    mean = accelerator.reduce(loss_sum.double(), "sum").item() / max(total, 1e-9)
+    return mean, norm
+
+
+def _count(labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    counted = labels[labels != IGNORE_INDEX]
+    return torch.tensor(float(counted.numel())) if class_weights is None else class_weights.cpu()[counted].sum()
+
+
+def train(
+    model: nn.Module,
+    batches: Callable[[int], list[Batch]],
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    config: LoopConfig,
+    accelerator: Accelerator,
+    run: RunDirectory,
+    tracker: Tracker,
+    decorate: Decorate,
+    *,
+    budget: float | None = None,
+    metric: str = "val/loss",
+    larger_is_better: bool = False,
+    evaluation_in_steps: float = 1.0,
+    flops_per_token: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> dict[str, float]:
+    """Train, evaluate, save, resume; leaves run.model and returns the evaluation of the weights in it.
+
+    batches(step): this rank's micro-batches, a pure function of the step, each with "labels".
+    evaluate(model): metrics over the whole validation set, the same on every rank.
+    Raises Interrupted after a signal and NonFiniteError after MAX_NON_FINITE bad steps in a row.
+    """
+    main = accelerator.is_main_process
+    pace = Pace(run, config, budget, evaluation_in_steps, accelerator)
+    training = prepare(model, config, accelerator)
+    state = _resume(run, training, tracker)
+    pace.elapsed_before = state.elapsed
+    dtype = DTYPES[resolve_precision(config.runtime.precision, accelerator.device)]
+    ceiling = matmul_ceiling(accelerator.device, dtype) * accelerator.num_processes if flops_per_token else 0.0
+
+    def save() -> None:
+        state.elapsed = pace.elapsed
+        tracker.sync()
+        save_checkpoint(
+            run.path, training.model, training.optimizer, accelerator, asdict(state), decorate, config.keep_last
+        )
+
+    def look() -> dict[str, float]:
+        """Evaluate, record, and keep the weights when they are the best so far."""
+        start = time.perf_counter()
+        metrics = evaluate(training.model)
+        pace.evaluation_took(time.perf_counter() - start)
+        tracker.log(state.step, metrics)
+        sign = 1 if larger_is_better else -1
+        state.waited += 1
+        if not state.best or sign * metrics[metric] > sign * state.best[metric]:
+            state.best, state.best_step, state.waited = metrics, state.step, 0
+            save_best(run.path, state.step, training.model, accelerator, decorate)
+        progress.log(f"step {state.step}: " + ", ".join(f"{name} {number:.4f}" for name, number in metrics.items()))
+        return metrics
+
+    metrics: dict[str, float] = {}
+    with StopRequest() as stop, Progress(pace.total, start=state.step, main_process=main) as progress:
+        while state.step < pace.total:
+            if pace.review(state.step):
+                progress.set_total(pace.total)
+            start = time.perf_counter()
+            factor = pace.schedule.factor(state.step)
+            seed_step(config.seed, state.step, accelerator.process_index)
+            micro_batches = batches(state.step)
+            loss, norm = train_step(training, micro_batches, factor, config.optim.max_grad_norm, class_weights)
+            seconds = time.perf_counter() - start
+            state.step += 1
+            pace.step_took(seconds)
+            _check_finite(loss, norm, state, accelerator, progress)
+            rate = training.learning_rates[0] * factor
+            speed = sum(batch["input_ids"].numel() for batch in micro_batches) * accelerator.num_processes / seconds
+            mfu = speed * flops_per_token / ceiling if ceiling else 0.0
+            progress.update(state.step, loss=loss, lr=rate, tokens_per_second=speed, mfu=mfu)
+            last = state.step == pace.total
+            if last or state.step % config.log_every == 0:
+                timing = {"tokens_per_second": speed, "mfu": mfu, "elapsed": pace.elapsed}
+                tracker.log(state.step, {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm}, timing)
+            if last or state.step % pace.evaluate_every == 0:
+                metrics = look()
+            stopped = _agree(stop.number, accelerator)
+            if stopped or last or state.step % pace.save_every == 0:
+                save()
+            if stopped and not last:
+                raise Interrupted(f"stopped at step {state.step}; saved. The same command goes on from there", stopped)
+            if config.patience and state.waited >= config.patience:
+                progress.log(f"no better {metric} in {state.waited} evaluations: stopping early")
+                save()
+                break
+    if config.keep == "best" or not metrics:
+        metrics = state.best
+    _export(config, training, run, state, decorate)
+    return metrics
+
+
+def _resume(run: RunDirectory, training: Training, tracker: Tracker) -> Progressed:
+    """Continue from the newest intact checkpoint, or start."""
+    accelerator = training.accelerator
+    found = latest_checkpoint(run.path, print) if accelerator.is_main_process else None
+    found = broadcast(found, accelerator)
+    if found is None:
+        tracker.rewind(0)
+        return Progressed()
+    state = Progressed(**load_checkpoint(found, training.model, training.optimizer, accelerator))
+    tracker.rewind(state.step)
+    if accelerator.is_main_process:
+        print(f"{run.path}: going on from step {state.step}")
+    return state
+
+
+def _check_finite(loss: float, norm: float, state: Progressed, accelerator: Accelerator, progress: Progress) -> None:
+    """Count bad steps in a row. A scaler's own overflow (finite loss) is part of its work."""
+    steps_itself = accelerator.scaler is not None or accelerator.distributed_type == "DEEPSPEED"
+    if math.isfinite(loss) and (math.isfinite(norm) or steps_itself):
+        state.bad = 0
+        return
+    state.bad += 1
+    progress.log(f"step {state.step}: loss {loss}, gradient norm {norm}: step left out")
+    if state.bad >= MAX_NON_FINITE:
+        raise NonFiniteError(
+            f"loss or gradient was not finite for {state.bad} steps, up to step {state.step}. "
+            "Lower optim.lr and optim.muon_lr, or use runtime.precision=fp32"
+        )
+
+
+def _agree(number: int, accelerator: Accelerator) -> int:
+    """The largest signal number seen by any rank."""
+    if accelerator.num_processes == 1:
+        return number
+    flag = torch.tensor(number, device=accelerator.device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return int(flag.item())
+
+
+def _export(config: LoopConfig, training: Training, run: RunDirectory, state: Progressed, decorate: Decorate) -> None:
+    """Write run.model from the best or the last weights."""
+    accelerator = training.accelerator
+    weights = gather_weights(training.model, accelerator)
+    if accelerator.is_main_process:
+        if config.keep == "best":
+            weights = load_model(run.path / "checkpoints" / f"best-{state.best_step:08d}").state_dict()
+        export_model(run.model, accelerator.unwrap_model(training.model), weights, decorate)
+    accelerator.wait_for_everyone()

@@ -1,0 +1,162 @@
+"""Device, precision, compilation and processes: every choice that depends on the machine is made here."""
+
+import os
+import random
+import time
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+from torch import nn
+
+from engine.config import Config
+from engine.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class RuntimeConfig(Config):
+    """How a run uses the machine. Processes and addresses come from the launcher (python, torchrun, accelerate)."""
+
+    device: Literal["auto", "cpu"] = "auto"
+    precision: Precision = "auto"
+    compile: bool = False
+    # 0 keeps all activations, 1 recomputes every block in the backward pass, n every n-th.
+    gradient_checkpointing: int = 0
+    # None: what the launcher says (ACCELERATE_USE_DEEPSPEED), which is no DeepSpeed under plain python.
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+
+
+def cpu_has_bf16() -> bool:
+    """Whether matrix products in bf16 are faster than in fp32 on this processor (AVX512-BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> str:
+    """'auto' is bf16 where the hardware multiplies it, else fp32. Raises ConfigError for fp16 on a CPU."""
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision=fp16 needs a GPU; on a CPU use bf16 or fp32")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+
+
+def default_device(device: str = "auto") -> torch.device:
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def zero_stage(config: RuntimeConfig) -> int | None:
+    """The DeepSpeed ZeRO stage of this run, or None without DeepSpeed. Stage 0 shards nothing and is plain DDP."""
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2)) if launched else None
+    if config.zero_stage is None:
+        return stage or None
+    if stage is not None and stage != config.zero_stage:
+        raise ConfigError(
+            f"runtime.zero_stage={config.zero_stage}, but the launcher's configuration says stage {stage}; "
+            "leave one of them out"
+        )
+    return config.zero_stage or None
+
+
+def make_accelerator(
+    config: RuntimeConfig, accumulation: int, micro_batch_size: int, max_grad_norm: float
+) -> Accelerator:
+    """The Accelerator of this run: one process, DDP, or DeepSpeed ZeRO, on CPU or GPU."""
+    device = default_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    stage = zero_stage(config)
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    handlers = []
+    if world_size > 1 or stage is not None:
+        # Without a named backend Accelerate takes a CPU-only DeepSpeed run for a single process.
+        handlers.append(InitProcessGroupKwargs(backend="nccl" if device.type == "cuda" else "gloo"))
+    plugin = None
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = str(stage is not None).lower()
+    if stage is not None:
+        for key, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_ADDR", "127.0.0.1")):
+            os.environ.setdefault(key, str(value))
+        os.environ.setdefault("MASTER_PORT", str(random.SystemRandom().randint(20_000, 60_000)))
+        plugin = DeepSpeedPlugin(
+            hf_ds_config=deepspeed_config(stage, precision, accumulation, micro_batch_size, max_grad_norm),
+            zero3_init_flag=False,
+        )
+    accelerator = Accelerator(
+        # With --cpu Accelerate would silently leave DeepSpeed out.
+        cpu=device.type == "cpu" and stage is None,
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        gradient_accumulation_steps=accumulation,
+        deepspeed_plugin=plugin,
+        kwargs_handlers=handlers,
+        step_scheduler_with_optimizer=False,
+    )
+    if accelerator.num_processes != world_size:
+        raise ConfigError(
+            f"the launcher started {world_size} processes, Accelerate sees {accelerator.num_processes}; "
+            "start with `accelerate launch` or `torchrun`"
+        )
+    return accelerator
+
+
+def deepspeed_config(
+    stage: int, precision: str, accumulation: int, micro_batch_size: int, max_grad_norm: float
+) -> dict[str, Any]:
+    """The DeepSpeed configuration that says what ours says."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        # DeepSpeed clips at 1.0 when nothing is written.
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": False,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        # The default is the model's own type, which would accumulate in bf16.
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    if precision in ("bf16", "fp16"):
+        config[precision] = {"enabled": True}
+    return config
+
+
+def prepare_model(model: nn.Module, config: RuntimeConfig) -> nn.Module:
+    """Apply gradient checkpointing and per-block compilation in place."""
+    model.trunk.checkpoint_every = config.gradient_checkpointing
+    if config.compile:
+        # One block class is compiled once, whatever the depth.
+        for block in model.trunk.blocks:
+            block.compile()
+    return model
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed dropout as a function of (seed, step, rank): resume needs no saved generator state."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
+
+
+def matmul_ceiling(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """FLOP/s of square matrix products (1,024 on a CPU, 8,192 on a GPU), best of those run within `seconds`."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best, stop = 0.0, time.perf_counter() + seconds
+    torch.mm(a, b)
+    while time.perf_counter() < stop:
+        synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,73 @@
+"""Learning-rate schedules: a factor of the peak rate as a pure function of the step."""
+
+import math
+from typing import Any, Literal
+
+from engine.config import Config
+from engine.errors import ConfigError
+
+
+class ScheduleConfig(Config):
+    """`linear`: warm up, stay, fall linearly to `min_ratio` over the last `decay_fraction` of the steps
+    (Bergsma et al. 2025, "Straight to Zero"). `cosine`: warm up, then half a cosine down to `min_ratio`."""
+
+    kind: Literal["linear", "cosine"] = "linear"
+    warmup_steps: int = 10
+    decay_fraction: float = 0.5
+    min_ratio: float = 0.0
+
+
+class Schedule:
+    """factor(step) for step in 0..total-1; `extend` moves the end while the rate is not yet falling, or bends the fall.
+
+    Kept as knots (step, factor), linear in between, so that a changed plan is still a pure function of the step.
+    """
+
+    def __init__(self, config: ScheduleConfig, total: int) -> None:
+        if total < 1:
+            raise ConfigError(f"max_steps must be at least 1, found {total}")
+        self.config = config
+        self.total = total
+        warmup = min(config.warmup_steps, total // 10)
+        decay = max(1, round(config.decay_fraction * total))
+        # A warm-up of n steps starts at 1/(n+1): the first step already learns.
+        start = (-1, 0.0) if warmup else (0, 1.0)
+        self.knots: list[tuple[int, float]] = [start, (warmup, 1.0)]
+        if total - decay > warmup:
+            self.knots.append((total - decay, 1.0))
+        self.knots.append((total, config.min_ratio))
+
+    def factor(self, step: int) -> float:
+        if self.config.kind == "cosine":
+            warmup = self.knots[1][0]
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            progress = min(1.0, (step - warmup) / max(1, self.total - warmup))
+            low = self.config.min_ratio
+            return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+        for (x0, y0), (x1, y1) in zip(self.knots, self.knots[1:], strict=False):
+            if step < x1:
+                return y0 + (y1 - y0) * (step - x0) / (x1 - x0)
+        return self.knots[-1][1]
+
+    @property
+    def decay_start(self) -> int:
+        return self.knots[-2][0]
+
+    def retotal(self, step: int, total: int) -> None:
+        """From `step` on, aim to end after `total` steps. What was before `step` keeps its rate."""
+        total = max(total, step + 1)
+        now = self.factor(step)
+        decay_start = total - max(1, round(self.config.decay_fraction * total))
+        knots = [knot for knot in self.knots if knot[0] < step] + [(step, now)]
+        if now == 1.0 and decay_start > step:
+            knots.append((decay_start, 1.0))
+        self.knots = [*knots, (total, self.config.min_ratio)]
+        self.total = total
+
+    def state(self) -> dict[str, Any]:
+        return {"total": self.total, "knots": self.knots}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.total = int(state["total"])
+        self.knots = [(int(step), float(factor)) for step, factor in state["knots"]]

@@ -1,0 +1,37 @@
+"""Polite stops: SIGTERM, SIGINT, SIGHUP finish the step, save, and end with 128 + signal; a second ends at once."""
+
+import os
+import signal
+from types import FrameType
+
+from engine.errors import UserError
+
+CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Interrupted(UserError):
+    """Training stopped on a signal, with its state saved."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+class StopRequest:
+    """Context: `number` is the signal asked for so far, or 0."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._catch) for number in CAUGHT}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, _: FrameType | None) -> None:
+        if self.number:
+            os._exit(128 + number)
+        self.number = number
