@@ -1,0 +1,1 @@
+"""STAGE 3: text classification from a pretrained model. `python -m finetune --help`"""

@@ -1,0 +1,97 @@
+"""The command line of stage 3: `python -m finetune` trains a classifier, `python -m finetune predict` uses one."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from engine.cli import EXIT_CODES, run_app
+from engine.config import split_arguments
+
+TRAIN_HELP = f"""Fine-tune a pretrained model into a text classifier, scored beside its baselines.
+
+[bold]Examples[/bold]
+
+  python -m finetune\n
+  python -m finetune --model runs/mlm --run mlm-classifier\n
+  python -m finetune --model runs/gpt --data reviews.csv data.text=review data.label=stars\n
+  python -m finetune configs/finetune/gpt.yaml data.test=test.tsv\n
+  python -m finetune predict runs/gpt-classifier new.csv --text review > labelled.jsonl
+
+Without --data the task is built in: which standard-library package does this function come from? \
+All options of training: python -m finetune train --help
+
+{EXIT_CODES}"""
+
+PREDICT_HELP = f"""Label new texts with a classifier: one row each, in order, with the probability of every label.
+
+FILE is plain text (a line is a text), .jsonl, .csv, .tsv or .parquet, or - for standard input, which may be endless.
+
+[bold]Examples[/bold]
+
+  python -m finetune predict runs/gpt-classifier new.csv --text review --output labelled.csv\n
+  tail -f service.log | python -m finetune predict runs/gpt-classifier - --top-k 1\n
+  python -m finetune predict runs/gpt-classifier - --input-format jsonl < new.jsonl
+
+{EXIT_CODES}"""
+
+
+class TrainByDefault(TyperGroup):
+    """Arguments that name no command are those of `train`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {*self.commands, *ctx.help_option_names, *(o for p in self.params for o in p.opts)}
+        return super().parse_args(ctx, args if args and args[0] in known else ["train", *args])
+
+
+app = typer.Typer(cls=TrainByDefault, help=TRAIN_HELP, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+@app.command(help=TRAIN_HELP)
+def train(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", help="Configuration and overrides.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Pretrained run or model directory: model=")] = None,
+    data: Annotated[str | None, typer.Option(help="Labelled file, glob or dataset name: data.path=")] = None,
+    run: Annotated[str | None, typer.Option(help="Name of the run: run=")] = None,
+    budget: Annotated[str | None, typer.Option(help="Training time, such as 3m: budget=")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    path, overrides = split_arguments(arguments or [])
+    named = {"model": model, "data.path": data, "run": run, "budget": budget}
+    overrides += [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+
+    from finetune.run import main
+
+    main(path, overrides)
+
+
+@app.command(help=PREDICT_HELP)
+def predict(
+    model_dir: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Classifier: a run or model directory.")],
+    source: Annotated[str, typer.Argument(metavar="FILE|-", help="Texts to label.")],
+    text: Annotated[str, typer.Option(help="Column that holds the text; tables only.")] = "text",
+    input_format: Annotated[str | None, typer.Option(help="Of standard input: lines, jsonl, csv, tsv.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write. [default: standard output]")] = None,
+    output_format: Annotated[str | None, typer.Option("--format", help="jsonl or csv. [default: by --output]")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Probabilities of the K best labels only.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    for value, allowed, flag in (
+        (input_format, ("lines", "jsonl", "csv", "tsv"), "--input-format"),
+        (output_format, ("jsonl", "csv"), "--format"),
+    ):
+        if value is not None and value not in allowed:
+            raise typer.BadParameter(f"{value}: choose {', '.join(allowed)}", param_hint=flag)
+
+    from finetune.predict import predict as label
+
+    label(model_dir, source, text, input_format, output, output_format, batch_size, top_k)
+
+
+if __name__ == "__main__":
+    run_app(app, "finetune")

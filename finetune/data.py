@@ -1,0 +1,189 @@
+"""Labelled texts from anywhere: read, checked, split. Errors name the file, the rows and what to do."""
+
+import hashlib
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from corpus.tables import iter_rows
+from engine.errors import DataError
+from finetune.config import BUILT_IN, DataConfig
+from finetune.examples import Example, Splits
+from finetune.stdlib_task import load_stdlib_task
+
+SHOWN = 5
+# More labels than this, most of them used once, is a column of something else.
+MANY_LABELS = 50
+
+
+class Row(NamedTuple):
+    """A row that has a text and the name of a label; `number` counts rows of data from 1."""
+
+    number: int
+    text: str
+    label: str
+
+
+def load_examples(config: DataConfig) -> Splits:
+    """Training, validation and (if there is one) test examples.
+
+    Label names are sorted, numbers by value. Raises DataError for a missing column, rows without text or label, a
+    single label, and labels in validation or test that training does not have.
+    """
+    if config.path == BUILT_IN:
+        return load_stdlib_task(config.seed)
+    notes: list[str] = []
+    train = read_rows(config, config.path, config.split, notes)
+    names = label_names({row.label for row in train})
+    check_labels(names, train, config)
+    ids = {name: index for index, name in enumerate(names)}
+    examples = to_examples(train, ids, config.path)
+    test = None
+    if config.test or config.test_split:
+        test = read_more(config, "test", ids, notes)
+    if config.validation or config.validation_split:
+        validation = read_more(config, "validation", ids, notes)
+    else:
+        examples, validation = split_validation(examples, config.validation_fraction, config.seed)
+        if not validation:
+            raise DataError(
+                f"{config.path}: no label has two different texts, so none can be set aside for validation. "
+                "Give more data, or data.validation=FILE"
+            )
+        notes.append(f"{len(validation):,} of {len(validation) + len(examples):,} examples set aside for validation")
+    notes += overlap_notes(examples, validation, test)
+    return Splits(names, examples, validation, test, f"{config.label} of {config.text} in {config.path}", notes)
+
+
+def read_rows(config: DataConfig, path: str, split: str, notes: list[str]) -> list[Row]:
+    """All rows of one source. Raises DataError naming rows without text or label, or an empty source."""
+    rows, missing = [], defaultdict(list)
+    number = 0
+    for number, row in enumerate(iter_rows(path, split, [config.text, config.label]), start=1):
+        text, label = row[config.text], label_name(row[config.label], f"{path} row {number}: '{config.label}'")
+        text = None if text is None or text != text else str(text)
+        if text is None or not text.strip():
+            missing[config.text].append(number)
+        elif label is None:
+            missing[config.label].append(number)
+        else:
+            rows.append(Row(number, text, label))
+    for column, numbers in missing.items():
+        if config.on_null == "stop":
+            raise DataError(
+                f"{path}: column '{column}' is empty in {len(numbers):,} of {number:,} rows: {listed(numbers)}. "
+                "Fill or remove them, or skip such rows with data.on_null=skip"
+            )
+        notes.append(f"{path}: {len(numbers):,} rows without '{column}' skipped")
+    if not rows:
+        raise DataError(f"{path}: no labelled rows. It has to hold columns '{config.text}' and '{config.label}'")
+    return rows
+
+
+def read_more(config: DataConfig, part: str, ids: dict[str, int], notes: list[str]) -> list[Example]:
+    """The validation or test examples. Raises DataError for labels that training does not have."""
+    path = getattr(config, part) or config.path
+    rows = read_rows(config, path, getattr(config, f"{part}_split") or config.split, notes)
+    unseen = defaultdict(list)
+    for row in rows:
+        if row.label not in ids:
+            unseen[row.label].append(row.number)
+    if unseen:
+        found = "; ".join(f"'{label}' in {listed(unseen[label])}" for label in label_names(unseen)[:SHOWN])
+        more = f"; and {len(unseen) - SHOWN} more labels" if len(unseen) > SHOWN else ""
+        raise DataError(
+            f"{path}: labels that the training data ({config.path}) does not have: {found}{more}. "
+            f"Known labels: {listed(list(ids), 20, '')}. Correct them, or add such examples to the training data"
+        )
+    return to_examples(rows, ids, path)
+
+
+def to_examples(rows: list[Row], ids: dict[str, int], path: str) -> list[Example]:
+    return [Example(row.text, ids[row.label], f"{path} row {row.number}") for row in rows]
+
+
+def label_name(value: Any, place: str) -> str | None:
+    """The name of a label of any type: 3, 3.0 and "3" are "3", True is "True", surrounding space is dropped.
+
+    None for null, NaN and the empty string. Raises DataError naming `place` for lists and the like.
+    """
+    if value is None:
+        return None
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, (list, tuple, dict, set, bytes)):
+        raise DataError(f"{place} holds {type(value).__name__} {str(value)[:60]}: a label is one string or number")
+    return str(value).strip() or None
+
+
+def label_names(labels: Iterable[str]) -> list[str]:
+    """Labels in order: by value when all are numbers, else naturally ("grade 2" before "grade 10")."""
+    labels = list(labels)
+    if all(re.fullmatch(r"[-+]?\d+(\.\d+)?", label) for label in labels):
+        return sorted(labels, key=lambda label: (float(label), label))
+
+    def parts(label: str) -> tuple[list[tuple[int, int, str]], str]:
+        pieces = re.split(r"([0-9]+)", label)
+        return [(0, int(p), "") if p.isdecimal() and p.isascii() else (1, 0, p.lower()) for p in pieces if p], label
+
+    return sorted(labels, key=parts)
+
+
+def check_labels(names: list[str], rows: list[Row], config: DataConfig) -> None:
+    if len(names) < 2:
+        raise DataError(
+            f"{config.path}: all {len(rows):,} rows have the label '{names[0]}'. Classification needs two labels or "
+            f"more; is '{config.label}' the right column (data.label=COLUMN)?"
+        )
+    if len(names) > max(MANY_LABELS, len(rows) / 2):
+        raise DataError(
+            f"{config.path}: column '{config.label}' has {len(names):,} different values in {len(rows):,} rows "
+            f"({listed(names, 3, '')}). Name the column that holds the class: data.label=COLUMN"
+        )
+
+
+def split_validation(examples: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Set `fraction` of each label aside: (training, validation), both in the order of `examples`.
+
+    Equal texts stay together. Which texts are chosen depends on the texts and the seed, not on their order. A label
+    keeps at least one text in training, and has one in validation when it has two different ones.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        groups[example.text.strip()].append(index)
+    by_label: dict[int, list[str]] = defaultdict(list)
+    for text, members in groups.items():
+        by_label[examples[members[0]].label].append(text)
+    chosen: set[int] = set()
+    for texts in by_label.values():
+        texts.sort(key=lambda text: hashlib.sha256(f"{seed}\0{text}".encode("utf-8", "surrogatepass")).digest())
+        wanted, taken = fraction * sum(len(groups[text]) for text in texts), 0
+        for text in texts[:-1]:
+            if taken and taken + len(groups[text]) / 2 > wanted:
+                break
+            chosen.update(groups[text])
+            taken += len(groups[text])
+    training = [example for index, example in enumerate(examples) if index not in chosen]
+    return training, [examples[index] for index in sorted(chosen)]
+
+
+def overlap_notes(train: list[Example], validation: list[Example], test: list[Example] | None) -> list[str]:
+    """What a reader of the scores should know: texts that scoring shares with training."""
+    seen = {example.text.strip() for example in train}
+    notes = []
+    for part, examples in (("validation", validation), ("test", test or [])):
+        shared = sum(example.text.strip() in seen for example in examples)
+        if shared:
+            notes.append(f"{shared:,} of {len(examples):,} {part} texts are also in the training data")
+    return notes
+
+
+def listed(values: list[Any], limit: int = SHOWN, kind: str = "row") -> str:
+    """'rows 1, 2, 3 and 7 more'."""
+    shown = ", ".join(str(value) for value in values[:limit])
+    prefix = f"{kind}{'s' if len(values) > 1 else ''} " if kind else ""
+    return prefix + shown + (f" and {len(values) - limit:,} more" if len(values) > limit else "")

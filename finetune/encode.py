@@ -1,0 +1,51 @@
+"""Texts to token ids, framed as in pretraining: `<s> text` for a decoder, `<cls> text <sep>` for an encoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Token ids of each text, special tokens included, and how many texts were cut to `max_length`."""
+
+    tokens: list[np.ndarray]
+    truncated: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(row) for row in self.tokens], dtype=np.int64)
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str], causal: bool, max_length: int) -> EncodedTexts:
+    """Encode `texts`; of one that is longer than `max_length` with its special tokens, the beginning is kept.
+
+    A foreign tokenizer may lack a beginning-of-text token, which a decoder then does without. No row is empty.
+    Raises CheckpointError when an encoder's tokenizer lacks its cls or sep token.
+    """
+    if causal:
+        prefix, suffix = [i for i in [tokenizer.bos_id] if i is not None], []
+    elif tokenizer.cls_id is None or tokenizer.sep_id is None:
+        raise CheckpointError(
+            f"{tokenizer.directory}: the tokenizer has no cls or no sep token, which an encoder needs around a text. "
+            "Use the tokenizer that the model was pretrained with"
+        )
+    else:
+        prefix, suffix = [tokenizer.cls_id], [tokenizer.sep_id]
+    room = max_length - len(prefix) - len(suffix)
+    filler = [] if prefix else [padding_id(tokenizer)]
+    rows, truncated = [], 0
+    for ids in tokenizer.encode_batch(list(texts)):
+        truncated += len(ids) > room
+        row = np.concatenate([prefix, ids[:room], suffix]).astype(np.int64)
+        rows.append(row if len(row) else np.array(filler, dtype=np.int64))
+    return EncodedTexts(rows, truncated)
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The id that fills rows; the attention mask hides it, so any id serves where a tokenizer has none."""
+    return next((i for i in (tokenizer.pad_id, tokenizer.eos_id) if i is not None), 0)

@@ -1,0 +1,165 @@
+"""Label new texts with a fine-tuned classifier: `python -m finetune predict MODEL_DIR FILE|-`."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import numpy as np
+import torch
+
+from engine.errors import CheckpointError, ConfigError, DataError
+from engine.files import read_json
+from finetune.batches import collate, ordered_batches
+from finetune.encode import encode_texts, padding_id
+from finetune.texts import STDIN, InputFormat, iter_chunks, iter_texts
+from model import load_model
+from tokenizer import load_tokenizer
+
+OutputFormat = Literal["jsonl", "csv"]
+# Texts sorted by length together: less padding, at the price of memory and of waiting for a full pipe.
+BATCHES_PER_CHUNK = 16
+DIGITS = 6
+
+
+class Classifier:
+    """A classifier directory, ready to label texts.
+
+    Texts are cut to `max_length` tokens: what the model takes, or less where tokenizer_config.json says so.
+    Raises CheckpointError (or model.ModelDirectoryError) for a directory that holds no classifier.
+    """
+
+    def __init__(self, directory: Path | str) -> None:
+        self.directory = find_classifier(Path(directory))
+        self.tokenizer = load_tokenizer(self.directory)
+        self.model = load_model(self.directory, head="classifier")
+        config = self.model.config
+        if self.tokenizer.vocab_size > config.vocab_size:
+            raise CheckpointError(
+                f"{self.directory}: the tokenizer has {self.tokenizer.vocab_size:,} tokens, the model "
+                f"{config.vocab_size:,}: they are not from the same run. Copy the directory again"
+            )
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)
+        self.names = [config.id2label[index] for index in range(config.num_labels)]
+        self.max_length = min(config.max_position_embeddings, recorded_length(self.directory))
+        self.truncated = 0
+
+    @torch.inference_mode()
+    def probabilities(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
+        """Probability of each label for each text, float32 (texts, labels), in the order of `texts`."""
+        encoded = encode_texts(self.tokenizer, texts, self.model.config.causal, self.max_length)
+        self.truncated += encoded.truncated
+        result = np.empty((len(texts), len(self.names)), dtype=np.float32)
+        for batch in ordered_batches(encoded.lengths, batch_size):
+            rows = [encoded.tokens[index] for index in batch]
+            tensors = collate(rows, None, padding_id(self.tokenizer), self.max_length)
+            logits = self.model(tensors["input_ids"].to(self.device), tensors["attention_mask"].to(self.device))
+            result[batch] = logits.float().softmax(-1).cpu().numpy()
+        return result
+
+
+def predict(
+    directory: Path,
+    source: str,
+    column: str = "text",
+    input_format: InputFormat | None = None,
+    output: Path | None = None,
+    output_format: OutputFormat | None = None,
+    batch_size: int = 32,
+    top_k: int | None = None,
+) -> int:
+    """Label every text of `source` and write one row each, in order, as they come. Returns how many.
+
+    Rows go to `output` (default: standard output), as CSV where its name ends so, else JSONL, unless `output_format`
+    says. Raises CheckpointError, ConfigError, DataError.
+    """
+    if output is not None and source != STDIN and output.exists() and output.samefile(source):
+        raise ConfigError(f"--output {output} is the input itself; choose another name")
+    if output_format is None:
+        output_format = "csv" if output is not None and output.suffix.lower() == ".csv" else "jsonl"
+    texts = iter_texts(source, column, input_format)
+    classifier = Classifier(directory)
+    rows = 0
+    with open_output(output) as file:
+        write = row_writer(file, output_format, classifier.names, top_k)
+        for chunk in iter_chunks(texts, batch_size * BATCHES_PER_CHUNK):
+            for text, probabilities in zip(chunk, classifier.probabilities(chunk, batch_size), strict=True):
+                write(text, probabilities)
+            rows += len(chunk)
+            file.flush()
+    if classifier.truncated:
+        print(
+            f"{classifier.truncated:,} of {rows:,} texts are longer than {classifier.max_length} tokens: "
+            "their beginning was read",
+            file=sys.stderr,
+        )
+    return rows
+
+
+def row_writer(file: TextIO, output_format: OutputFormat, names: list[str], top_k: int | None) -> Any:
+    """A function (text, probabilities) that writes one row.
+
+    JSONL: {"text", "label", "probability", "probabilities": {name: p}}, the most probable first, `top_k` of them.
+    CSV: text, label, probability, and one column per label, blank beyond the `top_k` most probable.
+    """
+    shown = len(names) if top_k is None else min(top_k, len(names))
+    table = csv.writer(file, lineterminator="\n") if output_format == "csv" else None
+    if table is not None:
+        table.writerow(["text", "label", "probability", *(f"p({name})" for name in names)])
+
+    def write(text: str, probabilities: np.ndarray) -> None:
+        order = np.argsort(-probabilities, kind="stable")[:shown].tolist()
+        best = {index: round(float(probabilities[index]), DIGITS) for index in order}
+        label, probability = names[order[0]], best[order[0]]
+        if table is not None:
+            table.writerow([text, label, probability, *(best.get(index, "") for index in range(len(names)))])
+            return
+        row = {"text": text, "label": label, "probability": probability}
+        row["probabilities"] = {names[index]: value for index, value in best.items()}
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    return write
+
+
+@contextmanager
+def open_output(path: Path | None) -> Iterator[TextIO]:
+    """A UTF-8 text file, or standard output. Raises DataError when it cannot be written."""
+    if path is None:
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
+        yield sys.stdout
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8", errors="replace", newline="")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+    with file:
+        yield file
+
+
+def find_classifier(path: Path) -> Path:
+    """`path` or its model/ folder (of a run directory), whichever holds a classifier. Raises CheckpointError."""
+    directory = next((place for place in (path, path / "model") if (place / "config.json").is_file()), None)
+    advice = "Make one with `python -m finetune`, and give its run or model directory"
+    if directory is None:
+        problem = "no config.json here or in model/" if path.is_dir() else "no such directory"
+        raise CheckpointError(f"{path}: {problem}, so this is not a classifier. {advice}")
+    config = read_json(directory / "config.json")
+    names = config.get("architectures") if isinstance(config, dict) else None
+    if not names or not str(names[0]).endswith("ForSequenceClassification"):
+        kind = names[0] if names else "unknown"
+        raise CheckpointError(
+            f"{directory}: not a classifier but a model of kind {kind}. {advice}: python -m finetune model={path}"
+        )
+    return directory
+
+
+def recorded_length(directory: Path) -> int:
+    """`model_max_length` of tokenizer_config.json: the length that the classifier was trained on; else no bound."""
+    config = read_json(directory / "tokenizer_config.json")
+    length = config.get("model_max_length") if isinstance(config, dict) else None
+    return int(length) if isinstance(length, (int, float)) and length >= 1 else sys.maxsize
