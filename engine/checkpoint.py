@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError
-from engine.sharding import gather_state, gather_weights, restore_state
+from engine.sharding import gather_state, gather_weights, restore_state, unwrap
 from model import load_model, save_model
 
 Decorate = Callable[[Path], None]
@@ -40,11 +40,11 @@ def save_checkpoint(
 
     `decorate(directory)` adds what else belongs into the model directory (the tokenizer's files).
     """
-    weights, moments = gather_state(model, optimizer, accelerator)
+    weights, moments = gather_state(model, optimizer)
     if accelerator.is_main_process:
         parent = root / "checkpoints"
         with _publish(parent / f"step-{state['step']:08d}") as directory:
-            save_model(accelerator.unwrap_model(model), directory / "model", weights)
+            save_model(unwrap(model), directory / "model", weights)
             decorate(directory / "model")
             save_file(moments, str(directory / "optimizer.safetensors"))
             if accelerator.scaler is not None:
@@ -61,9 +61,9 @@ def save_checkpoint(
 
 def save_best(root: Path, step: int, model: nn.Module, accelerator: Accelerator, decorate: Decorate) -> None:
     """Write checkpoints/best-<step>, a model directory. Every rank must call this."""
-    weights = gather_weights(model, accelerator)
+    weights = gather_weights(model)
     if accelerator.is_main_process:
-        export_model(root / "checkpoints" / f"best-{step:08d}", accelerator.unwrap_model(model), weights, decorate)
+        export_model(root / "checkpoints" / f"best-{step:08d}", unwrap(model), weights, decorate)
     accelerator.wait_for_everyone()
 
 
@@ -163,9 +163,7 @@ def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Path | None:
 def load_checkpoint(directory: Path, model: nn.Module, optimizer: Any, accelerator: Accelerator) -> dict[str, Any]:
     """Fill a prepared model and optimizer; returns state.json. Every rank must call this."""
     source = load_model(directory / "model")
-    restore_state(
-        model, optimizer, accelerator, source.state_dict(), load_file(str(directory / "optimizer.safetensors"))
-    )
+    restore_state(model, optimizer, source.state_dict(), load_file(str(directory / "optimizer.safetensors")))
     if accelerator.scaler is not None and (directory / "scaler.json").is_file():
         accelerator.scaler.load_state_dict(json.loads((directory / "scaler.json").read_text()))
     return json.loads((directory / "state.json").read_text())

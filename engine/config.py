@@ -1,9 +1,10 @@
 """Configuration: defaults <- YAML file <- `key.sub=value`, checked by pydantic, unknown keys refused by name.
 
-    config = load_config(PretrainConfig, "configs/pretrain/gpt.yaml", ["optim.lr=1e-3"])
+config = load_config(PretrainConfig, "configs/pretrain/gpt.yaml", ["optim.lr=1e-3"])
 """
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -20,6 +21,11 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+
+
+def flag_overrides(flags: dict[str, Any]) -> list[str]:
+    """`key=value` overrides for the flags that were given (are not None)."""
+    return [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
 
 
 def split_arguments(arguments: list[str]) -> tuple[Path | None, list[str]]:

@@ -33,7 +33,7 @@ from engine.runtime import (
     zero_stage,
 )
 from engine.schedule import ScheduleConfig
-from engine.sharding import create_sharded_state, gather_weights
+from engine.sharding import create_sharded_state, gather_weights, unwrap
 from engine.signals import Interrupted, StopRequest
 from engine.tracking import Tracker
 from model import load_model
@@ -280,9 +280,9 @@ def _agree(number: int, accelerator: Accelerator) -> int:
 def _export(config: LoopConfig, training: Training, run: RunDirectory, state: Progressed, decorate: Decorate) -> None:
     """Write run.model from the best or the last weights."""
     accelerator = training.accelerator
-    weights = gather_weights(training.model, accelerator)
+    weights = gather_weights(training.model)
     if accelerator.is_main_process:
         if config.keep == "best":
             weights = load_model(run.path / "checkpoints" / f"best-{state.best_step:08d}").state_dict()
-        export_model(run.model, accelerator.unwrap_model(training.model), weights, decorate)
+        export_model(run.model, unwrap(training.model), weights, decorate)
     accelerator.wait_for_everyone()

@@ -3,12 +3,14 @@
 import os
 import random
 import time
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DeepSpeedPlugin
 from torch import nn
 
 from engine.config import Config
@@ -28,6 +30,33 @@ class RuntimeConfig(Config):
     gradient_checkpointing: int = 0
     # None: what the launcher says (ACCELERATE_USE_DEEPSPEED), which is no DeepSpeed under plain python.
     zero_stage: Literal[0, 1, 2, 3] | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the rows of one optimizer step are dealt to ranks and micro-batches."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    ranks: int = 1
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size % (self.micro_batch_size * self.ranks):
+            legal = self.micro_batch_size * self.ranks
+            raise ConfigError(
+                f"global_batch_size ({self.global_batch_size}) is not a multiple of micro_batch_size x ranks "
+                f"({self.micro_batch_size} x {self.ranks}); use a multiple of {legal} or another micro_batch_size"
+            )
+
+    @property
+    def accumulation(self) -> int:
+        return self.global_batch_size // (self.micro_batch_size * self.ranks)
+
+    def split(self, rows: np.ndarray) -> list[np.ndarray]:
+        """This rank's micro-batches of the step's rows (global_batch_size, ...)."""
+        dealt = rows.reshape(self.accumulation, self.ranks, self.micro_batch_size, *rows.shape[1:])
+        return list(dealt[:, self.rank])
 
 
 def cpu_has_bf16() -> bool:
@@ -66,43 +95,52 @@ def zero_stage(config: RuntimeConfig) -> int | None:
     return config.zero_stage or None
 
 
-def make_accelerator(
-    config: RuntimeConfig, accumulation: int, micro_batch_size: int, max_grad_norm: float
-) -> Accelerator:
-    """The Accelerator of this run: one process, DDP, or DeepSpeed ZeRO, on CPU or GPU."""
+def start_processes(config: RuntimeConfig) -> PartialState:
+    """Join the processes that the launcher started, before any work; one process when there was no launcher."""
     device = default_device(config.device)
-    precision = resolve_precision(config.precision, device)
     stage = zero_stage(config)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    handlers = []
-    if world_size > 1 or stage is not None:
-        # Without a named backend Accelerate takes a CPU-only DeepSpeed run for a single process.
-        handlers.append(InitProcessGroupKwargs(backend="nccl" if device.type == "cuda" else "gloo"))
-    plugin = None
     os.environ["ACCELERATE_USE_DEEPSPEED"] = str(stage is not None).lower()
     if stage is not None:
+        # DeepSpeed wants a process group even for one process.
         for key, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_ADDR", "127.0.0.1")):
             os.environ.setdefault(key, str(value))
         os.environ.setdefault("MASTER_PORT", str(random.SystemRandom().randint(20_000, 60_000)))
+    distributed = world_size > 1 or stage is not None
+    # Without a named backend Accelerate takes a CPU-only DeepSpeed run for a single process, and with cpu=True it
+    # would silently leave DeepSpeed out.
+    backend = {"backend": "nccl" if device.type == "cuda" else "gloo"} if distributed else {}
+    # One rank may tokenise a large corpus while the others wait.
+    timeout = {"timeout": timedelta(hours=6)} if distributed else {}
+    processes = PartialState(cpu=device.type == "cpu" and stage is None, **backend, **timeout)
+    if processes.num_processes != world_size:
+        raise ConfigError(
+            f"the launcher started {world_size} processes, Accelerate sees {processes.num_processes}; "
+            "start with `accelerate launch` or `torchrun`"
+        )
+    return processes
+
+
+def make_accelerator(
+    config: RuntimeConfig, accumulation: int, micro_batch_size: int, max_grad_norm: float
+) -> Accelerator:
+    """The Accelerator of this run, after start_processes: one process, DDP, or DeepSpeed ZeRO, on CPU or GPU."""
+    device = default_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    stage = zero_stage(config)
+    plugin = None
+    if stage is not None:
         plugin = DeepSpeedPlugin(
             hf_ds_config=deepspeed_config(stage, precision, accumulation, micro_batch_size, max_grad_norm),
             zero3_init_flag=False,
         )
-    accelerator = Accelerator(
-        # With --cpu Accelerate would silently leave DeepSpeed out.
+    return Accelerator(
         cpu=device.type == "cpu" and stage is None,
         mixed_precision={"fp32": "no"}.get(precision, precision),
         gradient_accumulation_steps=accumulation,
         deepspeed_plugin=plugin,
-        kwargs_handlers=handlers,
         step_scheduler_with_optimizer=False,
     )
-    if accelerator.num_processes != world_size:
-        raise ConfigError(
-            f"the launcher started {world_size} processes, Accelerate sees {accelerator.num_processes}; "
-            "start with `accelerate launch` or `torchrun`"
-        )
-    return accelerator
 
 
 def deepspeed_config(

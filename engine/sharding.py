@@ -7,7 +7,6 @@ The canonical form is independent of ranks and ZeRO stage: fp32 weights by param
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError
@@ -15,19 +14,22 @@ from engine.errors import CheckpointError
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def gather_weights(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DDP or a DeepSpeed engine. (Accelerate's own imports DeepSpeed to find out.)"""
+    return getattr(model, "module", model)
+
+
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
     """All weights, whole, in fp32 on the CPU, under the model's own names (tied ones under each name)."""
-    named = accelerator.unwrap_model(model).named_parameters(remove_duplicate=False)
+    named = unwrap(model).named_parameters(remove_duplicate=False)
     return {name: _full_weight(parameter).detach().float().cpu().clone() for name, parameter in named}
 
 
-def gather_state(
-    model: nn.Module, optimizer: Any, accelerator: Accelerator
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def gather_state(model: nn.Module, optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(weights, optimizer state) in canonical form."""
     moments = {}
     inner = _innermost(optimizer)
-    for name, parameter in accelerator.unwrap_model(model).named_parameters():
+    for name, parameter in unwrap(model).named_parameters():
         if _is_sharded(parameter):
             from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -38,15 +40,13 @@ def gather_state(
         else:
             for key, value in inner.state[parameter].items():
                 moments[f"{name}/{key}"] = value.detach().float().cpu().clone()
-    return gather_weights(model, accelerator), moments
+    return gather_weights(model), moments
 
 
 @torch.no_grad()
-def restore_state(
-    model: nn.Module, optimizer: Any, accelerator: Accelerator, weights: dict[str, Tensor], moments: dict[str, Tensor]
-) -> None:
+def restore_state(model: nn.Module, optimizer: Any, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
     """Inverse of gather_state. Raises CheckpointError when the state is another optimizer's."""
-    named = dict(accelerator.unwrap_model(model).named_parameters())
+    named = dict(unwrap(model).named_parameters())
     states: dict[str, dict[str, Tensor]] = {name: {} for name in named}
     for key, value in moments.items():
         name, _, state = key.rpartition("/")

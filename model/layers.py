@@ -12,10 +12,17 @@ from model.config import ModelConfig
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu}
 
 
+class RMSNorm(nn.RMSNorm):
+    """nn.RMSNorm that follows its input's type: under autocast a mixed pair would leave the fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def make_norm(config: ModelConfig, size: int) -> nn.Module:
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(size, eps=config.norm_eps)
+        return RMSNorm(size, eps=config.norm_eps)
     return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
 
 

@@ -1,0 +1,71 @@
+"""The command line: `python -m pretrain [CONFIG.yaml] [key=value ...]`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engine.cli import EXIT_CODES, command_app, run_app
+
+if TYPE_CHECKING:
+    from pretrain.config import PretrainConfig
+
+HELP = f"""Pretrain a GPT (decoder) or an MLM encoder on your text, within a time budget.
+
+Without arguments: a GPT on the standard library of the running Python, for three minutes. A tokenizer is trained \
+first when there is none. The run lies in runs/gpt (runs/mlm), with -NAME for the data called NAME; the same command \
+again goes on where it stopped, and changes nothing when it is finished.
+
+[bold]Examples[/bold]
+
+  python -m pretrain\n
+  python -m pretrain --model mlm --budget 10m\n
+  python -m pretrain --data input.txt --budget 2m\n
+  python -m pretrain --data 'reviews/*.jsonl.gz' --run reviews sizes.hidden_size=384 optim.lr=2e-3\n
+  python -m pretrain configs/pretrain/gpt.yaml max_steps=1000 budget=null\n
+  accelerate launch --config_file configs/accelerate/zero2.yaml -m pretrain
+
+[bold]Settings[/bold]
+
+  sizes.*: architecture (hidden_size, num_hidden_layers, ...); by rule from the budget and the machine\n
+  optim.*, schedule.*: learning rates and their course; runtime.*: precision, compile, gradient_checkpointing\n
+  global_batch_size, micro_batch_size, max_steps, max_epochs, evaluate_every, save_every, keep_last, seed\n
+  tokenizer=DIR, vocab_size=N, corpus.*: sources, split; tracking.*: Weights & Biases
+
+{EXIT_CODES}"""
+
+app = command_app(HELP)
+
+
+@app.command(help=HELP)
+def main(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", help="Settings.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="gpt|mlm", help="Decoder or encoder.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="File, folder, glob or dataset org/name; may be given several times."),
+    ] = None,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Wall time of training: 30s, 10m, 4h.")] = None,
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run: runs/NAME.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    flags = {"model": model, "corpus.sources": data or None, "budget": budget, "run": run}
+    config = read_settings(arguments or [], flags)
+
+    from pretrain.run import pretrain
+
+    pretrain(config)
+
+
+def read_settings(arguments: list[str], flags: dict[str, object]) -> "PretrainConfig":
+    """PretrainConfig from YAML, flags and key=value, later ones first. Raises ConfigError."""
+    from engine.config import flag_overrides, load_config, split_arguments
+    from pretrain.config import PretrainConfig
+
+    path, overrides = split_arguments(arguments)
+    return load_config(PretrainConfig, path, [*flag_overrides(flags), *overrides])
+
+
+if __name__ == "__main__":
+    run_app(app, "pretrain")
