@@ -1,0 +1,92 @@
+"""The command line: `python -m tokenizer [CONFIG.yaml] [key=value ...]`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engine.cli import EXIT_CODES, command_app, run_app
+
+if TYPE_CHECKING:
+    from tokenizer.config import TokenizerConfig
+
+HELP = f"""Train a SentencePiece tokenizer on your text, check it, and report what it is worth.
+
+Without arguments the text is the standard library of the running Python. The result lies in runs/tokenizer, or in \
+runs/tokenizer-NAME for the data called NAME; the same command again changes nothing and shows the report.
+
+[bold]Examples[/bold]
+
+  python -m tokenizer\n
+  python -m tokenizer --data input.txt\n
+  python -m tokenizer --data 'reviews/*.jsonl.gz' --run reviews vocab_size=8192\n
+  python -m tokenizer --data org/name corpus.sources.0.text=content\n
+  python -m tokenizer my-tokenizer.yaml seed=1
+
+[bold]Settings[/bold]
+
+  vocab_size=N: pieces; by default the power of two nearest to the square root of the bytes of text, 512 to 32768\n
+  hidden_size=N: width of the model this is for; bounds that default to N * N / 16\n
+  sample_bytes=N: text to train from, at most (20 MB)\n
+  character_coverage=X: share of the characters that get a piece of their own (0.9995); others become bytes\n
+  corpus.*: sources, split, deduplication (corpus/config.py); tracking.*: Weights & Biases
+
+{EXIT_CODES}"""
+
+app = command_app(HELP)
+
+
+@app.command(help=HELP)
+def main(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", help="Settings.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="File, folder, glob or dataset org/name; may be given several times."),
+    ] = None,
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run: runs/NAME.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    config = read_settings(arguments or [], data or [], run)
+
+    from tokenizer.train import train_tokenizer
+
+    train_tokenizer(config, config.directory)
+    show(config.directory, data or [])
+
+
+def read_settings(arguments: list[str], data: list[str], run: str | None) -> "TokenizerConfig":
+    """TokenizerConfig from the arguments. Raises ConfigError."""
+    import json
+
+    from engine.config import load_config, split_arguments
+    from tokenizer.config import TokenizerConfig
+
+    path, overrides = split_arguments(arguments)
+    flags = [f"corpus.sources={json.dumps(data)}"] if data else []
+    flags += [f"run={json.dumps(run)}"] if run is not None else []
+    return load_config(TokenizerConfig, path, [*flags, *overrides])
+
+
+def show(directory: Path, data: list[str]) -> None:
+    """Print the report of a finished run from its files."""
+    import shlex
+
+    from rich.console import Console
+
+    from engine.files import read_json
+    from tokenizer.report import draw, report_table
+
+    console = Console(highlight=False)
+    console.print(report_table(read_json(directory / "summary.json")))
+    console.print()
+    draw(read_json(directory / "tables" / "pieces.json")["rows"], console)
+    console.print()
+    console.print(f"The tokenizer lies in {directory}.", markup=False, soft_wrap=True)
+    command = "make pretrain" + (f" DATA={shlex.quote(data[0])}" if len(data) == 1 else "")
+    console.print(f"Next: {command}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_app(app, "tokenizer")

@@ -1,0 +1,146 @@
+"""The tokenizer files of a Hugging Face model directory."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine.errors import CheckpointError
+from engine.files import write_atomic, write_json
+from tokenizer.tokenizer import SHA256_KEY, Tokenizer
+
+if TYPE_CHECKING:
+    from tokenizer.fast import FastTokenizer
+
+Kind = Literal["causal", "masked"]
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "tokenizer.model",
+)
+
+
+def save_tokenizer(
+    tokenizer: "Tokenizer | FastTokenizer", directory: Path | str, kind: Kind, model_max_length: int | None = None
+) -> None:
+    """Write the tokenizer into a model directory, so that AutoTokenizer gives what the model was trained on:
+    `<s> text` for a causal model, `<cls> text <sep>` for a masked one. `model_max_length` is the model's context.
+
+    AutoTokenizer takes '<s>' or '<mask>' in a text for the special token, as the Hugging Face world expects (a
+    fill-mask prompt holds '<mask>'); our encode never does. With `split_special_tokens=True` it does as we do, and
+    the ids are equal for every text.
+
+    tokenizer.json is that of `tokenizer.directory` if there is one, else `transformers` makes it of tokenizer.model.
+    A tokenizer that was not trained here is copied as it is. Each file is written atomically, tokenizer.model last.
+    Raises CheckpointError when the files of `tokenizer.directory` contradict each other.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if not isinstance(tokenizer, Tokenizer) or not tokenizer.lossless:
+        _copy(tokenizer.directory, directory)
+        return
+    existing = tokenizer.directory / "tokenizer.json"
+    pipeline = _read_pipeline(existing, tokenizer) if existing.is_file() else convert(tokenizer)
+    write_atomic(directory / "tokenizer.json", _with_template(pipeline, tokenizer, kind))
+    write_json(directory / "tokenizer_config.json", _config(tokenizer, kind, model_max_length))
+    write_atomic(directory / "tokenizer.model", tokenizer.model)
+
+
+def convert(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of tokenizer.json for a SentencePiece model, made by transformers, without any network.
+
+    The converter derives merges from the vocabulary alone, so a text could merge to the name of a special or byte
+    piece ('<s' and '>' once '<s' is a piece, which '<span' makes it). Only merges between ordinary pieces stay.
+    """
+    from transformers import LlamaTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.model").write_bytes(tokenizer.model)
+        converted = LlamaTokenizer.from_pretrained(folder, legacy=False, add_prefix_space=False)
+    pipeline = json.loads(converted.backend_tokenizer.to_str())
+    ordinary = {
+        tokenizer.piece(i)
+        for i in range(tokenizer.vocab_size)
+        if i not in tokenizer.special_ids and not tokenizer.is_byte(i)
+    }
+    pipeline["model"]["merges"] = [
+        [left, right]
+        for left, right in pipeline["model"]["merges"]
+        if left in ordinary and right in ordinary and left + right in ordinary
+    ]
+    return pipeline
+
+
+def _read_pipeline(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    try:
+        pipeline = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary = pipeline["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged ({error}). Delete it, and it is made again from tokenizer.model"
+        ) from None
+    if vocabulary != {tokenizer.piece(i): i for i in range(tokenizer.vocab_size)}:
+        raise CheckpointError(
+            f"{path} holds another vocabulary than tokenizer.model beside it. "
+            "Delete it, and it is made again from tokenizer.model"
+        )
+    return pipeline
+
+
+def _with_template(pipeline: dict[str, Any], tokenizer: Tokenizer, kind: Kind) -> str:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.processors import TemplateProcessing
+
+    bos, eos = _required(tokenizer, "bos_id"), _required(tokenizer, "eos_id")
+    cls = bos if tokenizer.cls_id is None else tokenizer.cls_id
+    sep = eos if tokenizer.sep_id is None else tokenizer.sep_id
+    before, after = ([bos], []) if kind == "causal" else ([cls], [sep])
+    names = [[tokenizer.piece(i) for i in ids] for ids in (before, after)]
+    single = [*names[0], "$A", *names[1]]
+    # A second text begins with <s> in the causal template, as Llama's does, and not with <cls> in the masked one.
+    pair = [*single, *(names[0] if kind == "causal" else []), "$B:1", *(f"{name}:1" for name in names[1])]
+    backend = Backend.from_str(json.dumps(pipeline))
+    backend.post_processor = TemplateProcessing(
+        single=single, pair=pair, special_tokens=[(tokenizer.piece(i), i) for i in (*before, *after)]
+    )
+    return backend.to_str(pretty=True) + "\n"
+
+
+def _config(tokenizer: Tokenizer, kind: Kind, model_max_length: int | None) -> dict[str, Any]:
+    named = {name: getattr(tokenizer, f"{name}_id") for name in ("unk", "bos", "eos", "pad", "mask", "cls", "sep")}
+    config: dict[str, Any] = {f"{name}_token": tokenizer.piece(i) for name, i in named.items() if i is not None}
+    if kind == "causal":
+        # Left padding: generation goes on from the last position of every row.
+        config |= {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_prefix_space": False}
+        config |= {"add_bos_token": True, "add_eos_token": False, "padding_side": "left"}
+    else:
+        # For this class tokenizer.json alone decides.
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right"}
+    config |= {
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        SHA256_KEY: tokenizer.sha256,
+    }
+    return config if model_max_length is None else {**config, "model_max_length": model_max_length}
+
+
+def _required(tokenizer: Tokenizer, name: str) -> int:
+    token_id = getattr(tokenizer, name)
+    if token_id is None:
+        raise CheckpointError(f"{tokenizer.directory / 'tokenizer.model'}: has no {name.removesuffix('_id')} symbol")
+    return token_id
+
+
+def _copy(source: Path, directory: Path) -> None:
+    if source.resolve() == directory.resolve():
+        return
+    for name in _FILES:
+        if (source / name).is_file():
+            write_atomic(directory / name, (source / name).read_bytes())

@@ -1,0 +1,222 @@
+"""Text to ids and back with SentencePiece, exactly and in parallel.
+
+tokenizer = load_tokenizer("runs/tokenizer")
+ids = tokenizer.encode("def main():")    # never a special id
+tokenizer.decode(ids)                    # the same text
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.errors import CheckpointError
+from engine.files import read_json
+from tokenizer.stream import StreamDecoder, decode
+
+if TYPE_CHECKING:
+    from tokenizer.fast import FastTokenizer
+
+SPACE = "\u2581"  # SentencePiece's mark for a space; as text it is the one character that does not round-trip
+SHA256_KEY = "tokenizer_model_sha256"  # in tokenizer_config.json
+
+_LARGEST_MODEL = 64 << 20  # bytes; a vocabulary of a million pieces is about 20 MB
+# SentencePiece slows down on long strings (measured: 6 MB/s at 4,000 characters, 2 MB/s at a million), and a thread
+# takes whole strings, so longer ones are cut.
+_SEGMENT = 4096
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class Tokenizer:
+    """A SentencePiece model. `directory` is where it lies; ids of symbols that it lacks are None."""
+
+    def __init__(self, model: bytes, directory: Path | str):
+        from sentencepiece import SentencePieceProcessor
+
+        self.directory = Path(directory)
+        self.model = model
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        try:
+            processor = SentencePieceProcessor(model_proto=model)
+            self._vocabulary = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+        except Exception as error:  # whatever a damaged file provokes in the library
+            raise CheckpointError(
+                f"{self.directory / 'tokenizer.model'}: not a SentencePiece model, or a damaged one "
+                f"({str(error)[:120]}). Copy it again from where it came, or train it again"
+            ) from None
+        self._processor = processor
+        controls = {i for i in range(len(self._vocabulary)) if processor.is_control(i)}
+        self.vocab_size = len(self._vocabulary)
+        self.unk_id: int | None = self._optional(processor.unk_id())
+        self.bos_id: int | None = self._optional(processor.bos_id())
+        self.eos_id: int | None = self._optional(processor.eos_id())
+        self.pad_id: int | None = self._optional(processor.pad_id())
+        named = {self._vocabulary[i]: i for i in controls}
+        self.mask_id: int | None = named.get("<mask>")
+        self.cls_id: int | None = named.get("<cls>")
+        self.sep_id: int | None = named.get("<sep>")
+        self.special_ids: frozenset[int] = frozenset(controls | ({self.unk_id} - {None}))
+
+    @classmethod
+    def load(cls, directory: Path | str) -> "Tokenizer":
+        """Read `directory`/tokenizer.model. Raises CheckpointError: missing, damaged or not the recorded one."""
+        path = Path(directory) / "tokenizer.model"
+        try:
+            size = path.stat().st_size
+            if size > _LARGEST_MODEL:
+                raise CheckpointError(f"{path}: {size / 1e6:.0f} MB is too large for a tokenizer; is it another file?")
+            tokenizer = cls(path.read_bytes(), directory)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
+        tokenizer._check_recorded_hash()
+        return tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, no special one among them: '<s>' in a text is three characters. Nothing is added."""
+        if len(text) > _SEGMENT:
+            return self.encode_batch([text])[0].tolist()
+        return self._run([text], 1)[0].tolist()
+
+    def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
+        """Ids of each text (int32), as `encode` gives them, on `threads` threads (None: one per usable core)."""
+        cuts = [self._cut(text) for text in texts]
+        encoded = self._run([segment for cut in cuts for segment in cut], threads or usable_cores())
+        ids, start = [], 0
+        for cut in cuts:
+            ids.append(np.concatenate(encoded[start : start + len(cut)]))
+            start += len(cut)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`. Special ids, and ids outside the vocabulary (a model's padding rows), give nothing."""
+        return decode(ids, self._piece_bytes)
+
+    def stream(self) -> StreamDecoder:
+        """A decoder for ids that come one by one."""
+        return StreamDecoder(self._piece_bytes)
+
+    def pieces(self, text: str) -> list[str]:
+        """The pieces of `text` as they stand in the vocabulary: U+2581 for a space, '<0x0A>' for a single byte."""
+        return [self._vocabulary[i] for i in self.encode(text)]
+
+    def piece(self, token_id: int) -> str:
+        """The piece with this id. Raises IndexError."""
+        return self._vocabulary[token_id]
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether this id stands for one byte of a character that has no piece."""
+        return self._processor.is_byte(token_id)
+
+    @cached_property
+    def lossless(self) -> bool:
+        """Whether this is a byte-fallback BPE that changes nothing in a text, as train_tokenizer makes them."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        proto = sentencepiece_model_pb2.ModelProto.FromString(self.model)
+        trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+        return (
+            trainer.model_type == trainer.BPE
+            and trainer.byte_fallback
+            and not trainer.treat_whitespace_as_suffix
+            and not normalizer.precompiled_charsmap
+            and not normalizer.add_dummy_prefix
+            and not normalizer.remove_extra_whitespaces
+        )
+
+    def _run(self, texts: list[str], threads: int) -> list[np.ndarray]:
+        try:
+            return self._processor.encode(texts, return_type="numpy", num_threads=threads)
+        except (RuntimeError, TypeError, UnicodeError):
+            # JSON can smuggle lone surrogates into a str; they have no UTF-8 form.
+            return self._processor.encode([_valid(text) for text in texts], return_type="numpy", num_threads=threads)
+
+    def _cut(self, text: str) -> list[str]:
+        """Cut a long text where no piece can reach across, so that the ids of the segments are the ids of the text."""
+        if len(text) <= _SEGMENT or not self.lossless:
+            return [text]
+        inner, segments, start = self._inner_pairs, [], 0
+        while len(text) - start > _SEGMENT:
+            end = start + _SEGMENT
+            while end < len(text) and text[end - 1 : end + 1] in inner:
+                end += 1
+            segments.append(text[start:end])
+            start = end
+        return segments + [text[start:]] if start < len(text) else segments
+
+    @cached_property
+    def _inner_pairs(self) -> frozenset[str]:
+        """Every pair of neighbouring characters that some piece contains."""
+        pairs = {piece[i : i + 2] for piece in self._vocabulary for i in range(len(piece) - 1)}
+        for pair in [pair for pair in pairs if SPACE in pair]:
+            pairs |= {a + b for a in _as_text(pair[0]) for b in _as_text(pair[1])}
+        return frozenset(pairs)
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        table = []
+        for i, piece in enumerate(self._vocabulary):
+            if i in self.special_ids or self._processor.is_unused(i):
+                table.append(b"")
+            elif self._processor.is_byte(i):
+                table.append(bytes.fromhex(piece[3:5]))
+            else:
+                table.append(piece.replace(SPACE, " ").encode())
+        return table
+
+    @cached_property
+    def _strips_first_space(self) -> bool:
+        # Models of others may put a space before every text, and take it away when decoding.
+        return self._processor.normalize("a").startswith(SPACE)
+
+    def _piece_bytes(self, token_id: int, first: bool) -> bytes:
+        if not 0 <= token_id < self.vocab_size:
+            return b""
+        data = self._bytes[token_id]
+        return data.removeprefix(b" ") if first and self._strips_first_space else data
+
+    def _optional(self, token_id: int) -> int | None:
+        return token_id if 0 <= token_id < len(self._vocabulary) else None
+
+    def _check_recorded_hash(self) -> None:
+        config = read_json(self.directory / "tokenizer_config.json")
+        recorded = config.get(SHA256_KEY) if isinstance(config, dict) else None
+        if recorded not in (None, self.sha256):
+            raise CheckpointError(
+                f"{self.directory / 'tokenizer.model'} has sha256 {self.sha256}, but tokenizer_config.json beside it "
+                f"was written for {recorded}: the file is damaged or from another tokenizer. Copy the directory again"
+            )
+
+
+def load_tokenizer(directory: Path | str) -> "Tokenizer | FastTokenizer":
+    """The tokenizer in `directory`: tokenizer.model if there is one, else tokenizer.json, with the same interface.
+
+    Raises CheckpointError when there is neither, or when the file is damaged.
+    """
+    directory = Path(directory)
+    if (directory / "tokenizer.model").is_file():
+        return Tokenizer.load(directory)
+    if (directory / "tokenizer.json").is_file():
+        from tokenizer.fast import FastTokenizer
+
+        return FastTokenizer.load(directory)
+    problem = "holds neither tokenizer.model nor tokenizer.json" if directory.is_dir() else "no such directory"
+    raise CheckpointError(f"{directory}: {problem}. Train a tokenizer: python -m tokenizer --data YOUR_TEXT")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _as_text(mark: str) -> tuple[str, ...]:
+    return (SPACE, " ") if mark == SPACE else (mark,)
+
+
+def _valid(text: str) -> str:
+    """The text with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
