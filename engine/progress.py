@@ -164,7 +164,9 @@ class _Line(ProgressColumn):
         cells: list[Text | ProgressBar] = [Text(head, no_wrap=True, overflow="ellipsis")]
         if bar >= _SHORTEST_BAR:
             cells.append(ProgressBar(total=task.total, completed=task.completed, width=bar))
-        line.add_row(*cells, Text(fields, no_wrap=True, overflow="ellipsis"))
+        if fields:
+            cells.append(Text(fields, no_wrap=True, overflow="ellipsis"))
+        line.add_row(*cells)
         return line
 
 

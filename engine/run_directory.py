@@ -28,7 +28,16 @@ from engine.files import read_json, write_atomic, write_json
 # Changing these never changes what is learned, so a run continues under the new value.
 ALWAYS_HARMLESS = ("tracking",)
 
-_BOOKKEEPING = {".lock", "lock.json", "config.yaml", "command.txt", "environment.json", "wandb", "wandb.json"}
+_BOOKKEEPING = {
+    ".lock",
+    "lock.json",
+    "config.yaml",
+    "command.txt",
+    "environment.json",
+    "report.html",
+    "wandb",
+    "wandb.json",
+}
 
 
 def now() -> str:
