@@ -69,6 +69,8 @@ class MatthewsCorrelation(ClassificationMetric):
     summary = "Matthews correlation coefficient: 1 right, 0 no better than chance, -1 all wrong."
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        if len({*predictions, *references}) < 2:
+            return {"mcc": 0.0}  # scikit-learn's value, without its warning
         return {"mcc": float(matthews_corrcoef(references, predictions))}
 
 
