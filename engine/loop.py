@@ -196,7 +196,8 @@ def train(
         if not state.best or sign * metrics[metric] > sign * state.best[metric]:
             state.best, state.best_step, state.waited = metrics, state.step, 0
             save_best(run.path, state.step, training.model, accelerator, decorate)
-        progress.log(f"step {state.step}: " + ", ".join(f"{name} {number:.4f}" for name, number in metrics.items()))
+        if main:
+            progress.log(f"step {state.step}: " + ", ".join(f"{name} {number:.4f}" for name, number in metrics.items()))
         return metrics
 
     metrics: dict[str, float] = {}
@@ -229,7 +230,8 @@ def train(
             if stopped and not last:
                 raise Interrupted(f"stopped at step {state.step}; saved. The same command goes on from there", stopped)
             if config.patience and state.waited >= config.patience:
-                progress.log(f"no better {metric} in {state.waited} evaluations: stopping early")
+                if main:
+                    progress.log(f"no better {metric} in {state.waited} evaluations: stopping early")
                 save()
                 break
     if config.keep == "best" or not metrics:
@@ -260,7 +262,8 @@ def _check_finite(loss: float, norm: float, state: Progressed, accelerator: Acce
         state.bad = 0
         return
     state.bad += 1
-    progress.log(f"step {state.step}: loss {loss}, gradient norm {norm}: step left out")
+    if accelerator.is_main_process:
+        progress.log(f"step {state.step}: loss {loss}, gradient norm {norm}: step left out")
     if state.bad >= MAX_NON_FINITE:
         raise NonFiniteError(
             f"loss or gradient was not finite for {state.bad} steps, up to step {state.step}. "

@@ -130,6 +130,8 @@ def make_accelerator(
     stage = zero_stage(config)
     plugin = None
     if stage is not None:
+        # The launcher lists what its own file set, and Accelerate refuses to have that beside a configuration.
+        os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
         plugin = DeepSpeedPlugin(
             hf_ds_config=deepspeed_config(stage, precision, accumulation, micro_batch_size, max_grad_norm),
             zero3_init_flag=False,

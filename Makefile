@@ -1,0 +1,73 @@
+# Every target does the set-up it needs. `make help` lists targets and variables.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help pipeline tokenizer pretrain finetune generate report test lint clean
+
+PYTHON ?= python3
+LAUNCH ?= python
+MODEL  ?= gpt mlm
+PROMPT ?= def read_lines(path):
+DATA   ?=
+BUDGET ?=
+CONFIG ?=
+RUN    ?=
+ARGS   ?=
+
+READY := .venv/.ready
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+quoted = '$(subst ','\'',$(1))'
+given  = $(if $(strip $($(1))),$(2) $(call quoted,$($(1))))
+common = $(CONFIG) $(call given,DATA,--data) $(call given,BUDGET,--budget) $(call given,RUN,--run)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\n  %s\n' \
+	  'MODEL="gpt mlm"  which models (both by default)' \
+	  'DATA=PATH        your text: file, folder, glob or dataset org/name (finetune: a labelled table)' \
+	  'BUDGET=10m       wall time of each training (30s, 10m, 4h)' \
+	  'CONFIG=FILE      a YAML file of configs/   RUN=NAME  name under runs/   PROMPT="text" to continue' \
+	  'LAUNCH=python    or "accelerate launch --config_file configs/accelerate/zero2.yaml"' \
+	  'ARGS="key=value" anything else the stage takes; `python -m pretrain --help` lists it' \
+	  '' 'Completion in bash: source configs/completion.bash'
+
+# Rebuilt from nothing when requirements.txt changes; moved into place only when complete.
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; use make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
+	@echo "setting up .venv (once, a few minutes)"
+	@rm -rf .venv && $(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+pipeline: $(READY) ## text -> tokenizer, GPT and MLM, two classifiers, a sample, a report
+	@$(MAKE) --no-print-directory tokenizer BUDGET= RUN= CONFIG= ARGS=
+	@$(MAKE) --no-print-directory pretrain RUN= CONFIG=
+	@$(MAKE) --no-print-directory finetune DATA= RUN= CONFIG= PRETRAINED_ON=$(call quoted,$(DATA))
+	@$(MAKE) --no-print-directory report
+	@python -m engine summary
+
+tokenizer: $(READY) ## train a SentencePiece tokenizer, check and measure it
+	@$(LAUNCH) -m tokenizer $(CONFIG) $(call given,DATA,--data) $(call given,RUN,--run) $(ARGS)
+
+pretrain: $(READY) ## pretrain MODEL on DATA within BUDGET
+	@for model in $(MODEL); do $(LAUNCH) -m pretrain $(common) --model $$model $(ARGS) || exit $$?; done
+
+finetune: $(READY) ## fine-tune the pretrained MODEL into a classifier of DATA
+	@for model in $(MODEL); do \
+	  if [ ! -d runs/$$model/model ] && [ -z '$(findstring --model,$(ARGS))' ]; then $(LAUNCH) -m pretrain --model $$model || exit $$?; fi; \
+	  $(LAUNCH) -m finetune $(common) --model runs/$$model $(ARGS) || exit $$?; done
+
+generate: $(READY) ## continue PROMPT with runs/gpt, or RUN
+	@python -m generate runs/$(or $(RUN),gpt) $(call quoted,$(PROMPT)) $(ARGS)
+
+report: $(READY) ## one self-contained report.html per run
+	@python -m engine report
+
+test: $(READY) ## the test suite
+	@python -m pytest $(ARGS)
+
+lint: $(READY) ## style and mistakes
+	@ruff check . && ruff format --check .
+
+clean: ## remove .venv and caches; runs/ stays
+	@rm -rf .venv .pytest_cache .ruff_cache && find . -name __pycache__ -prune -exec rm -rf {} +
+	@echo "removed .venv and caches; your runs are in runs/"
