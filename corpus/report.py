@@ -1,0 +1,64 @@
+"""What reading a corpus did: counts that a person should see before training on it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class ReadReport:
+    """Counts of one pass over a corpus; `str()` is one paragraph. Lists of names keep the first few only."""
+
+    files: int = 0
+    documents: int = 0  # handed out, repeats by weight included
+    bytes: int = 0  # of UTF-8 text handed out
+    duplicates: int = 0  # documents dropped: the same text was there before
+    overlap: int = 0  # documents dropped: the same text is in the other part
+    unchosen: int = 0  # documents dropped by a weight below 1
+    empty: int = 0  # documents, rows and files without text
+    cut: int = 0  # documents cut into several because of their length
+    replaced_bytes: int = 0  # bytes that were not valid in the file's encoding, replaced by U+FFFD
+    replaced_files: int = 0
+    replaced: dict[str, int] = field(default_factory=dict)
+    skipped_binary: int = 0
+    binary: list[str] = field(default_factory=list)
+    raw_bytes: int = 0  # read from files, still compressed
+
+    def replace(self, name: str, count: int) -> None:
+        """Count invalid bytes of one file or dataset."""
+        if name not in self.replaced and len(self.replaced) < 5:
+            self.replaced_files += 1
+            self.replaced[name] = 0
+        elif name not in self.replaced:
+            self.replaced_files += 1
+        if name in self.replaced:
+            self.replaced[name] += count
+        self.replaced_bytes += count
+
+    def skip_binary(self, name: str) -> None:
+        self.skipped_binary += 1
+        if len(self.binary) < 5:
+            self.binary.append(name)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.documents:,} documents, {self.bytes / 1e6:,.1f} MB of text"]
+        if self.files:
+            lines.append(f"from {self.files:,} files")
+        dropped = [
+            (self.duplicates, "exact duplicates"),
+            (self.overlap, "documents that are also in the other part"),
+            (self.unchosen, "documents by weight"),
+            (self.empty, "empty documents"),
+        ]
+        if any(count for count, _ in dropped):
+            lines.append("dropped " + ", ".join(f"{count:,} {what}" for count, what in dropped if count))
+        if self.cut:
+            lines.append(f"cut {self.cut:,} long documents")
+        if self.replaced_bytes:
+            names = ", ".join(f"{name}: {count:,}" for name, count in self.replaced.items())
+            lines.append(f"replaced {self.replaced_bytes:,} invalid bytes in {self.replaced_files:,} files ({names})")
+        if self.skipped_binary:
+            lines.append(f"skipped {self.skipped_binary:,} binary files ({', '.join(self.binary)})")
+        return "; ".join(lines)

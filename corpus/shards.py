@@ -1,0 +1,148 @@
+"""Writing tokens as shards, each of which is kept when the process is killed.
+
+tokens-00000.bin: the ids of whole documents, one after another, little-endian uint16 or uint32.
+documents-00000.bin: for each of these documents (tokens, UTF-8 bytes of its text), little-endian uint32.
+shard-00000.json: counts, sizes and hashes of the two; written last, so a shard with it is whole.
+"""
+
+import json
+import os
+from array import array
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from corpus.fingerprint import file_sha256
+from engine.errors import DataError
+
+SHARD_TOKENS = 32 << 20
+BATCH_BYTES = 2 << 20
+
+
+class ShardWriter:
+    """Tokenizes documents in batches of about 2 MB of text and writes them below `directory`.
+
+    Whole shards that lie there already are kept and as many documents skipped: they must come in the same order.
+    A document is stored as bos + tokens + eos, where the tokenizer has these.
+    """
+
+    def __init__(self, directory: Path, tokenizer: Any) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.tokenizer = tokenizer
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self.shards = _finished(directory)
+        self.kept = len(self.shards)
+        self._skip = sum(shard["documents"] for shard in self.shards)
+        self._batch: list[str] = []
+        self._batch_bytes = 0
+        self._sizes = array("I")  # tokens and bytes of each document of the open shard
+        self._tokens = 0
+        self._file: Any = None
+
+    def add(self, text: str) -> bool:
+        """Take a document; whether that completed a batch."""
+        if self._skip:
+            self._skip -= 1
+            return False
+        self._batch.append(text)
+        self._batch_bytes += len(text)
+        if self._batch_bytes < BATCH_BYTES:
+            return False
+        self._flush()
+        return True
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Write what is left; the descriptions of all shards, in order."""
+        self._flush()
+        self._close()
+        names = {name for shard in self.shards for name in (shard["tokens_file"], shard["documents_file"])}
+        for path in self.directory.iterdir():
+            if path.suffix != ".json" and path.name not in names:
+                path.unlink()  # left by a killed run that was cut elsewhere
+        return self.shards
+
+    def _flush(self) -> None:
+        if not self._batch:
+            return
+        first = [] if self.tokenizer.bos_id is None else [np.array([self.tokenizer.bos_id])]
+        last = [] if self.tokenizer.eos_id is None else [np.array([self.tokenizer.eos_id])]
+        pieces: list[np.ndarray] = []
+        for text, ids in zip(self._batch, self.tokenizer.encode_batch(self._batch), strict=True):
+            pieces += [*first, np.asarray(ids, dtype=np.int64), *last]
+            self._sizes.extend((len(first) + len(ids) + len(last), len(text.encode())))
+        flat = np.concatenate(pieces)  # (tokens of the batch,)
+        if len(flat) and not 0 <= flat.min() <= flat.max() < self.tokenizer.vocab_size:
+            raise DataError(
+                f"the tokenizer gave id {flat.max()}, outside its vocabulary of {self.tokenizer.vocab_size}"
+            )
+        if self._file is None:
+            self._file = self._path("tokens", ".bin.tmp").open("wb")
+        flat.astype(self.dtype).tofile(self._file)
+        self._tokens += len(flat)
+        self._batch, self._batch_bytes = [], 0
+        if self._tokens >= SHARD_TOKENS:
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is None:
+            return
+        _sync(self._file)
+        tokens = _publish(self._path("tokens", ".bin.tmp"))
+        with self._path("documents", ".bin.tmp").open("wb") as file:
+            sizes = np.asarray(self._sizes, dtype="<u4")
+            sizes.tofile(file)
+            _sync(file)
+        documents = _publish(self._path("documents", ".bin.tmp"))
+        shard = {
+            "tokens": self._tokens,
+            "documents": len(sizes) // 2,
+            "bytes": int(sizes[1::2].sum(dtype=np.int64)),
+            "tokens_file": tokens.name,
+            "tokens_sha256": file_sha256(tokens),
+            "documents_file": documents.name,
+            "documents_sha256": file_sha256(documents),
+        }
+        write_json(self._path("shard", ".json"), shard)
+        self.shards.append(shard)
+        self._sizes, self._tokens, self._file = array("I"), 0, None
+
+    def _path(self, kind: str, suffix: str) -> Path:
+        return self.directory / f"{kind}-{len(self.shards):05d}{suffix}"
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Little-endian uint16 where every id fits, else uint32."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is either whole or not there."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        _sync(file)
+    temporary.replace(path)
+
+
+def _finished(directory: Path) -> list[dict[str, Any]]:
+    """The whole shards at the start of `directory`, checked by hash."""
+    shards: list[dict[str, Any]] = []
+    while (marker := directory / f"shard-{len(shards):05d}.json").is_file():
+        shard = json.loads(marker.read_text(encoding="utf-8"))
+        for kind in ("tokens", "documents"):
+            path = directory / f"{kind}-{len(shards):05d}.bin"
+            if not path.is_file() or file_sha256(path) != shard[f"{kind}_sha256"]:
+                return shards
+        shards.append(shard)
+    return shards
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _publish(temporary: Path) -> Path:
+    return temporary.replace(temporary.with_suffix(""))

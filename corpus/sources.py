@@ -1,0 +1,79 @@
+"""One source -> documents, each a re-iterable sequence of pieces of text, so that a long file is never held whole."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from corpus.config import STDLIB, SourceConfig
+from corpus.paths import find_files, is_hub_name, saved_dataset, table_format
+from corpus.report import ReadReport
+from corpus.stdlib import iter_stdlib_files
+from corpus.tables import iter_file_rows, iter_rows, json_layout
+from corpus.text import is_binary, read_text
+from engine.errors import DataError
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A plain text file, read anew each time it is iterated: one document, whatever its length."""
+
+    path: Path
+    on_invalid: str
+    report: ReadReport
+
+    def __iter__(self) -> Iterator[str]:
+        return read_text(self.path, self.on_invalid, self.report)
+
+
+def read_source(source: SourceConfig, on_invalid: str, report: ReadReport) -> Iterator[Iterable[str]]:
+    """Documents of a source: a file of text, or a row of a table. Raises DataError.
+
+    `datasets` serves Hub names and save_to_disk folders. Its text reader gives lines, not documents, and takes the rest
+    of a line after 10 MB in one piece; tables.py says why the files of tables are read here too.
+    """
+    if source.path == STDLIB:
+        for _, text in iter_stdlib_files():
+            report.files += 1
+            yield [text]
+    elif is_hub_name(source.path) or saved_dataset(source.path):
+        rows = iter_rows(source.path, source.split, [source.text], source.streaming, on_invalid, report)
+        yield from _texts((row[source.text] for row in rows), report)
+    else:
+        for path in readable_files(source, report):
+            if is_table(path, source):
+                rows = iter_file_rows(path, [source.text], on_invalid, report)
+                yield from _texts((row[source.text] for row in rows), report)
+            else:
+                report.files += 1
+                yield TextFile(path, on_invalid, report)
+
+
+def readable_files(source: SourceConfig, report: ReadReport) -> Iterator[Path]:
+    """The files of a source, without the binary ones in a folder or glob (counted). DataError when none is left."""
+    paths = find_files(source.path)
+    named = paths == [Path(source.path).expanduser()]
+    kept = 0
+    for path in paths:
+        if not named and table_format(path) != ".parquet" and is_binary(path):
+            report.skip_binary(str(path))
+            continue
+        kept += 1
+        yield path
+    if not kept:
+        raise DataError(f"{source.path}: none of its {len(paths)} files is text (for example {paths[0]})")
+
+
+def is_table(path: Path, source: SourceConfig) -> bool:
+    """Whether a file is read row by row. In a folder a .json file without rows (package.json) is text like others."""
+    kind = table_format(path)
+    if kind == ".json" and path != Path(source.path).expanduser():
+        return json_layout(path) is not None
+    return kind is not None
+
+
+def _texts(values: Iterable[str | int | float | None], report: ReadReport) -> Iterator[list[str]]:
+    for value in values:
+        if value is None:
+            report.empty += 1
+        else:
+            yield [str(value)]
