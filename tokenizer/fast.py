@@ -136,19 +136,19 @@ class FastTokenizer:
         return next((found for found in found_ids if found is not None), None)
 
     @cached_property
-    def _known_bytes(self) -> dict[tuple[int, bool], bytes]:
+    def _known_bytes(self) -> dict[tuple[int, bool], bytes | None]:
         return {}
 
-    def _piece_bytes(self, token_id: int, first: bool) -> bytes:
+    def _piece_bytes(self, token_id: int, first: bool) -> bytes | None:
         key = (token_id, first)
         if key not in self._known_bytes:
             self._known_bytes[key] = self._find_bytes(token_id, first)
         return self._known_bytes[key]
 
-    def _find_bytes(self, token_id: int, first: bool) -> bytes:
+    def _find_bytes(self, token_id: int, first: bool) -> bytes | None:
         token = self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
         if token is None or token_id in self.special_ids:
-            return b""
+            return None
         if token_id in self._plain_added:
             return self._plain_added[token_id].encode()
         if "ByteLevel" in self._decoders:

@@ -7,7 +7,6 @@ tokenizer.decode(ids)                    # the same text
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +28,6 @@ _LARGEST_MODEL = 64 << 20  # bytes; a vocabulary of a million pieces is about 20
 # SentencePiece slows down on long strings (measured: 6 MB/s at 4,000 characters, 2 MB/s at a million), and a thread
 # takes whole strings, so longer ones are cut.
 _SEGMENT = 4096
-_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Tokenizer:
@@ -157,11 +155,11 @@ class Tokenizer:
         return frozenset(pairs)
 
     @cached_property
-    def _bytes(self) -> list[bytes]:
-        table = []
+    def _bytes(self) -> list[bytes | None]:
+        table: list[bytes | None] = []
         for i, piece in enumerate(self._vocabulary):
             if i in self.special_ids or self._processor.is_unused(i):
-                table.append(b"")
+                table.append(None)
             elif self._processor.is_byte(i):
                 table.append(bytes.fromhex(piece[3:5]))
             else:
@@ -173,11 +171,9 @@ class Tokenizer:
         # Models of others may put a space before every text, and take it away when decoding.
         return self._processor.normalize("a").startswith(SPACE)
 
-    def _piece_bytes(self, token_id: int, first: bool) -> bytes:
-        if not 0 <= token_id < self.vocab_size:
-            return b""
-        data = self._bytes[token_id]
-        return data.removeprefix(b" ") if first and self._strips_first_space else data
+    def _piece_bytes(self, token_id: int, first: bool) -> bytes | None:
+        data = self._bytes[token_id] if 0 <= token_id < self.vocab_size else None
+        return data.removeprefix(b" ") if data and first and self._strips_first_space else data
 
     def _optional(self, token_id: int) -> int | None:
         return token_id if 0 <= token_id < len(self._vocabulary) else None

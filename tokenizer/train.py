@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from corpus.documents import iter_documents
 from corpus.fingerprint import corpus_fingerprint
@@ -63,12 +64,11 @@ def train_tokenizer(
     directory = Path(directory)
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     tree = config.model_dump(mode="json")
+    if is_complete(directory):
+        return _reuse(config, tree, directory, say)
     with RunDirectory(directory) as run:
-        if is_complete(directory):
-            run.compare_config(tree, harmless=("run",))
-            _compare_corpus(directory, corpus_fingerprint(config.corpus))
-            say(run.describe_finished())
-            return Tokenizer.load(directory)
+        if is_complete(directory):  # another process was faster
+            return _reuse(config, tree, directory, say)
         run.record(tree)
         with Tracker(directory, config.tracking, "tokenizer", tree) as tracker:
             return _train(config, run, tracker, say)
@@ -77,6 +77,23 @@ def train_tokenizer(
 def is_complete(directory: Path) -> bool:
     """Whether a tokenizer was trained here to the end."""
     return all((directory / name).is_file() for name in ("tokenizer.model", "finished.json", "summary.json"))
+
+
+def _reuse(config: TokenizerConfig, tree: dict[str, Any], directory: Path, say: Callable[[str], None]) -> Tokenizer:
+    run = RunDirectory(directory, main_process=False)  # takes no lock: several ranks and runs read it at once
+    summary = read_json(directory / "summary.json") or {}
+    # No size asked for, or the one that the rule gave: then the one that is there will do.
+    same_size = config.vocab_size in (None, summary.get("vocab_size"))
+    run.compare_config(tree, harmless=("run", "vocab_size") if same_size else ("run",))
+    recorded, found = summary.get("corpus_fingerprint"), corpus_fingerprint(config.corpus)
+    if recorded != found:
+        raise ConfigError(
+            f"{directory}: the corpus has changed since this tokenizer was trained on it "
+            f"(corpus_fingerprint {recorded} -> {found}), and models may depend on the tokenizer. Keep both: choose "
+            f"another name (RUN=another-name, or --run another-name). Or start over: delete {directory}"
+        )
+    say(run.describe_finished())
+    return Tokenizer.load(directory)
 
 
 def _train(config: TokenizerConfig, run: RunDirectory, tracker: Tracker, say: Callable[[str], None]) -> Tokenizer:
@@ -178,16 +195,6 @@ def _run_trainer(sample: Sample, size: int, coverage: float) -> bytes:
             raise _WrongSize(f"too large: this {part} gives {most:,} pieces at most", most) from None
         raise DataError(f"SentencePiece cannot train on this corpus: {text}") from None
     return model.getvalue()
-
-
-def _compare_corpus(directory: Path, found: str) -> None:
-    recorded = (read_json(directory / "summary.json") or {}).get("corpus_fingerprint")
-    if recorded != found:
-        raise ConfigError(
-            f"{directory}: the corpus has changed since this tokenizer was trained on it "
-            f"(corpus_fingerprint {recorded} -> {found}), and models may depend on the tokenizer. Keep both: choose "
-            f"another name (RUN=another-name, or --run another-name). Or start over: delete {directory}"
-        )
 
 
 def _compare_with_json(tokenizer: Tokenizer, fast: FastTokenizer, texts: list[str]) -> None:
