@@ -59,7 +59,7 @@ _SECRET_ARGUMENT = re.compile(
 
 def command_line() -> str:
     """The command that started this process, quoted for a shell, with secrets replaced by `***`."""
-    return redact(shlex.join(_SECRET_ARGUMENT.sub(r"\1***", argument) for argument in sys.orig_argv))
+    return shlex.join(redact(_SECRET_ARGUMENT.sub(r"\1***", argument)) for argument in sys.orig_argv)
 
 
 def secrets_at_hand() -> list[str]:

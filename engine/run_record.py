@@ -119,7 +119,7 @@ class Run:
         return model if model.is_dir() else self.path
 
     def score_rows(self) -> list[dict[str, Any]]:
-        """{"name", scores..., "baseline": True for a row to beat}, the run's own row first; empty before there are any."""
+        """{"name", scores..., "baseline": True for a row to beat}, the own row first; empty before there are any."""
         rows = self.summary.get("scores")
         if not isinstance(rows, list):
             rows = self._unsupervised_scores()

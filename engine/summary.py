@@ -95,11 +95,11 @@ def _print_next(runs: list[Run], console: Console) -> None:
         commands.append((f"{python} -m finetune predict {_quoted(judge.location)} FILE", "label the texts of a file"))
     commands.append(("make pipeline DATA=your.txt BUDGET=10m", "the same on your text, with more time"))
     commands.append(("make report", "curves and samples of every run, as runs/index.html"))
-    table = Table.grid(padding=(0, 3))
-    for command, why in commands[:3]:
-        table.add_row(Text(command, style="bold"), Text(why))
     _section("Try next", console)
-    console.print(Padding(table, (0, 2), expand=False))
+    width = max(len(command) for command, _ in commands[:3])
+    for command, why in commands[:3]:
+        # Not wrapped, and the reason is a shell comment: the line can be copied whole.
+        console.print(Text(f"  {command:<{width}}  # {why}"), soft_wrap=True)
 
 
 def _section(title: str, console: Console) -> None:
