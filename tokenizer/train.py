@@ -13,7 +13,7 @@ from corpus.documents import iter_documents
 from corpus.fingerprint import corpus_fingerprint
 from corpus.report import ReadReport
 from engine.errors import CheckpointError, ConfigError, DataError
-from engine.files import read_json
+from engine.files import read_json, write_atomic
 from engine.run_directory import RunDirectory
 from engine.tracking import Tracker
 from tokenizer.config import TokenizerConfig, default_vocab_size
@@ -133,9 +133,10 @@ def _train(config: TokenizerConfig, run: RunDirectory, tracker: Tracker, say: Ca
         }
     )
     run.finish({name: figures[name] for name in ("vocab_size", "bytes_per_token", "tokens_per_word")})
-    for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
-        (staging / name).replace(run.path / name)
-    staging.rmdir()
+    files = {name: (staging / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
+    shutil.rmtree(staging)
+    for name, content in (files | {"tokenizer.model": model}).items():
+        write_atomic(run.path / name, content)
     tracker.artifact("tokenizer", "tokenizer", run.path / "tokenizer.model", {**figures, "sha256": tokenizer.sha256})
     return tokenizer
 
