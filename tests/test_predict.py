@@ -226,7 +226,7 @@ def test_a_shorter_recorded_length_is_obeyed(runs, tmp_path):
 def test_an_endless_pipe_is_answered_as_it_comes(runs):
     """Each line is answered before the next is sent; an interrupt ends the command, with no thread left hanging."""
     command = [sys.executable, "-m", "finetune", "predict", str(runs / "gpt"), "-", "--top-k", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     ) as child:
