@@ -1,5 +1,7 @@
 """The command line: `python -m generate MODEL_DIR "prompt"`. Wrong arguments fail before torch is imported."""
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -62,7 +64,7 @@ def generate(
     interactive: Annotated[bool, typer.Option("--interactive", help="Prompt after prompt, until Ctrl-D.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Always print the speed on standard error.")] = False,
     device: Annotated[str, flag("auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, flag("auto, float32, bfloat16, float16.")] = "auto",
+    dtype: Annotated[str, flag("auto, fp32, bf16, fp16.")] = "auto",
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     flags = {
@@ -74,18 +76,17 @@ def generate(
         "seed": seed,
         "num_samples": num_samples,
         "max_new_tokens": max_new_tokens,
-        "stop": stop or [],
+        "stop": [valid_text(text) for text in stop or []],
     }
     config = read_settings(flags, overrides or [])
-    for text in (prompt or "", *config.stop):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ConfigError(f"{text!r}: this argument is not valid UTF-8") from None
     if prompt == "-" and interactive:
         raise ConfigError("--interactive reads its prompts from standard input; leave '-' out")
     if not interactive and prompt in (None, "-"):
         prompt = read_stdin()
+    elif prompt is not None:
+        prompt = valid_text(prompt)
+    if sys.stdout is None:
+        raise ConfigError("standard output is closed: there is nowhere to write the text")
 
     from generate.load import load_generator
     from generate.output import Printer, interact
@@ -106,6 +107,18 @@ def read_settings(flags: dict, overrides: list[str]) -> GenerateConfig:
             )
     given = load_config(GenerateConfig, overrides=overrides).model_dump(exclude_unset=True)
     return build_config(GenerateConfig, {**flags, **given}, "the command line")
+
+
+def valid_text(argument: str) -> str:
+    """An argument whose bytes are UTF-8, whatever the locale. Raises ConfigError."""
+    try:
+        argument.encode()
+        return argument
+    except UnicodeEncodeError:
+        # Bytes that the locale has no characters for arrive as lone surrogates.
+        with contextlib.suppress(UnicodeDecodeError):
+            return os.fsencode(argument).decode("utf-8")
+    raise ConfigError(f"{argument!r}: this argument is not valid UTF-8")
 
 
 def read_stdin() -> str:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from generate.config import GenerateConfig
 from generate.sampling import next_token, random_stream
 from generate.stop import StopFilter
 from model import CausalLM, KVCache
+
+if TYPE_CHECKING:
+    from tokenizer import FastTokenizer, Tokenizer
 
 
 class Window:
@@ -87,17 +91,25 @@ class TextGenerator:
 
     Never sampled: unknown, beginning, padding, mask, classification and separator tokens, and ids that only pad the
     vocabulary (at or above `tokenizer.vocab_size`). `end_ids` end a text, beside the tokenizer's own end token.
+    With `add_bos` a prompt stands behind the beginning token; an empty one does always.
     Raises CheckpointError when the tokenizer has more tokens than the model.
     """
 
-    def __init__(self, model: CausalLM, tokenizer, config: GenerateConfig, end_ids: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        tokenizer: "Tokenizer | FastTokenizer",
+        config: GenerateConfig,
+        end_ids: Collection[int] = (),
+        add_bos: bool = True,
+    ) -> None:
         size = model.config.vocab_size
         if tokenizer.vocab_size > size:
             raise CheckpointError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}: they do not belong together. "
                 "Copy the tokenizer files of the training run into the model directory"
             )
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.model, self.tokenizer, self.config, self.add_bos = model, tokenizer, config, add_bos
         self.end_ids = {i for i in (*end_ids, tokenizer.eos_id) if i is not None}
         # Some tokenizers use one token as beginning, padding and end; an end must stay reachable.
         names = ("unk_id", "bos_id", "pad_id", "mask_id", "cls_id", "sep_id")
@@ -107,13 +119,14 @@ class TextGenerator:
         self._window: Window | None = None
 
     def sample(self, prompt: str, index: int = 0) -> Sample:
-        """A sample to pass to `stream`: the prompt's tokens behind the beginning token, cut to the context.
+        """A sample to pass to `stream`: the prompt's tokens, cut to the context.
 
         Of a prompt longer than the context the last `context - max_new_tokens` tokens are kept, or half a context where
         that is more. Raises ConfigError for an empty prompt when there is no beginning token.
         """
-        start = self.tokenizer.bos_id
-        ids = ([] if start is None else [start]) + self.tokenizer.encode(prompt)
+        ids, start = self.tokenizer.encode(prompt), self.tokenizer.bos_id
+        if start is not None and (self.add_bos or not ids):
+            ids = [start, *ids]
         if not ids:
             raise ConfigError("the prompt is empty, and this tokenizer has no beginning token to start from: write one")
         context, kept = self.model.config.max_position_embeddings, len(ids)

@@ -1,20 +1,20 @@
 """From a path to a model ready to generate: find the directory, refuse what cannot generate, choose device and type."""
 
 import difflib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine.errors import CheckpointError, ConfigError
+from engine.files import read_json
 from generate.config import GenerateConfig
 from generate.decode import TextGenerator
 from model import load_model
-from tokenizer.tokenizer import load_tokenizer
+from tokenizer import load_tokenizer
 
 RUNS = Path("runs")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_generator(path: Path, config: GenerateConfig, device: str = "auto", dtype: str = "auto") -> TextGenerator:
@@ -27,11 +27,12 @@ def load_generator(path: Path, config: GenerateConfig, device: str = "auto", dty
     place, kind = choose_device(device, dtype)
     tokenizer = load_tokenizer(directory)
     model = load_model(directory, head="causal").to(place, kind)
-    return TextGenerator(model, tokenizer, config, end_ids(directory))
+    add_bos = _read_object(directory / "tokenizer_config.json").get("add_bos_token") is not False
+    return TextGenerator(model, tokenizer, config, end_ids(directory), add_bos)
 
 
 def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """ "auto" device: a CUDA GPU, else Apple's, else the CPU. "auto" type: bfloat16 on a GPU that has it, else float32.
+    """ "auto" device: a CUDA GPU, else Apple's, else the CPU. "auto" type: bf16 on a GPU that has it, else fp32.
 
     Raises ConfigError.
     """
@@ -46,7 +47,7 @@ def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         cause = str(error).strip().splitlines()[0]
         raise ConfigError(f"--device {device}: not usable on this machine ({cause}); try auto or cpu") from None
     if dtype == "auto":
-        dtype = "bfloat16" if place.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        dtype = "bf16" if place.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return place, DTYPES[dtype]
 
 
@@ -75,13 +76,13 @@ def end_ids(directory: Path) -> list[int]:
     """The ids that end a text by config.json and generation_config.json; each may hold none, one or a list."""
     found: list[int] = []
     for name in ("config.json", "generation_config.json"):
-        value = _read_json(directory / name).get("eos_token_id")
+        value = _read_object(directory / name).get("eos_token_id")
         found += value if isinstance(value, list) else [] if value is None else [value]
     return found
 
 
 def _refuse_other_heads(directory: Path) -> None:
-    for name in map(str, _read_json(directory / "config.json").get("architectures") or []):
+    for name in map(str, _read_object(directory / "config.json").get("architectures") or []):
         if name.endswith("ForMaskedLM"):
             raise CheckpointError(
                 f"{directory}: a masked language model ({name}) fills in blanks; it cannot continue a text. "
@@ -100,7 +101,7 @@ def _suggest(path: Path) -> str:
     configs = {c for root in roots for pattern in ("*/config.json", "*/model/config.json") for c in root.glob(pattern)}
     runs = {}
     for config in sorted(configs):
-        if any(str(name).endswith("ForCausalLM") for name in _read_json(config).get("architectures") or []):
+        if any(str(name).endswith("ForCausalLM") for name in _read_object(config).get("architectures") or []):
             run = config.parent.parent if config.parent.name == "model" else config.parent
             runs[str(run)] = run
     if not runs:
@@ -109,10 +110,7 @@ def _suggest(path: Path) -> str:
     return f"Did you mean {near[0]}?"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object at `path`; empty where there is none (what is damaged is reported by load_model)."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    content = read_json(path)
     return content if isinstance(content, dict) else {}

@@ -95,7 +95,7 @@ def next_token(logits: Tensor, ids: Tensor, suppressed: Tensor, config: Generate
     """Choose one token from logits (V,). Raises NonFiniteError when the model gave NaN or infinity."""
     scores = filter_scores(logits, ids, suppressed, config)
     if not math.isfinite(scores.amax().item()):
-        raise NonFiniteError("the model's scores are not finite: its weights are damaged, or try --dtype float32")
+        raise NonFiniteError("the model's scores are not finite: its weights are damaged, or try --dtype fp32")
     if config.temperature == 0:
         return int(scores.argmax())
     return draw(scores.softmax(-1), rng.random())

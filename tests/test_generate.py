@@ -1,6 +1,8 @@
 """Generation: the cached window, streaming, stop strings, seeds, and the edges: context, prompt, end of text."""
 
 import codecs
+import io
+import json
 import random
 
 import pytest
@@ -10,6 +12,7 @@ from torch import nn
 from engine.errors import CheckpointError, ConfigError
 from generate.config import GenerateConfig
 from generate.decode import TextGenerator, Window
+from generate.output import Printer, interact
 from generate.stop import StopFilter
 from model import CausalLM, ModelConfig
 
@@ -170,6 +173,9 @@ def test_a_prompt_that_fills_the_context_is_whole(model):
 
 def test_an_empty_prompt_starts_from_the_beginning_token(model):
     assert generate(model, "")[0].prompt_ids == [ByteTokenizer.bos_id]
+    generator = TextGenerator(model, ByteTokenizer(), GenerateConfig(), add_bos=False)
+    assert generator.sample("").prompt_ids == [ByteTokenizer.bos_id]
+    assert generator.sample("a").prompt_ids == ByteTokenizer().encode("a")
 
 
 def test_an_empty_prompt_without_a_beginning_token_is_an_error(model, monkeypatch):
@@ -217,6 +223,20 @@ def test_an_unfinished_sample_says_so():
     stream = generator.stream(sample)
     assert next(stream) + next(stream) == sample.text == "he"
     assert sample.finish_reason == "interrupted"
+
+
+def test_ctrl_c_prints_what_there_is_and_an_empty_line_goes_on(monkeypatch, capsys):
+    def script():
+        yield from ByteTokenizer().encode("hel")
+        raise KeyboardInterrupt
+
+    generator = TextGenerator(ScriptedModel(script()), ByteTokenizer(), GenerateConfig())
+    monkeypatch.setattr("sys.stdin", io.StringIO("say \n"))
+    printer = Printer(generator, as_json=True)
+    interact(printer)
+    record = json.loads(capsys.readouterr().out)
+    assert (record["text"], record["finish_reason"]) == ("hel", "interrupted")
+    assert printer.text == "say hel"
 
 
 def test_a_stream_never_holds_half_a_character():
