@@ -18,7 +18,7 @@ from engine.pace import broadcast
 from engine.run_directory import RunDirectory
 from engine.runtime import Share, default_device, make_accelerator, start_processes
 from engine.tracking import Tracker
-from model import CausalLM, MaskedLM
+from model import CausalLM, MaskedLM, load_model
 from pretrain.config import PretrainConfig
 from pretrain.objectives import CausalObjective, MaskedObjective
 from pretrain.plan import Plan, make_plan
@@ -102,11 +102,12 @@ def _train(
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         sums = evaluate_loss(model, held_out, accelerator)
-        metrics = {"val/loss": sums["loss"], "val/perplexity": math.exp(min(sums["loss"], 700.0))}
+        metrics = {"val/loss": sums["loss"], "val/ppl": math.exp(min(sums["loss"], 700.0))}
         if config.model == "gpt":
             # Tokenizers differ in what a token is; bytes are the same for all.
-            metrics["val/bits_per_byte"] = sums["loss"] * sums["count"] / math.log(2) / stores["validation"].num_bytes
-        return metrics | {"val/accuracy": sums["accuracy"]}
+            metrics["val/bpb"] = sums["loss"] * sums["count"] / math.log(2) / stores["validation"].num_bytes
+        name = "val/accuracy" if config.model == "gpt" else "val/masked_accuracy"
+        return metrics | {name: sums["accuracy"]}
 
     torch.manual_seed(config.seed)
     return train(
@@ -136,10 +137,11 @@ def _record(
 ) -> None:
     validation = stores["validation"]
     facts = {
-        "model": config.model,
+        "objective": "causal" if config.model == "gpt" else "masked",
         "model_directory": str(run.model),
-        "unigram_entropy": entropy,
-        "unigram_bits_per_byte": entropy * len(validation) / math.log(2) / validation.num_bytes,
+        "parameters": sum(parameter.numel() for parameter in load_model(run.model).parameters()),
+        "unigram_loss": entropy,
+        "unigram_bpb": entropy * len(validation) / math.log(2) / validation.num_bytes,
         "train_tokens": len(stores["train"]),
         "validation_bytes": validation.num_bytes,
     }

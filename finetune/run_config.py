@@ -1,0 +1,55 @@
+"""FinetuneConfig: what a fine-tuning run is made of."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from engine.cli import parse_duration
+from engine.loop import LoopConfig
+from engine.optim import OptimConfig
+from engine.schedule import ScheduleConfig
+from engine.tracking import TrackingConfig
+from finetune.config import DataConfig
+
+Metric = Literal["accuracy", "macro_f1", "mcc", "loss"]
+
+
+class FinetuneConfig(LoopConfig):
+    """Everything about one fine-tuning run."""
+
+    model: str = Field("runs/gpt", min_length=1, description="pretrained run or Hugging Face directory")
+    weights: Literal["pretrained", "random"] = Field("pretrained", description="random: the same model untrained")
+    run: str | None = Field(None, description="name under runs/; default: the model's, -classifier, and the data")
+    data: DataConfig = DataConfig()
+    epochs: float = Field(8.0, gt=0, description="passes over the training examples at most")
+    budget: str | None = Field("2m", description="wall time of training at most; null: none")
+    batch_size: int = Field(32, ge=1, description="examples per optimizer step, over all ranks")
+    micro_batch_size: int | None = Field(None, ge=1, description="examples per forward pass of one rank, about")
+    evaluation_batch_size: int = Field(64, ge=1)
+    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count for more")
+    metric: Metric = Field("accuracy", description="the validation figure that chooses the weights and stops early")
+    patience: int | None = Field(4, ge=1, description="evaluations without a better one before stopping early")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    optim: OptimConfig = OptimConfig(lr=5e-4, muon_lr=2e-3)
+    schedule: ScheduleConfig = ScheduleConfig(decay_fraction=0.9)
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_is_a_time(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        parse_duration(str(value))
+        return str(value)
+
+    @property
+    def run_name(self) -> str:
+        source = Path(self.model)
+        base = source.parent.name if source.name == "model" else source.name
+        scratch = "scratch" if self.weights == "random" else ""
+        return self.run or "-".join(filter(None, (base, "classifier", scratch, self.data.name)))
+
+    @property
+    def budget_seconds(self) -> float | None:
+        return parse_duration(self.budget) if self.budget else None
