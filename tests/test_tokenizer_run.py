@@ -167,6 +167,7 @@ def run_and_kill(config: TokenizerConfig, directory: Path, event: int) -> bool:
 def test_a_kill_at_any_moment_leaves_nothing_or_everything(place):
     config = make_config()
     train_tokenizer(config, place / "whole", quiet)
+    assert train_module.is_complete(place / "whole")
     expected = contents(place / "whole")
     event, torn = 1, []
     while run_and_kill(config, place / f"killed-{event}", event):
