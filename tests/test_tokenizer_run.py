@@ -183,8 +183,10 @@ def test_a_kill_at_any_moment_leaves_nothing_or_everything(place):
         assert contents(directory) == expected, f"the run after {directory.name}"
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", "PYTHONIOENCODING": "utf-8"}
+def command(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
+    environment = (
+        os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", "PYTHONIOENCODING": "utf-8"} | variables
+    )
     return subprocess.run(
         [sys.executable, "-m", "tokenizer", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )
@@ -198,7 +200,7 @@ def test_command_line(place):
     picture = next(line for line in done.stdout.splitlines() if line.startswith("|"))
     summary = json.loads((place / "runs" / "mine" / "summary.json").read_text())
     assert picture.replace("|", "").replace("\u00b7", " ") == summary["sentence"]
-    assert "runs/mine" in done.stdout and "make pretrain DATA=texts" in done.stdout
+    assert "runs/mine" in done.stdout and "python -m pretrain --data texts tokenizer=runs/mine" in done.stdout
     assert Tokenizer.load(place / "runs" / "mine").vocab_size == 330
     again = command("t.yaml", "vocab_size=330", "--data", "texts", "--run", "mine", cwd=place)
     assert again.returncode == 0 and "Nothing to do" in again.stderr and again.stdout == done.stdout
@@ -212,6 +214,11 @@ def test_command_line_errors_have_codes_and_no_traceback(place):
     ]:
         done = command(*arguments, cwd=place)
         assert done.returncode == code and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_launcher_on_several_processes_trains_once(place):
+    done = command("--data", "texts", cwd=place, RANK="1")
+    assert (done.returncode, done.stdout) == (0, "") and not (place / "runs").exists()
 
 
 def test_help_is_fast_and_imports_nothing_heavy(place):

@@ -1,6 +1,6 @@
 """The command line: `python -m tokenizer [CONFIG.yaml] [key=value ...]`."""
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,11 +49,13 @@ def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     config = read_settings(arguments or [], data or [], run)
+    if os.environ.get("RANK", "0") != "0":
+        return  # started by a launcher on several processes: the first one does it
 
     from tokenizer.train import train_tokenizer
 
     train_tokenizer(config, config.directory)
-    show(config.directory, data or [])
+    show(config, data or [])
 
 
 def read_settings(arguments: list[str], data: list[str], run: str | None) -> "TokenizerConfig":
@@ -69,8 +71,8 @@ def read_settings(arguments: list[str], data: list[str], run: str | None) -> "To
     return load_config(TokenizerConfig, path, [*flags, *overrides])
 
 
-def show(directory: Path, data: list[str]) -> None:
-    """Print the report of a finished run from its files."""
+def show(config: "TokenizerConfig", data: list[str]) -> None:
+    """Print the report of a finished run from its files, and what to do next."""
     import shlex
 
     from rich.console import Console
@@ -78,14 +80,14 @@ def show(directory: Path, data: list[str]) -> None:
     from engine.files import read_json
     from tokenizer.report import draw, report_table
 
-    console = Console(highlight=False)
+    directory, console = config.directory, Console(highlight=False)
     console.print(report_table(read_json(directory / "summary.json")))
     console.print()
     draw(read_json(directory / "tables" / "pieces.json")["rows"], console)
     console.print()
     console.print(f"The tokenizer lies in {directory}.", markup=False, soft_wrap=True)
-    command = "make pretrain" + (f" DATA={shlex.quote(data[0])}" if len(data) == 1 else "")
-    console.print(f"Next: {command}", markup=False, soft_wrap=True)
+    words = [word for path in data for word in ("--data", path)] + ([f"tokenizer={directory}"] if config.run else [])
+    console.print(f"Next: {shlex.join(['python', '-m', 'pretrain', *words])}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
