@@ -1,6 +1,5 @@
 """What every command line shares: the Typer application, exit codes, and errors without tracebacks."""
 
-import os
 import signal
 import sys
 
@@ -28,10 +27,6 @@ def run_app(app: typer.Typer, stage: str, arguments: list[str] | None = None) ->
         app(args=arguments, prog_name=f"python -m {stage}", standalone_mode=True)
     except KeyboardInterrupt:
         _exit(stage, "interrupted", 128 + signal.SIGINT)
-    except BrokenPipeError:
-        # The reader (head, less) went away: silence the interpreter's own flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if debug:
             raise
@@ -58,5 +53,3 @@ def parse_duration(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise ConfigError(f"budget '{text}': write a time such as 30s, 10m or 4h")
     return seconds
-
-

@@ -1,6 +1,7 @@
 """Learning-rate schedules: a factor of the peak rate as a pure function of the step."""
 
 import math
+from itertools import pairwise
 from typing import Any, Literal
 
 from engine.config import Config
@@ -45,7 +46,7 @@ class Schedule:
             progress = min(1.0, (step - warmup) / max(1, self.total - warmup))
             low = self.config.min_ratio
             return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
-        for (x0, y0), (x1, y1) in zip(self.knots, self.knots[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(self.knots):
             if step < x1:
                 return y0 + (y1 - y0) * (step - x0) / (x1 - x0)
         return self.knots[-1][1]

@@ -66,6 +66,9 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
         config = layout.read_config(theirs)
         for key, value in changes.items():
             setattr(config, key, value)
+        if head == saved == "classifier" and not config.id2label:
+            # transformers leaves its own default out of the file.
+            config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
         model = HEADS[head](config)
         shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
         tensors = read_tensors(directory)

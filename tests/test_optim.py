@@ -1,0 +1,132 @@
+"""Optimizer and schedule."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from engine.errors import ConfigError
+from engine.optim import MuonAdamW, OptimConfig, make_optimizer, orthogonalize, parameter_groups
+from engine.schedule import Schedule, ScheduleConfig
+from model import CausalLM
+from tests.test_model import decoder, tokens
+
+
+def test_every_parameter_is_in_one_group_and_vectors_do_not_decay():
+    model = CausalLM(decoder(tie_word_embeddings=False))
+    groups = parameter_groups(model, OptimConfig(), muon=True)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    for group in groups:
+        assert all((p.dim() == 1) == (group["weight_decay"] == 0) for p in group["params"])
+    muon = next(group for group in groups if "momentum" in group)
+    inside = {id(p) for name, p in model.named_parameters() if name.startswith("trunk.blocks.") and p.dim() == 2}
+    assert {id(p) for p in muon["params"]} == inside
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 40)])
+def test_orthogonalized_matrices_have_singular_values_near_one(shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_muon_agrees_with_torch():
+    """One matrix of each shape, three steps; torch's runs its iteration in bf16, so to bf16's precision."""
+    torch.manual_seed(0)
+    for shape in ((24, 24), (16, 40), (40, 16)):
+        ours, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
+        mine = MuonAdamW([{"params": [ours], "lr": 0.1, "momentum": 0.95, "weight_decay": 0.1}])
+        reference = torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.1, nesterov=True)
+        for _ in range(3):
+            ours.grad = torch.randn(shape)
+            theirs.grad = ours.grad.clone()
+            mine.step()
+            reference.step()
+        assert (ours - theirs).abs().max() < 0.02
+
+
+def test_stacking_does_not_mix_matrices():
+    torch.manual_seed(0)
+    gradients = [torch.randn(16, 24), torch.randn(24, 16), torch.randn(16, 24)]
+    together = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients]
+    alone = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients]
+    for parameters, batches in ((together, [together]), (alone, [[p] for p in alone])):
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g.clone()
+        for group in batches:
+            MuonAdamW([{"params": group, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}]).step()
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
+
+
+def test_adamw_part_agrees_with_torch():
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(5, 7)) for _ in range(2))
+    settings = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    mine = MuonAdamW([{"params": [ours], **settings}])
+    reference = torch.optim.AdamW([theirs], **settings)
+    for _ in range(5):
+        ours.grad = torch.randn(5, 7)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        reference.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_model_learns_a_fixed_batch(name):
+    torch.manual_seed(0)
+    model = CausalLM(decoder())
+    optimizer = make_optimizer(model, OptimConfig(name=name, lr=1e-2), None)
+    ids = tokens(4, 17)
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.3
+
+
+def test_muon_under_zero_is_refused_and_auto_takes_adamw():
+    model = CausalLM(decoder())
+    with pytest.raises(ConfigError, match="adamw"):
+        make_optimizer(model, OptimConfig(name="muon"), 2)
+    assert isinstance(make_optimizer(model, OptimConfig(), 2), torch.optim.AdamW)
+
+
+def test_linear_schedule_warms_up_stays_and_falls_to_zero():
+    schedule = Schedule(ScheduleConfig(warmup_steps=10, decay_fraction=0.5), 100)
+    factors = [schedule.factor(step) for step in range(100)]
+    assert 0 < factors[0] < factors[5] < 1
+    assert factors[10:51] == [1.0] * 41
+    assert all(a > b for a, b in pairwise(factors[50:]))
+    assert 0 < factors[99] < 0.03 and schedule.factor(100) == 0
+
+
+def test_cosine_schedule_falls_to_its_floor():
+    schedule = Schedule(ScheduleConfig(kind="cosine", warmup_steps=10, min_ratio=0.1), 100)
+    factors = [schedule.factor(step) for step in range(100)]
+    assert 0 < factors[0] < factors[9] <= 1 and factors[10] == pytest.approx(1)
+    assert all(a >= b for a, b in pairwise(factors[10:]))
+    assert schedule.factor(100) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("at, total", [(20, 60), (20, 400), (50, 90), (75, 80), (75, 160), (99, 100)])
+def test_a_new_end_keeps_the_past_and_has_no_jump(at, total):
+    schedule = Schedule(ScheduleConfig(warmup_steps=5), 100)
+    before = [schedule.factor(step) for step in range(at + 1)]
+    schedule.retotal(at, total)
+    assert [schedule.factor(step) for step in range(at + 1)] == pytest.approx(before)
+    after = [schedule.factor(step) for step in range(at, total + 1)]
+    assert after[-1] == 0
+    steepest = max(a - b for a, b in pairwise(after))
+    assert steepest <= max(before[-1] / (total - at), 2 / total) + 1e-9
+    copy = Schedule(ScheduleConfig(warmup_steps=5), 7)
+    copy.load_state(schedule.state())
+    assert [copy.factor(step) for step in range(total)] == [schedule.factor(step) for step in range(total)]
+
+
+def test_no_steps_is_an_error():
+    with pytest.raises(ConfigError):
+        Schedule(ScheduleConfig(), 0)
