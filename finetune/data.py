@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from corpus.paths import find_files, is_hub_name, saved_dataset
 from corpus.tables import iter_rows
 from engine.errors import DataError
 from finetune.config import BUILT_IN, DataConfig
@@ -85,7 +86,13 @@ def read_rows(config: DataConfig, path: str, split: str, notes: list[str]) -> li
 def read_more(config: DataConfig, part: str, ids: dict[str, int], notes: list[str]) -> list[Example]:
     """The validation or test examples. Raises DataError for labels that training does not have."""
     path = getattr(config, part) or config.path
-    rows = read_rows(config, path, getattr(config, f"{part}_split") or config.split, notes)
+    split = getattr(config, f"{part}_split") or config.split
+    if shares_rows(config, path, split):
+        raise DataError(
+            f"the {part} data ({path}) is part of the training data ({config.path}): its scores would mean nothing. "
+            f"Give data.{part}=FILE, or for a Hugging Face dataset with several splits data.{part}_split=NAME"
+        )
+    rows = read_rows(config, path, split, notes)
     unseen = defaultdict(list)
     for row in rows:
         if row.label not in ids:
@@ -98,6 +105,14 @@ def read_more(config: DataConfig, part: str, ids: dict[str, int], notes: list[st
             f"Known labels: {listed(list(ids), 20, '')}. Correct them, or add such examples to the training data"
         )
     return to_examples(rows, ids, path)
+
+
+def shares_rows(config: DataConfig, path: str, split: str) -> bool:
+    """Whether training reads the same split or file. Only datasets have splits: files are read whole."""
+    if any(is_hub_name(source) or saved_dataset(source) for source in (path, config.path)):
+        return (path, split) == (config.path, config.split)
+    files = [{file.resolve() for file in find_files(source)} for source in (path, config.path)]
+    return bool(files[0] & files[1])
 
 
 def to_examples(rows: list[Row], ids: dict[str, int], path: str) -> list[Example]:
@@ -172,13 +187,17 @@ def split_validation(examples: list[Example], fraction: float, seed: int) -> tup
 
 
 def overlap_notes(train: list[Example], validation: list[Example], test: list[Example] | None) -> list[str]:
-    """What a reader of the scores should know: texts that scoring shares with training."""
-    seen = {example.text.strip() for example in train}
+    """What a reader of the scores should know: texts that scoring shares with training or choosing."""
+    trained, validated = ({example.text.strip() for example in part} for part in (train, validation))
     notes = []
-    for part, examples in (("validation", validation), ("test", test or [])):
+    for part, examples, seen, where in (
+        ("validation", validation, trained, "training"),
+        ("test", test or [], trained, "training"),
+        ("test", test or [], validated, "validation"),
+    ):
         shared = sum(example.text.strip() in seen for example in examples)
         if shared:
-            notes.append(f"{shared:,} of {len(examples):,} {part} texts are also in the training data")
+            notes.append(f"{shared:,} of {len(examples):,} {part} texts are also in the {where} data")
     return notes
 
 

@@ -157,7 +157,9 @@ def test_csv_text_stays_as_it_stands(tmp_path):
         b'\xef\xbb\xbfreview;stars\r\n"one\nwith ""quotes""; and lines";5\r\n'
         b"NA;1\r\nnull;5\r\n<s> caf\xc3\xa9 </s>;1\r\n"
     )
-    splits = load_examples(DataConfig(path=str(path), text="review", label="stars", validation=str(path)))
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(path.read_bytes())
+    splits = load_examples(DataConfig(path=str(path), text="review", label="stars", validation=str(copy)))
     assert splits.names == ["1", "5"]
     assert texts(splits.train) == ['one\nwith "quotes"; and lines', "NA", "null", "<s> caf\u00e9 </s>"]
     assert [e.label for e in splits.train] == [1, 0, 1, 0]
@@ -224,6 +226,16 @@ def test_nothing_left_for_validation(tmp_path):
 def test_empty_file(tmp_path):
     (tmp_path / "d.jsonl").touch()
     fails(DataConfig(path=str(tmp_path / "d.jsonl")), "d.jsonl", "no labelled rows")
+
+
+def test_training_rows_are_never_scored(tmp_path, train):
+    fails(DataConfig(path=train, test=train), "the test data is the training data", "data.test=FILE")
+    fails(
+        DataConfig(path=train, validation=str(tmp_path / "." / "train.jsonl")),
+        "the validation data is the training data",
+    )
+    # A file has no splits: it would be read whole again.
+    fails(DataConfig(path=train, test_split="test"), "the test data is the training data", "data.test_split=NAME")
 
 
 def test_the_built_in_task_takes_no_other_splits():
