@@ -229,13 +229,13 @@ def test_empty_file(tmp_path):
 
 
 def test_training_rows_are_never_scored(tmp_path, train):
-    fails(DataConfig(path=train, test=train), "the test data is the training data", "data.test=FILE")
-    fails(
-        DataConfig(path=train, validation=str(tmp_path / "." / "train.jsonl")),
-        "the validation data is the training data",
-    )
+    part = "is part of the training data"
+    fails(DataConfig(path=train, test=train), "the test data", part, "data.test=FILE")
+    fails(DataConfig(path=train, validation=str(tmp_path / "." / "train.jsonl")), "the validation data", part)
+    fails(DataConfig(path=str(tmp_path), test=train), part)
+    fails(DataConfig(path=str(tmp_path / "*.jsonl"), test=train), part)
     # A file has no splits: it would be read whole again.
-    fails(DataConfig(path=train, test_split="test"), "the test data is the training data", "data.test_split=NAME")
+    fails(DataConfig(path=train, test_split="test"), part, "data.test_split=NAME")
 
 
 def test_the_built_in_task_takes_no_other_splits():
