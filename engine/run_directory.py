@@ -163,27 +163,21 @@ class RunDirectory:
             )
 
     def _acquire(self) -> FileLock:
-        lock = self._new_lock()
+        # The system frees the lock of a process that was killed, and the library closes it in forked children: what is
+        # left in lock.json then is taken over.
+        lock = FileLock(self.path / ".lock", timeout=0, thread_local=False)
         try:
             lock.acquire()
         except Timeout:
             owner = self._owner()
-            if not _is_dead(owner):
-                raise ConfigError(
-                    f"{self.path}: another run is using it (process {owner.get('pid', '?')} on "
-                    f"{owner.get('host', '?')}, since {owner.get('since', '?')}). "
-                    "Wait for it, stop it, or choose another name (RUN=...)"
-                ) from None
-            # The run was killed, and a child that it forked still holds the inherited lock: start a new lock file.
-            (self.path / ".lock").unlink(missing_ok=True)
-            lock = self._new_lock()
-            lock.acquire()
+            raise ConfigError(
+                f"{self.path}: another run is using it (process {owner.get('pid', '?')} on "
+                f"{owner.get('host', '?')}, since {owner.get('since', '?')}). "
+                "Wait for it, stop it, or choose another name (RUN=...)"
+            ) from None
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
         write_json(self.path / "lock.json", owner)
         return lock
-
-    def _new_lock(self) -> FileLock:
-        return FileLock(self.path / ".lock", timeout=0, thread_local=False)
 
     def _owner(self) -> dict[str, Any]:
         # The winner writes lock.json just after it takes the lock.
@@ -200,15 +194,6 @@ class RunDirectory:
             if any(entry.iterdir()) if entry.is_dir() else entry.stat().st_size:
                 return True
         return False
-
-
-def _is_dead(owner: dict[str, Any]) -> bool:
-    """Whether the process is known to be gone: it ran on this host and its id is free."""
-    if owner.get("host") != socket.gethostname() or not isinstance(owner.get("pid"), int):
-        return False
-    import psutil
-
-    return not psutil.pid_exists(owner["pid"])
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -249,7 +249,8 @@ class WandbMirror:
         wandb = shutil.which("wandb") or str(Path(sys.executable).with_name("wandb"))
         wandb = "wandb" if shutil.which("wandb") else os.path.relpath(wandb)
         kind = "offline-run" if self._mode == "offline" else "run"
-        pieces = sorted((self._directory / "wandb").glob(f"{kind}-*-{self._id}"))
+        # Two launches within a second differ by a suffix after the id.
+        pieces = sorted((self._directory / "wandb").glob(f"{kind}-*-{self._id}*"))
         paths = [shlex.quote(os.path.relpath(piece)) for piece in pieces]
         together = [f"--id {self._id}"] if len(paths) > 1 else []
         return " ".join([shlex.quote(wandb), "sync", *together, *paths])

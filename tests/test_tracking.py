@@ -152,7 +152,7 @@ def test_a_failed_atomic_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
 def test_offline_runs_read_back_equal_the_files_across_a_resume(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SOME_API_KEY", CANARY)
     run, model = tmp_path / "gpt", tmp_path / "gpt" / "model"
-    config = {**CONFIG, "note": f"url https://me:{CANARY}@host/x"}
+    config = {**CONFIG, "note": f"key {CANARY}", "url": "https://me:pass@host/x"}
     with RunDirectory(run) as directory, Tracker(run, OFFLINE, "pretrain", config) as tracker:
         directory.record(config)
         for step in (1, 2, 3):
@@ -169,7 +169,7 @@ def test_offline_runs_read_back_equal_the_files_across_a_resume(tmp_path, monkey
     (started,) = of_type(found, "run")
     sent = dict(started["config"]["update"])
     sent.pop("_wandb")
-    assert sent == {**CONFIG, "note": "url https://***@host/x"}
+    assert sent == {**CONFIG, "note": "key ***", "url": "https://***@host/x"}
     assert (started["job_type"], started["run_group"], started["tags"]) == ("pretrain", "night", ["small"])
     metrics = [metric for metric in of_type(found, "metric") if metric.get("glob_name") == "*"]
     assert [metric["step_metric"] for metric in metrics] == ["train/step"]
@@ -301,8 +301,7 @@ def test_summaries_merge_and_artifacts_are_listed_once(tmp_path):
 def test_a_live_run_keeps_others_out_and_a_killed_one_does_not(tmp_path):
     code = (
         "import os, sys, time; from engine.run_directory import RunDirectory; run = RunDirectory(sys.argv[1])\n"
-        "child = os.fork()\n"
-        "if child: print(child, flush=True)\n"
+        "if not os.fork(): print(os.getpid(), flush=True)\n"
         "time.sleep(60)"
     )
     process = python(code, str(tmp_path / "run"))
@@ -313,7 +312,7 @@ def test_a_live_run_keeps_others_out_and_a_killed_one_does_not(tmp_path):
         RunDirectory(tmp_path / "run", main_process=False).close()
         process.kill()
         process.wait()
-        # The forked child is alive and still holds the file lock it inherited.
+        # A worker that the run forked is still alive, and lock.json still names the run.
         with RunDirectory(tmp_path / "run"), pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
             RunDirectory(tmp_path / "run")
         RunDirectory(tmp_path / "run").close()
