@@ -1,5 +1,6 @@
 """When to stop, evaluate and save: from a number of steps, or from a wall-time budget and the measured step time."""
 
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
     from engine.loop import LoopConfig
 
 UNKNOWN = 1 << 40
-FIRST_REVIEW = 10
+# The first look at the speed: after ten steps, or earlier when those would take a twentieth of the budget.
+FIRST_LOOK = 2
+ENOUGH_STEPS = 10
+FIRST_LOOK_SHARE = 0.05
+RECENT_STEPS = 20
 SECONDS_BETWEEN_SAVES = 60.0
 EVALUATIONS = 6
 # Time spent on evaluating during a budget, the last evaluation apart.
@@ -47,7 +52,7 @@ class Pace:
         self.schedule = Schedule(config.schedule, self.max_steps)
         self.evaluate_every = config.evaluate_every or max(1, self.max_steps // EVALUATIONS)
         self.save_every = config.save_every or self.evaluate_every
-        self.next_review = FIRST_REVIEW
+        self.next_review = FIRST_LOOK
         self.elapsed_before = 0.0
         self._evaluation_in_steps = evaluation_in_steps
         self._evaluation_seconds: float | None = None
@@ -74,48 +79,44 @@ class Pace:
 
     def review(self, step: int) -> bool:
         """Before `step`: adapt the plan if it is time to. Returns whether the plan changed. Collective."""
-        if step != self.next_review or step >= self.total:
+        if step < self.next_review or step >= self.total or not self._step_seconds:
             return False
-        times = sorted(self._step_seconds)
-        step_seconds = times[len(times) // 2] if times else None
-        step_seconds = broadcast(step_seconds, self.accelerator)
-        if step_seconds is None:
+        first = self.next_review == FIRST_LOOK
+        recent = sorted(list(self._step_seconds)[-RECENT_STEPS:])
+        step_seconds, elapsed, evaluation = broadcast(
+            (recent[len(recent) // 2], self.elapsed, self._evaluation_seconds), self.accelerator
+        )
+        if first and step < ENOUGH_STEPS and elapsed < FIRST_LOOK_SHARE * (self.budget or float("inf")):
             return False
-        if step == FIRST_REVIEW and self.config.save_every is None:
+        if first and self.config.save_every is None:
             self.save_every = max(1, round(SECONDS_BETWEEN_SAVES / step_seconds))
         if self.budget is not None:
-            self._fit_budget(step, step_seconds)
+            # A forward pass is a third of a training step.
+            evaluation = evaluation or 0.4 * self._evaluation_in_steps * step_seconds
+            self._fit_budget(step, step_seconds, self.budget - elapsed - SECONDS_FOR_SAVING, evaluation, first)
         self.next_review = self._after(step)
         if self.accelerator.is_main_process:
             write_json(self.path, self._state())
         self.accelerator.wait_for_everyone()
         return True
 
-    def _fit_budget(self, step: int, step_seconds: float) -> None:
-        evaluation = self._evaluation_seconds
-        if evaluation is None:
-            # A forward pass is a third of a training step.
-            evaluation = 0.4 * self._evaluation_in_steps * step_seconds
-        elapsed, evaluation = broadcast((self.elapsed, evaluation), self.accelerator)
-        left = self.budget - elapsed - SECONDS_FOR_SAVING - evaluation
-        if step == FIRST_REVIEW and self.config.evaluate_every is None:
-            count = min(EVALUATIONS - 1, int(EVALUATION_SHARE * self.budget / max(evaluation, 1e-9)))
-            total = step + max(1, int((left - count * evaluation) / step_seconds))
-            self.evaluate_every = max(1, -(-min(total, self.max_steps) // (count + 1)))
-        evaluations = max(0, (self.total if self.total < UNKNOWN else 0) - step) // self.evaluate_every
-        if step == FIRST_REVIEW:
-            evaluations = max(0, int(left / step_seconds) // self.evaluate_every)
-        total = step + int((left - evaluations * evaluation) / step_seconds)
+    def _fit_budget(self, step: int, step_seconds: float, left: float, evaluation: float, first: bool) -> None:
+        # The evaluation at the end is always made.
+        left -= evaluation
+        if first and self.config.evaluate_every is None:
+            count = min(EVALUATIONS - 1, int(EVALUATION_SHARE * left / evaluation))
+            total = step + (left - count * evaluation) / step_seconds
+            self.evaluate_every = max(1, math.ceil(min(total, self.max_steps) / (count + 1)))
+        total = step + int(left / (step_seconds + evaluation / self.evaluate_every))
         self.schedule.retotal(step, min(max(total, step + 1), self.max_steps))
 
     def _after(self, step: int) -> int:
-        """The next step to review at: where the rate begins to fall, then half-way to the end again and again."""
+        """The next step to review at: half-way to the fall of the rate, its beginning, then half-way to the end."""
         if self.budget is None:
             return UNKNOWN
         if step < self.schedule.decay_start:
-            # A look on the way too: the first steps tell the speed badly.
             middle = (step + self.schedule.decay_start) // 2
-            return middle if step <= FIRST_REVIEW and middle > step else self.schedule.decay_start
+            return middle if middle - step > ENOUGH_STEPS else self.schedule.decay_start
         left = self.total - step
         return step + left // 2 if left >= 8 else UNKNOWN
 
