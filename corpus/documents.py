@@ -8,6 +8,7 @@ print(report)
 import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 from corpus.config import CorpusConfig, SourceConfig
@@ -63,7 +64,9 @@ def iter_parts(config: CorpusConfig, split: Split, report: ReadReport) -> Iterat
     # Given validation sources come first: what they hold is then known when the training documents pass.
     plan = [("validation", source) for source in config.validation] + [("train", source) for source in config.sources]
     for part, source in plan:
-        documents = _distinct(_documents(config, source, part, split, report), seen, config.deduplicate, report)
+        documents = _documents(config, source, part, split, report)
+        if config.deduplicate or split != "hash":  # by hash, the same text is in the same part anyway
+            documents = _distinct(documents, seen, config.deduplicate, report)
         if part == "train" and source.weight != 1:
             documents = _weighted(documents, source, report)
         yield from documents
@@ -99,13 +102,12 @@ def cut(chunks: Iterable[str]) -> Iterator[bytes]:
     A part ends after the last newline in its second half, else before the last space or tab, else between characters.
     """
     buffer = b""
-    for chunk in chunks:
-        for start in range(0, len(chunk), 1 << 20):
-            buffer += chunk[start : start + (1 << 20)].encode()
-            while len(buffer) > MAX_DOCUMENT_BYTES:
-                end = _boundary(buffer)
-                yield buffer[:end]
-                buffer = buffer[end:]
+    for chunk in _slices(chunks):
+        buffer += chunk.encode()
+        while len(buffer) > MAX_DOCUMENT_BYTES:
+            end = _boundary(buffer)
+            yield buffer[:end]
+            buffer = buffer[end:]
     if buffer:
         yield buffer
 
@@ -125,26 +127,23 @@ def _documents(
 ) -> Iterator[Document]:
     """Every document of a source, cut to size, with its part."""
     for chunks in read_source(source, config.on_invalid, report):
-        if split == "tail":
-            parts = _tail(chunks, config)
-        else:
-            parts = ((part, chunk) for chunk in chunks)
+        groups = _tail(chunks, config) if split == "tail" else [(part, chunks)]
         pieces = 0
-        for name, group in groupby(parts, key=lambda item: item[0]):
-            for data in cut(chunk for _, chunk in group):
+        for name, group in groups:
+            for data in cut(group):
                 text = data.decode()
                 if text.isspace():
                     continue
+                pieces += 1
                 digest = _digest(data, config.seed)
                 by_hash = "validation" if split == "hash" and _in_validation(digest, config) else name
-                pieces += 1
                 yield Document(by_hash, text, digest)
         report.empty += pieces == 0
         report.cut += pieces > (2 if split == "tail" else 1)
 
 
-def _tail(chunks: Iterable[str], config: CorpusConfig) -> Iterator[tuple[str, str]]:
-    """(part, piece): the first characters of a document are for training, the last for validation."""
+def _tail(chunks: Iterable[str], config: CorpusConfig) -> Iterator[tuple[str, Iterable[str]]]:
+    """(part, pieces): the first characters of a document are for training, the last for validation."""
     if isinstance(chunks, TextFile):
         length = sum(len(chunk) for chunk in TextFile(chunks.path, chunks.on_invalid, ReadReport()))
     else:
@@ -153,7 +152,12 @@ def _tail(chunks: Iterable[str], config: CorpusConfig) -> Iterator[tuple[str, st
     train = int(length * (1 - (config.validation_fraction or TAIL_FRACTION)))
     if config.validation_fraction is None:
         train = max(train, length - TAIL_CHARACTERS)
-    for chunk in chunks:
+    for part, group in groupby(_marked(chunks, train), key=itemgetter(0)):
+        yield part, (piece for _, piece in group)
+
+
+def _marked(chunks: Iterable[str], train: int) -> Iterator[tuple[str, str]]:
+    for chunk in _slices(chunks):
         if train > 0:
             yield "train", chunk[:train]
         if train < len(chunk):
@@ -210,6 +214,13 @@ def _weighted(documents: Iterable[Document], source: SourceConfig, report: ReadR
             f"{source.path}: weight {source.weight} leaves none of its {total:,} training documents "
             "(each is taken or left whole); raise the weight or split the files"
         )
+
+
+def _slices(chunks: Iterable[str]) -> Iterator[str]:
+    """The same text in pieces of at most 1 Mi characters: a row may hold hundreds, too many to copy often."""
+    for chunk in chunks:
+        for start in range(0, len(chunk), 1 << 20):
+            yield chunk[start : start + (1 << 20)]
 
 
 def _in_validation(digest: bytes, config: CorpusConfig) -> bool:

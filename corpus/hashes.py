@@ -2,7 +2,7 @@
 
 import numpy as np
 
-RECENT = 1 << 17
+RECENT = 1 << 19
 
 
 class HashSet:
@@ -16,7 +16,7 @@ class HashSet:
         if digest in self._recent:
             return True
         for run in self._runs:
-            place = int(np.searchsorted(run, np.bytes_(digest)))
+            place = int(run.searchsorted(digest))
             # S16 drops trailing NULs on reading; all hashes have 16 bytes, so padding them back is exact.
             if place < len(run) and bytes(run[place]).ljust(16, b"\0") == digest:
                 return True

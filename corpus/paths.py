@@ -41,7 +41,7 @@ def is_hub_name(path: str) -> bool:
         return False
     suffixes = [suffix.lower() for suffix in plain_suffixes(path)]
     looks_local = any(suffix in (*TABLES, *COMPRESSED, ".txt", ".md", ".text") for suffix in suffixes)
-    return not looks_local and not os.path.exists(path) and not os.path.isdir(path.partition("/")[0])
+    return not looks_local and not os.path.isdir(path.partition("/")[0])
 
 
 def find_files(path: str) -> list[Path]:

@@ -10,6 +10,7 @@ memory (300,000 reviews in one: 1.26 GB resident against 0.40 GB with pyarrow's 
 import csv
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any
 from corpus.hub import iter_dataset, load_hub, load_saved
 from corpus.paths import find_files, is_hub_name, saved_dataset, table_format
 from corpus.report import ReadReport
-from corpus.text import head, iter_lines, read_text
+from corpus.text import CHUNK, head, iter_lines, read_text
 from engine.errors import DataError
 
 Row = dict[str, Any]
 # The csv module holds a field in 4 bytes a character, twice while it grows.
 MAX_CSV_FIELD = 64 << 20
-MAX_JSON_ELEMENT = 256 << 20
+# A row as a str (1, 2 or 4 bytes a character, by its widest one); its text is as large again.
+MAX_JSON_BYTES = 416 << 20
 SEPARATOR = re.compile(r"[\s,]*")
 
 
@@ -122,11 +124,12 @@ def _require(columns: Sequence[str], found: Sequence[str], name: str) -> None:
 
 def _valid(text: str, place: str, name: str, on_invalid: str, report: ReadReport) -> str:
     try:
-        text.encode()
+        for start in range(0, len(text), CHUNK):
+            text[start : start + CHUNK].encode()
         return text
     except UnicodeEncodeError as error:
         if on_invalid == "stop":
-            raise DataError(f"{place}: half of a surrogate pair at character {error.start:,}") from None
+            raise DataError(f"{place}: half of a surrogate pair at character {start + error.start:,}") from None
         valid = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         report.replace(name, 2 * (valid.count("\ufffd") - text.count("\ufffd")))
         return valid
@@ -180,14 +183,21 @@ def _json_rows(path: Path, columns: Sequence[str], on_invalid: str, report: Read
 
 
 def _json_lines(path: Path, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(iter_lines(chunks, newline="\n"), 1):
+    decode = json.JSONDecoder().decode
+    number = 0
+    for line in iter_lines(chunks, newline="\n"):
+        number += 1  # enumerate() would keep the line alive
         if line.isspace():
             continue
+        if sys.getsizeof(line) > MAX_JSON_BYTES:
+            raise DataError(
+                f"{path}: line {number} takes over {MAX_JSON_BYTES >> 20} MiB; put such text in a .txt file"
+            )
         try:
-            value = json.loads(line)
+            value = decode(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: line {number}: not valid JSON: {error}") from None
-        del line  # it may be hundreds of megabytes
+        del line
         yield f"line {number}", value
 
 
@@ -204,7 +214,7 @@ def _json_array(path: Path, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError) as error:
             # Either the element goes on in the next pieces (twice as many each time), or it is broken.
             rest = "".join(islice(chunks, more))
-            if not rest or len(buffer) - place > MAX_JSON_ELEMENT:
+            if not rest or sys.getsizeof(buffer) > MAX_JSON_BYTES:
                 raise DataError(f"{path}: element {number}: not valid JSON: {error}") from None
             buffer, place, more = buffer[place:] + rest, 0, more * 2
             continue

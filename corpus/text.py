@@ -36,7 +36,7 @@ def read_text(path: Path, on_invalid: str, report: ReadReport) -> Iterator[str]:
     with their byte offset. Raises DataError for a binary, damaged or unreadable file.
     """
     decoder, encoding, fed = None, "", 0
-    for data in _read_bytes(path, report):
+    for data in _read_bytes(path, report, CHUNK):
         if decoder is None:
             found, fed = _encoding(data)
             if found is None:
@@ -65,17 +65,21 @@ def iter_lines(chunks: Iterable[str], newline: str) -> Iterator[str]:
     """Lines with their ends, from pieces of text: newline="\\n" ends them there alone, "" at "\\r" and "\\r\\n" too."""
     held: list[str] = []
     for chunk in chunks:
-        if held and held[-1].endswith("\r"):  # may be half of "\r\n"
+        if newline == "" and held and held[-1].endswith("\r"):  # may be half of "\r\n"
             chunk = held.pop() + chunk
         lines = io.StringIO(chunk, newline=newline)
         for line in lines:
             if line.endswith("\n") or (newline == "" and line.endswith("\r") and lines.tell() < len(chunk)):
-                whole, held = "".join([*held, line]), []
-                yield whole
+                # Popped, so that no second reference keeps a long line alive while it is being used.
+                held = ["".join([*held, line])] if held else [line]
+                yield held.pop()
             else:
                 held.append(line)
+        if len(held) == 32:
+            held = ["".join(held)]  # hundreds of 1 MiB strings, once freed, stay with the process
     if held:
-        yield "".join(held)
+        held = ["".join(held)]
+        yield held.pop()
 
 
 def _encoding(data: bytes) -> tuple[str | None, int]:
@@ -144,7 +148,7 @@ def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, io.BufferedReader]]:
         raise DataError(f"{path}: not a whole {suffix} file: {error}; copy or download it again") from None
 
 
-def _read_bytes(path: Path, report: ReadReport, size: int = CHUNK) -> Iterator[bytes]:
+def _read_bytes(path: Path, report: ReadReport, size: int) -> Iterator[bytes]:
     """Decompressed bytes in pieces; counts what was read of the file itself in `report.raw_bytes`."""
     with _open(path) as (stream, raw):
         before = 0

@@ -101,8 +101,9 @@ def test_text_is_decoded_and_otherwise_kept_as_it_is(tmp_path, data, text):
     assert read(str(tmp_path / "a.txt"), split="hash") == [text]
 
 
-def test_invalid_bytes_are_replaced_and_counted_or_stop_with_their_place(tmp_path, monkeypatch):
-    monkeypatch.setattr("corpus.text.CHUNK", 7)  # sequences are cut between chunks
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+def test_invalid_bytes_are_replaced_and_counted_or_stop_with_their_place(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("corpus.text.CHUNK", chunk)  # of 7 bytes: characters are cut in two
     path = tmp_path / "latin.txt"
     data = "gr\u00fcn \ufffd \U0001f600 ".encode() + b"caf\xe9 \xff\xfe end \xf0\x9f"
     path.write_bytes(data)
@@ -188,6 +189,9 @@ def test_weights_repeat_and_thin_training_documents_alone(tmp_path):
     half = parts([{"path": path, "weight": 0.5}])
     assert set(half[0]) < set(train) and len(half[0]) == pytest.approx(len(train) / 2, abs=40)
     assert half[1] == validation
+    even = {"validation_fraction": 0.5}
+    chosen = parts([{"path": path, "weight": 0.5}], **even)[0]  # one hash must not decide on both
+    assert len(chosen) == pytest.approx(len(parts(path, **even)[0]) / 2, abs=40)
     more = read([{"path": path, "weight": 2.5}], "train")
     assert {text for text in train if more.count(text) == 3} == set(half[0])
     with pytest.raises(DataError, match="leaves none"):

@@ -179,7 +179,11 @@ def test_a_killed_build_goes_on_after_its_whole_shards(corpus, tmp_path, small_s
         killed = subprocess.run(arguments, capture_output=True, cwd=Path(__file__).parent.parent)
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
         assert not list(root.glob("*/train/manifest.json")) and list(root.glob("*.partial/train/shard-00001.json"))
-    (next(root.glob("*.partial")) / "train" / "tokens-09999.bin").write_bytes(b"left over")
+    partial = next(root.glob("*.partial")) / "train"
+    (partial / "tokens-09999.bin").write_bytes(b"left over")
+    last = sorted(partial.glob("shard-*.json"))[-1]
+    damaged = last.with_name(last.name.replace("shard", "tokens")).with_suffix(".bin")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
     rest = Bytes()
     stores = build_store(corpus, rest, root)
     assert "going on after" in capsys.readouterr().err and 0 < len(rest.texts) < 100
