@@ -60,7 +60,7 @@ class Panel:
 def panels(rows: Sequence[Mapping[str, Any]], levels: Mapping[str, Mapping[str, float]] | None = None) -> list[Panel]:
     """Group the numbers of metrics.jsonl and timing.jsonl rows: "train/loss" and "val/loss" share a panel.
 
-    `levels` maps a metric to named level lines. A curve needs two points, a panel one curve.
+    `levels` maps a metric to named level lines. A panel needs a curve of two points; beside it a single one is shown.
     """
     found: dict[str, Panel] = {}
     for row in rows:
@@ -73,10 +73,9 @@ def panels(rows: Sequence[Mapping[str, Any]], levels: Mapping[str, Mapping[str, 
             steps.append(row.get("step", len(steps)))
             values.append(value)
     for panel in found.values():
-        panel.curves = {name: curve for name, curve in panel.curves.items() if len(curve[0]) > 1}
         panel.levels = dict((levels or {}).get(panel.metric, {}))
     order = list(TITLES)
-    shown = [panel for panel in found.values() if panel.curves]
+    shown = [panel for panel in found.values() if any(len(steps) > 1 for steps, _ in panel.curves.values())]
     return sorted(shown, key=lambda p: (order.index(p.metric) if p.metric in order else len(order), p.metric))
 
 

@@ -6,8 +6,8 @@ metrics.jsonl, timing.jsonl, summary.json and tables/*.json. Known keys of summa
     job_type         "tokenizer" | "pretrain" | "finetune" (written by the Tracker)
     objective        "causal" | "masked" | "classification"
     parameters, tokens, train_seconds
-    pretrain         val/loss (nats), val/ppl, val/bpb (bits per byte), val/accuracy or val/masked_accuracy,
-                     unigram_loss, unigram_bpb: the lines to beat
+    pretrain         val/loss (nats), val/ppl, val/bpb (bits per byte), val/accuracy (of the masked positions where the
+                     objective is "masked"), unigram_loss, unigram_bpb: the lines to beat
     finetune         scores: [{"name", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "mcc", "examples",
                      "baseline": true for the rows to beat}, ...]; the first row is the run's own
     tokenizer        vocab_size, bytes_per_token, coverage, byte_fallback (shares of 1), tokens_per_word,
@@ -25,6 +25,8 @@ from engine.errors import ConfigError
 from engine.files import write_atomic
 from engine.run_record import RUN_FILES, Run, show
 
+_TILE = 14  # characters: longer values are listed below the tiles
+
 
 def write_report(path: Path | str) -> Path:
     """Write report.html into a run directory and return its path. Raises ConfigError when there is no run."""
@@ -40,12 +42,14 @@ def write_report(path: Path | str) -> Path:
         if isinstance(run.summary.get(f"unigram_{metric}"), (int, float))
     }
     charts = [(panel.title, draw(panel)) for panel in panels(run.rows, levels)]
+    figures = run.figures()
     special = {"samples", "confusion", "per_class", "pieces"}
     page = _template("report.html.jinja").render(
         run=run,
         charts=charts,
         scores=run.scores(),
-        figures=run.figures(),
+        figures=[figure for figure in figures if len(figure[1]) <= _TILE],
+        details=[figure for figure in figures if len(figure[1]) > _TILE],
         samples=run.table("samples"),
         confusion=_confusion(run.table("confusion")),
         per_class=_text_table(run.table("per_class")),

@@ -15,24 +15,26 @@ RUN_FILES = ("config.yaml", "summary.json", "metrics.jsonl")
 _KINDS = {"tokenizer": "Tokenizer", "pretrain": "Pretraining", "finetune": "Fine-tuning"}
 _OBJECTIVES = {"causal": "language model", "masked": "masked language model", "classification": "classifier"}
 
+# Scores, in the order of the columns, then other figures.
 LABELS = {
-    "accuracy": "accuracy",
-    "masked_accuracy": "masked accuracy",
-    "macro_f1": "macro F1",
-    "mcc": "MCC",
     "bpb": "bits per byte",
     "loss": "loss (nats)",
     "ppl": "perplexity",
+    "masked_accuracy": "masked accuracy",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "mcc": "MCC",
     "examples": "examples",
+    "bytes_per_token": "bytes per token",
+    "tokens_per_word": "tokens per word",
+    "byte_fallback": "single-byte tokens",
+    "coverage": "characters covered",
     "parameters": "parameters",
     "tokens": "tokens trained on",
     "train_seconds": "training time",
     "vocab_size": "vocabulary",
-    "bytes_per_token": "bytes per token",
-    "byte_fallback": "single-byte tokens",
-    "coverage": "characters covered",
-    "tokens_per_word": "tokens per word",
 }
+_NO_SCORE = {"parameters", "tokens", "train_seconds", "vocab_size"}
 _PERCENT = {"accuracy", "masked_accuracy", "coverage", "byte_fallback"}
 _TOKENIZER = ("bytes_per_token", "tokens_per_word", "byte_fallback", "coverage")
 _UNIGRAM = ("bpb", "loss")
@@ -138,6 +140,8 @@ class Run:
             plain = {"bytes_per_token": 1.0, "tokens_per_word": words, "byte_fallback": 1.0}
             return [{"name": self.name, **own}, {"name": "plain bytes", **plain, "baseline": True}]
         own = {key: found[f"val/{key}"] for key in LABELS if f"val/{key}" in found}
+        if found.get("objective") == "masked" and "accuracy" in own:
+            own["masked_accuracy"] = own.pop("accuracy")
         unigram = {key: found[f"unigram_{key}"] for key in _UNIGRAM if f"unigram_{key}" in found}
         if not own:
             return []
@@ -156,13 +160,13 @@ class Run:
         return ""
 
     def figures(self) -> list[tuple[str, str]]:
-        """(label, value) of the summary's single numbers and words that no table shows."""
+        """(label, value) of what summary.json holds beside the scores, lists and tables left out."""
         scored = self.scores() is not None
         shown = []
         for key, value in self.summary.items():
             if key in _SHOWN_ELSEWHERE or isinstance(value, (dict, list)) or value is None:
                 continue
-            if scored and (key in _TOKENIZER or (key.startswith("val/") and key[4:] in LABELS)):
+            if scored and (key in _TOKENIZER or key.startswith(("val/", "test/"))):
                 continue
             shown.append((LABELS.get(key, key.replace("_", " ")), show(key, value)))
         return shown
@@ -170,7 +174,7 @@ class Run:
 
 def score_table(rows: list[dict[str, Any]]) -> ScoreTable | None:
     """Rows of `Run.score_rows`, of one run or several, as text."""
-    keys = [key for key in LABELS if key != "parameters" and any(key in row for row in rows)]
+    keys = [key for key in LABELS if key not in _NO_SCORE and any(key in row for row in rows)]
     if not rows or not keys:
         return None
     cells = [[str(row.get("name", "")), *[_score(key, row) for key in keys]] for row in rows]

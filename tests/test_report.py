@@ -136,6 +136,18 @@ def test_long_curves_are_thinned_and_smoothing_neither_leads_nor_lags():
     assert _smooth(line) == pytest.approx(line)
 
 
+def test_a_single_evaluation_is_shown_beside_the_training_curve():
+    rows = [{"step": step, "train/loss": 1.0} for step in range(3)] + [{"step": 2, "val/loss": 2.0, "val/bpb": 1.0}]
+    (panel,) = panels(rows)
+    assert panel.curves["val"] == ([2], [2.0])
+
+
+def test_the_accuracy_of_a_masked_model_is_named_for_what_it_is(tmp_path):
+    with Tracker(tmp_path, TrackingConfig(wandb="disabled"), "pretrain", {}) as tracker:
+        tracker.summary({"objective": "masked", "val/loss": 2.0, "val/accuracy": 0.5, "unigram_loss": 6.0})
+    assert Run(tmp_path).scores().columns == ["", "loss (nats)", "masked accuracy"]
+
+
 def test_the_summary_shows_places_scores_a_sample_and_three_commands(runs, capsys):
     (runs / "gpt" / "model").mkdir()
     console = Console(width=140, force_terminal=False)
