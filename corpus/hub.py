@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from corpus.paths import FORMATS, HUB_PREFIX
+from corpus.paths import FORMATS, HUB_PREFIX, nearest
 from engine.errors import DataError
 
 BATCH = 100  # rows; documents can be long
@@ -79,7 +79,7 @@ def _cannot_load(path: str, what: str, error: Exception) -> DataError:
     name = path.removeprefix(HUB_PREFIX).partition(":")[0]
     return DataError(
         f"{path}: there is no local file or folder of this name, and the Hugging Face dataset '{name}' ({what}) "
-        f"cannot be loaded: {type(error).__name__}: {error}\n"
+        f"cannot be loaded: {type(error).__name__}: {error}\n{nearest(Path(name))}"
         f"Without a network these work: {FORMATS}. On a connected machine 'hf download {name} --repo-type dataset "
         "--local-dir DIR' fetches the files; copy DIR here and name the files in it."
     )

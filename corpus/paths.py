@@ -69,9 +69,7 @@ def find_files(path: str) -> list[Path]:
         return files
     if place.exists():
         raise DataError(f"{path}: not a regular file or folder; it is read more than once, so write it to a file first")
-    raise DataError(
-        f"{path}: no such file or folder.{_nearest(place)} Sources can be: {FORMATS}, or a dataset org/name"
-    )
+    raise DataError(f"{path}: no such file or folder. {nearest(place)}Sources can be: {FORMATS}, or a dataset org/name")
 
 
 def saved_dataset(path: str) -> bool:
@@ -82,11 +80,11 @@ def saved_dataset(path: str) -> bool:
     )
 
 
-def _nearest(place: Path) -> str:
-    """' Did you mean X?' for the first part of `place` that does not exist."""
+def nearest(place: Path) -> str:
+    """'Did you mean X? ' for the first part of `place` that does not exist, or nothing when no name is near."""
     existing = next((parent for parent in place.parents if parent.is_dir()), None)
     if existing is None:
         return ""
     wrong = place.relative_to(existing).parts[0]
     near = difflib.get_close_matches(wrong, sorted(os.listdir(existing)), 1, 0.5)
-    return f" Did you mean {existing / near[0]}?" if near else ""
+    return f"Did you mean {existing / near[0]}? " if near else ""

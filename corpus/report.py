@@ -45,7 +45,7 @@ class ReadReport:
     def __str__(self) -> str:
         lines = [f"{self.documents:,} documents, {self.bytes / 1e6:,.1f} MB of text"]
         if self.files:
-            lines.append(f"from {self.files:,} files")
+            lines.append(f"from {self.files:,} file{'s' * (self.files > 1)}")
         dropped = [
             (self.duplicates, "exact duplicates"),
             (self.overlap, "documents that are also in the other part"),

@@ -79,7 +79,7 @@ class ShardWriter:
             )
         if self._file is None:
             self._file = self._path("tokens", ".bin.tmp").open("wb")
-        flat.astype(self.dtype).tofile(self._file)
+        self._file.write(flat.astype(self.dtype))  # ndarray.tofile would hide why a write failed
         self._tokens += len(flat)
         self._batch, self._batch_bytes = [], 0
         if self._tokens >= SHARD_TOKENS:
@@ -92,7 +92,7 @@ class ShardWriter:
         tokens = _publish(self._path("tokens", ".bin.tmp"))
         with self._path("documents", ".bin.tmp").open("wb") as file:
             sizes = np.asarray(self._sizes, dtype="<u4")
-            sizes.tofile(file)
+            file.write(sizes)
             _sync(file)
         documents = _publish(self._path("documents", ".bin.tmp"))
         shard = {

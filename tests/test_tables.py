@@ -202,6 +202,9 @@ def test_without_a_network_the_error_says_what_works_instead(tmp_path, monkeypat
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(DataError, match=r"Couldn't reach") as caught:
         list(iter_documents(CorpusConfig(sources="org/name:config")))
+    (tmp_path / "orgs").mkdir()
+    with pytest.raises(DataError, match=r"Did you mean orgs\? "):
+        list(iter_documents(CorpusConfig(sources="org/name")))
     for word in ("org/name", "config", "split train", ".jsonl", ".parquet", "hf download org/name"):
         assert word in str(caught.value)
 
