@@ -18,7 +18,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 quoted = '$(subst ','\'',$(1))'
 given  = $(if $(strip $($(1))),$(2) $(call quoted,$($(1))))
-common = $(CONFIG) $(call given,DATA,--data) $(call given,BUDGET,--budget) $(call given,RUN,--run)
+# run=NAME rather than --run NAME: torchrun takes --run for an abbreviation of its own options.
+named  = $(if $(strip $(RUN)),run=$(call quoted,$(RUN)))
+common = $(CONFIG) $(call given,DATA,--data) $(call given,BUDGET,--budget) $(named)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +48,7 @@ pipeline: $(READY) ## text -> tokenizer, GPT and MLM, two classifiers, a sample,
 	@python -m engine summary
 
 tokenizer: $(READY) ## train a SentencePiece tokenizer, check and measure it
-	@$(LAUNCH) -m tokenizer $(CONFIG) $(call given,DATA,--data) $(call given,RUN,--run) $(ARGS)
+	@$(LAUNCH) -m tokenizer $(CONFIG) $(call given,DATA,--data) $(named) $(ARGS)
 
 pretrain: $(READY) ## pretrain MODEL on DATA within BUDGET
 	@for model in $(MODEL); do $(LAUNCH) -m pretrain $(common) --model $$model $(ARGS) || exit $$?; done

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,17 +19,18 @@ from engine.loop import HARMLESS, train
 from engine.run_directory import RunDirectory
 from engine.runtime import default_device, make_accelerator, start_processes
 from engine.tracking import Tracker
-from finetune.baselines import compute_baselines
 from finetune.batches import LengthBatches, collate, ordered_batches
 from finetune.data import load_examples
 from finetune.encode import EncodedTexts, encode_texts, padding_id
 from finetune.examples import Example, Splits
-from finetune.metrics import Scores, compute_scores
 from finetune.predict import Classifier
 from finetune.run_config import FinetuneConfig
 from model import SequenceClassifier, load_model
 from tokenizer import load_tokenizer
 from tokenizer.export import save_tokenizer
+
+if TYPE_CHECKING:
+    from finetune.metrics import Scores
 
 RUNS = Path("runs")
 # Tokens in one forward pass with gradients, per rank, when micro_batch_size is not given.
@@ -130,6 +131,9 @@ def _train(
     answers = np.array([example.label for example in splits.validation])
 
     def evaluate(model: nn.Module) -> dict[str, float]:
+        # The evaluate package takes seconds to import: not before the first step.
+        from finetune.metrics import compute_scores
+
         loss, predictions = _predict(
             model, held_out, answers, pad, max_length, config.evaluation_batch_size, accelerator
         )
@@ -223,6 +227,9 @@ def _score(
     config: FinetuneConfig, splits: Splits, run: RunDirectory, tracker: Tracker, console: Console
 ) -> dict[str, float]:
     """Scores of run.model, as it lies on disk, on the test split (validation when there is none), and the baselines."""
+    from finetune.baselines import compute_baselines
+    from finetune.metrics import compute_scores
+
     part, examples = ("test", splits.test) if splits.test is not None else ("validation", splits.validation)
     classifier = Classifier(run.model)
     probabilities = classifier.probabilities([example.text for example in examples], config.evaluation_batch_size)
@@ -267,5 +274,5 @@ def _score(
     return numbers
 
 
-def _row(name: str, scores: Scores, baseline: bool) -> dict[str, Any]:
+def _row(name: str, scores: "Scores", baseline: bool) -> dict[str, Any]:
     return {"name": name, **scores.numbers(), "baseline": baseline}

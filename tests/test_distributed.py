@@ -1,0 +1,111 @@
+"""Two processes give the losses of one process with twice the accumulation: DDP, and DeepSpeed ZeRO 1, 2, 3 on CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+STEPS = 20
+SETTINGS = [
+    f"max_steps={STEPS}",
+    "budget=null",
+    "global_batch_size=8",
+    "micro_batch_size=2",
+    "evaluate_every=10",
+    "save_every=10",
+    "sizes.hidden_size=32",
+    "sizes.num_hidden_layers=2",
+    "sizes.num_attention_heads=2",
+    "sizes.max_position_embeddings=32",
+    "vocab_size=320",
+    "optim.name=adamw",
+    "runtime.precision=fp32",
+    "runtime.device=cpu",
+    "tracking.wandb=disabled",
+]
+REPOSITORY = Path(__file__).parent.parent
+
+
+def launch(
+    folder: Path, run: str, *settings: str, processes: int = 1, stage: int | None = None
+) -> subprocess.CompletedProcess:
+    """`python -m pretrain` in `folder`, under torchrun for two processes, with DeepSpeed for a stage."""
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_DEEPSPEED": str(stage is not None).lower(),
+        **({"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)} if stage is not None else {}),
+    }
+    command = [*launcher, "pretrain", "--data", "text.txt", f"run={run}", *SETTINGS, *settings]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
+
+
+def losses(folder: Path, run: str, key: str = "train/loss") -> list[float]:
+    rows = [json.loads(line) for line in (folder / "runs" / run / "metrics.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if key in row]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a text, where one process has trained runs/one and runs/one-mlm."""
+    folder = tmp_path_factory.mktemp("distributed")
+    words = [f"word{i * i % 97} " for i in range(6000)]
+    (folder / "text.txt").write_text("".join(words))
+    for run, settings in (("one", []), ("one-mlm", ["--model", "mlm"])):
+        result = launch(folder, run, *settings)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("model", ["gpt", "mlm"])
+@pytest.mark.parametrize("stage", [None, 1, 2, 3])
+def test_two_processes_equal_one(folder, stage, model):
+    if model == "mlm" and stage in (1, 2):
+        pytest.skip("the objective and the sharding are independent; one stage is enough")
+    run = f"{model}-{stage}"
+    result = launch(folder, run, "--model", model, processes=2, stage=stage)
+    assert result.returncode == 0, result.stderr
+    reference = "one" if model == "gpt" else "one-mlm"
+    for key in ("train/loss", "val/loss"):
+        expected = losses(folder, reference, key)
+        assert len(expected) == (STEPS if key == "train/loss" else 2)
+        assert losses(folder, run, key) == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0]
+    assert len(list((folder / "runs" / run).glob("checkpoints/step-*"))) == 2
+
+
+def test_a_run_moves_between_processes_and_stages(folder):
+    """Ten steps on two processes under ZeRO-3, then on to twenty on one without DeepSpeed."""
+    import shutil
+
+    run = folder / "runs" / "moving"
+    result = launch(folder, "moving", processes=2, stage=3)
+    assert result.returncode == 0, result.stderr
+    shutil.rmtree(run / "checkpoints" / f"step-{STEPS:08d}")
+    shutil.rmtree(run / "model")
+    (run / "finished.json").unlink()
+    result = launch(folder, "moving")
+    assert result.returncode == 0, result.stderr
+    assert "going on from step 10" in result.stdout + result.stderr
+    assert losses(folder, "moving") == pytest.approx(losses(folder, "one"), rel=1e-5)
+
+
+def test_an_error_of_the_user_is_one_message_on_two_processes(folder):
+    result = launch(folder, "bad", "global_batch_size=3", "micro_batch_size=null", processes=2)
+    assert result.returncode != 0
+    assert "global_batch_size" in result.stderr
+
+
+def test_gathered_zero3_weights_are_whole(folder):
+    from model import load_model
+
+    model = load_model(folder / "runs" / "one" / "model")
+    assert all(torch.isfinite(parameter).all() and parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,139 @@
+"""The rules of the house: import direction, what start-up may import, no pickle, files that can be held in the head."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STAGES = {"tokenizer", "pretrain", "finetune", "generate"}
+PACKAGES = STAGES | {"corpus", "model", "engine"}
+ALLOWED = {
+    "model": set(),
+    "corpus": {"engine"},
+    "engine": {"model"},
+    "tokenizer": {"corpus", "engine", "model"},
+    "pretrain": {"corpus", "engine", "model", "tokenizer"},
+    "finetune": {"corpus", "engine", "model", "tokenizer"},
+    "generate": {"corpus", "engine", "model", "tokenizer"},
+}
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Modules imported anywhere in a file, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_imports_point_one_way(package):
+    for path in (ROOT / package).rglob("*.py"):
+        ours = {name.split(".")[0] for name in imported(path)} & PACKAGES
+        assert ours <= ALLOWED[package] | {package}, f"{path} imports {ours - ALLOWED[package]}"
+
+
+def test_the_corpus_takes_errors_and_configuration_from_the_engine_and_no_torch():
+    for path in (ROOT / "corpus").rglob("*.py"):
+        names = imported(path)
+        assert {n for n in names if n.startswith("engine")} <= {"engine.errors", "engine.config"}, path
+        assert not any(n.split(".")[0] == "torch" for n in names), path
+
+
+def test_the_model_imports_torch_and_its_file_format_alone():
+    for path in (ROOT / "model").rglob("*.py"):
+        outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names) - {"model"}
+        assert outside <= {"torch", "safetensors"}, path
+
+
+def test_no_file_without_a_home_and_none_too_long():
+    for path in SOURCES:
+        assert path.name not in ("utils.py", "helpers.py", "common.py", "misc.py"), path
+        assert len(path.read_text().splitlines()) <= 350, path
+        assert path.read_text().isascii(), path
+
+
+def test_nothing_unpickles():
+    for path in SOURCES:
+        text = path.read_text()
+        assert not re.search(r"\bpickle\b(?!d|s)|torch\.load\(|yaml\.load\(|trust_remote_code", text), path
+
+
+def loaded_by(code: str) -> set[str]:
+    program = f"import sys\n{code}\nprint(' '.join(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in result.stdout.split()}
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES) + ["engine"])
+def test_help_is_answered_without_torch(stage):
+    program = f"""
+import runpy, sys
+sys.argv = ["{stage}", "--help"]
+try:
+    runpy.run_module("{stage}", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+print("MODULES", *sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    text, _, modules = result.stdout.partition("MODULES")
+    assert "Examples" in text and "Exit codes" in text
+    assert not {"torch", "transformers", "datasets", "wandb", "accelerate"} & set(modules.split())
+
+
+def test_the_first_token_and_the_first_step_import_nothing_heavy():
+    assert not {"transformers", "datasets", "wandb", "accelerate", "deepspeed"} & loaded_by("import generate.load")
+    assert not {"transformers", "datasets", "wandb", "deepspeed"} & loaded_by("import pretrain.run")
+
+
+def configurations() -> list[Path]:
+    return sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "accelerate")
+
+
+@pytest.mark.parametrize("path", configurations(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_shipped_configuration_parses(path):
+    from engine.config import load_config
+    from finetune.run_config import FinetuneConfig
+    from pretrain.config import PretrainConfig
+    from tokenizer.config import TokenizerConfig
+
+    classes = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "configs": TokenizerConfig}
+    load_config(classes[path.parent.name], path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_launch_configuration_is_one_for_accelerate(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(path)).num_processes >= 1
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
+
+
+def test_every_make_target_that_the_readme_names_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text()))
+    assert named and named <= targets
+
+
+def test_every_module_and_file_that_the_readme_names_exists():
+    text = (ROOT / "README.md").read_text()
+    for module in re.findall(r"python -m ([a-z_.]+)", text):
+        assert (ROOT / module.replace(".", "/")).exists() or (ROOT / (module.replace(".", "/") + ".py")).exists(), (
+            module
+        )
+    for name in re.findall(r"\b(?:configs|benchmarks|docs)/[\w./-]+", text):
+        assert (ROOT / name.rstrip(".")).exists(), name
+    assert readme_commands()
