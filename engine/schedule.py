@@ -29,7 +29,7 @@ class Schedule:
             raise ConfigError(f"max_steps must be at least 1, found {total}")
         self.config = config
         self.total = total
-        warmup = min(config.warmup_steps, total // 10)
+        self.warmup = warmup = min(config.warmup_steps, total // 10)
         decay = max(1, round(config.decay_fraction * total))
         # A warm-up of n steps starts at 1/(n+1): the first step already learns.
         start = (-1, 0.0) if warmup else (0, 1.0)
@@ -40,10 +40,9 @@ class Schedule:
 
     def factor(self, step: int) -> float:
         if self.config.kind == "cosine":
-            warmup = self.knots[1][0]
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            progress = min(1.0, (step - warmup) / max(1, self.total - warmup))
+            if step < self.warmup:
+                return (step + 1) / (self.warmup + 1)
+            progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
             low = self.config.min_ratio
             return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
         for (x0, y0), (x1, y1) in pairwise(self.knots):
@@ -58,17 +57,19 @@ class Schedule:
     def retotal(self, step: int, total: int) -> None:
         """From `step` on, aim to end after `total` steps. What was before `step` keeps its rate."""
         total = max(total, step + 1)
-        now = self.factor(step)
+        start = max(step, self.warmup)
+        peak = self.factor(start)
+        knots = [knot for knot in self.knots if knot[0] < start] + [(start, peak)]
         decay_start = total - max(1, round(self.config.decay_fraction * total))
-        knots = [knot for knot in self.knots if knot[0] < step] + [(step, now)]
-        if now == 1.0 and decay_start > step:
+        if peak == 1.0 and decay_start > start:
             knots.append((decay_start, 1.0))
+        total = max(total, start + 1)
         self.knots = [*knots, (total, self.config.min_ratio)]
         self.total = total
 
     def state(self) -> dict[str, Any]:
-        return {"total": self.total, "knots": self.knots}
+        return {"total": self.total, "warmup": self.warmup, "knots": self.knots}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.total = int(state["total"])
+        self.total, self.warmup = int(state["total"]), int(state["warmup"])
         self.knots = [(int(step), float(factor)) for step, factor in state["knots"]]

@@ -45,7 +45,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         run.record(tree)
         # The other ranks find the tokenizer and the token store finished.
         with processes.main_process_first():
-            tokenizer, stores = prepare_data(config)
+            tokenizer, stores = prepare_data(config, main)
         plan = make_plan(
             config, stores["train"], tokenizer, processes.num_processes, default_device(config.runtime.device)
         )
@@ -62,13 +62,14 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         return scores
 
 
-def prepare_data(config: PretrainConfig) -> tuple[Any, dict[str, TokenStore]]:
+def prepare_data(config: PretrainConfig, main: bool) -> tuple[Any, dict[str, TokenStore]]:
     """The tokenizer (trained on the corpus unless one is given) and the token stores, reused where they are current."""
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer)
     else:
         settings = TokenizerConfig(corpus=config.corpus, vocab_size=config.vocab_size, tracking=config.tracking)
-        tokenizer = train_tokenizer(settings, RUNS / settings.directory.name)
+        say = None if main else lambda line: None
+        tokenizer = train_tokenizer(settings, RUNS / settings.directory.name, say)
     if config.model == "mlm" and tokenizer.mask_id is None:
         raise ConfigError(f"{tokenizer.directory}: this tokenizer has no mask token, which model=mlm needs")
     return tokenizer, build_store(config.corpus, tokenizer, RUNS / "tokens")
