@@ -22,6 +22,10 @@ given  = $(if $(strip $($(1))),$(2) $(call quoted,$($(1))))
 named  = $(if $(strip $(RUN)),run=$(call quoted,$(RUN)))
 common = $(CONFIG) $(call given,DATA,--data) $(call given,BUDGET,--budget) $(named)
 
+# The text that the pretrained models are of, as their runs' names show it: nothing for the built-in corpus.
+ON     ?= $(if $(filter pipeline,$(MAKECMDGOALS)),$(DATA))
+suffix  = $(if $(strip $(ON)),$(shell python -c 'import sys; from corpus.config import CorpusConfig; print("-" + CorpusConfig(sources=sys.argv[1:]).name)' $(call quoted,$(ON))))
+
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\n  %s\n' \
@@ -41,11 +45,12 @@ $(READY): requirements.txt
 	@touch $@
 
 pipeline: $(READY) ## text -> tokenizer, GPT and MLM, two classifiers, a sample, a report
-	@$(MAKE) --no-print-directory tokenizer BUDGET= RUN= CONFIG= ARGS=
+	@$(MAKE) --no-print-directory tokenizer RUN= CONFIG= ARGS=
 	@$(MAKE) --no-print-directory pretrain RUN= CONFIG=
-	@$(MAKE) --no-print-directory finetune DATA= RUN= CONFIG= PRETRAINED_ON=$(call quoted,$(DATA))
+	@$(MAKE) --no-print-directory finetune DATA= RUN= CONFIG= ARGS= ON=$(call quoted,$(DATA))
+	@if [ -d runs/gpt$(suffix) ]; then python -m generate runs/gpt$(suffix) $(call quoted,$(PROMPT)) --num-samples 2 --record > /dev/null; fi
 	@$(MAKE) --no-print-directory report
-	@python -m engine summary
+	@python -m engine summary runs/tokenizer$(suffix) $(foreach m,$(MODEL),runs/$(m)$(suffix)) $(foreach m,$(MODEL),runs/$(m)$(suffix)-classifier)
 
 tokenizer: $(READY) ## train a SentencePiece tokenizer, check and measure it
 	@$(LAUNCH) -m tokenizer $(CONFIG) $(call given,DATA,--data) $(named) $(ARGS)
@@ -55,8 +60,8 @@ pretrain: $(READY) ## pretrain MODEL on DATA within BUDGET
 
 finetune: $(READY) ## fine-tune the pretrained MODEL into a classifier of DATA
 	@for model in $(MODEL); do \
-	  if [ ! -d runs/$$model/model ] && [ -z '$(findstring --model,$(ARGS))' ]; then $(LAUNCH) -m pretrain --model $$model || exit $$?; fi; \
-	  $(LAUNCH) -m finetune $(common) --model runs/$$model $(ARGS) || exit $$?; done
+	  if [ ! -d runs/$$model$(suffix)/model ]; then $(LAUNCH) -m pretrain --model $$model $(call given,ON,--data) || exit $$?; fi; \
+	  $(LAUNCH) -m finetune $(common) --model runs/$$model$(suffix) $(ARGS) || exit $$?; done
 
 generate: $(READY) ## continue PROMPT with runs/gpt, or RUN
 	@python -m generate runs/$(or $(RUN),gpt) $(call quoted,$(PROMPT)) $(ARGS)

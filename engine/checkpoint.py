@@ -7,7 +7,6 @@ checkpoints/step-00000100/
     manifest.json          size and sha256 of every file above, written last
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from engine.errors import CheckpointError
 from engine.sharding import gather_state, gather_weights, restore_state, unwrap
+from engine.tracking import sha256
 from model import load_model, save_model
 
 Decorate = Callable[[Path], None]
@@ -112,17 +112,9 @@ def _fsync(path: Path) -> None:
 def write_manifest(directory: Path) -> None:
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "manifest.json")
     entries = {
-        str(path.relative_to(directory)): {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in files
+        str(path.relative_to(directory)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files
     }
     (directory / "manifest.json").write_text(json.dumps({"version": 1, "files": entries}, indent=2) + "\n")
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def find_damage(directory: Path) -> str | None:
@@ -139,7 +131,7 @@ def find_damage(directory: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != entry["size"]:
             return f"{name} has {path.stat().st_size} bytes, expected {entry['size']}"
-        if file_sha256(path) != entry["sha256"]:
+        if sha256(path) != entry["sha256"]:
             return f"{name} is damaged (sha256 differs)"
     return None
 

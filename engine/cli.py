@@ -1,18 +1,23 @@
 """What every command line shares: the Typer application, exit codes, and errors without tracebacks."""
 
+import os
 import signal
 import sys
 
 import typer
+from typer.completion import completion_init
 
 from engine.errors import ConfigError
 
+# Set by configs/completion.bash: the command line answers with completions.
+COMPLETE = "MINI_LLM_COMPLETE"
 EXIT_CODES = "Exit codes: 0 done, 2 usage or config, 3 data, 4 checkpoint or model, 5 non-finite loss, 130/143 signal."
 
 
 def command_app(help_text: str) -> typer.Typer:
     """A Typer application that shows help without markup surprises and never prints a Typer traceback."""
-    return typer.Typer(help=help_text, pretty_exceptions_enable=False, rich_markup_mode="rich", no_args_is_help=False)
+    # Typer would install its completion for a program called "python -m ..."; configs/completion.bash does it right.
+    return typer.Typer(help=help_text, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False)
 
 
 def run_app(app: typer.Typer, stage: str, arguments: list[str] | None = None) -> None:
@@ -24,7 +29,9 @@ def run_app(app: typer.Typer, stage: str, arguments: list[str] | None = None) ->
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        app(args=arguments, prog_name=f"python -m {stage}", standalone_mode=True)
+        if COMPLETE in os.environ:
+            completion_init()
+        app(args=arguments, prog_name=f"python -m {stage}", standalone_mode=True, complete_var=COMPLETE)
     except KeyboardInterrupt:
         _exit(stage, "interrupted", 128 + signal.SIGINT)
     except Exception as error:

@@ -17,7 +17,9 @@ from engine.errors import ConfigError
 class Config(BaseModel):
     """Base of every configuration class: unknown keys are errors, assignments are checked."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, validate_default=True, coerce_numbers_to_str=True
+    )
 
 
 C = TypeVar("C", bound=Config)

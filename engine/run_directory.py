@@ -40,6 +40,11 @@ _BOOKKEEPING = {
 }
 
 
+def find_model(path: Path) -> Path | None:
+    """The model directory at `path`: itself, or the model/ folder of a run; None when neither holds a config.json."""
+    return next((place for place in (path, path / "model") if (place / "config.json").is_file()), None)
+
+
 def now() -> str:
     """The local time with its offset, to the second (ISO 8601)."""
     return datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")

@@ -46,7 +46,9 @@ class TrainByDefault(TyperGroup):
         return super().parse_args(ctx, args if args and args[0] in known else ["train", *args])
 
 
-app = typer.Typer(cls=TrainByDefault, help=TRAIN_HELP, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = typer.Typer(
+    cls=TrainByDefault, help=TRAIN_HELP, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False
+)
 
 
 @app.command(help=TRAIN_HELP)

@@ -13,6 +13,7 @@ import torch
 
 from engine.errors import CheckpointError, ConfigError, DataError
 from engine.files import read_json
+from engine.run_directory import find_model
 from finetune.batches import collate, ordered_batches
 from finetune.encode import encode_texts, padding_id
 from finetune.texts import STDIN, InputFormat, iter_chunks, iter_texts
@@ -143,7 +144,7 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
 
 def find_classifier(path: Path) -> Path:
     """`path` or its model/ folder (of a run directory), whichever holds a classifier. Raises CheckpointError."""
-    directory = next((place for place in (path, path / "model") if (place / "config.json").is_file()), None)
+    directory = find_model(path)
     advice = "Make one with `python -m finetune`, and give its run or model directory"
     if directory is None:
         problem = "no config.json here or in model/" if path.is_dir() else "no such directory"

@@ -16,7 +16,7 @@ from engine.errors import CheckpointError
 from engine.evaluate import Batch, cross_entropy_sum, to_device
 from engine.flops import flops_per_token
 from engine.loop import HARMLESS, train
-from engine.run_directory import RunDirectory
+from engine.run_directory import RunDirectory, find_model
 from engine.runtime import default_device, make_accelerator, start_processes
 from engine.tracking import Tracker
 from finetune.batches import LengthBatches, collate, ordered_batches
@@ -73,9 +73,9 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
 
 def find_pretrained(path: Path) -> Path:
     """The model directory at `path`, or in the run there. Raises CheckpointError."""
-    for directory in (path, path / "model"):
-        if (directory / "config.json").is_file():
-            return directory
+    directory = find_model(path)
+    if directory is not None:
+        return directory
     raise CheckpointError(
         f"{path}: no pretrained model there (no config.json, no model/config.json). "
         "Make one with `make pretrain`, or name a directory: --model DIR"

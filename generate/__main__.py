@@ -62,6 +62,9 @@ def generate(
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text and line, not streamed.")] = False,
     interactive: Annotated[bool, typer.Option("--interactive", help="Prompt after prompt, until Ctrl-D.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep the texts in the run, for its report and W&B.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Always print the speed on standard error.")] = False,
     device: Annotated[str, flag("auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, flag("auto, fp32, bf16, fp16.")] = "auto",
@@ -94,6 +97,10 @@ def generate(
     printer = Printer(load_generator(model_dir, config, device, dtype), as_json=as_json, echo=echo, verbose=verbose)
     if prompt is not None:
         printer.answer(prompt)
+    if record:
+        from generate.record import record_samples
+
+        record_samples(model_dir, config, printer.samples)
     if interactive:
         interact(printer)
 

@@ -8,6 +8,7 @@ import torch
 
 from engine.errors import CheckpointError, ConfigError
 from engine.files import read_json
+from engine.run_directory import find_model
 from generate.config import GenerateConfig
 from generate.decode import TextGenerator
 from model import load_model
@@ -22,7 +23,7 @@ def load_generator(path: Path, config: GenerateConfig, device: str = "auto", dty
 
     Raises CheckpointError, ConfigError, ModelDirectoryError.
     """
-    directory = find_model(path)
+    directory = find_generator(path)
     _refuse_other_heads(directory)
     place, kind = choose_device(device, dtype)
     tokenizer = load_tokenizer(directory)
@@ -51,14 +52,14 @@ def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     return place, DTYPES[dtype]
 
 
-def find_model(path: Path) -> Path:
-    """`path` itself or its model/ folder, whichever holds a config.json.
+def find_generator(path: Path) -> Path:
+    """The model directory at `path`.
 
     Raises CheckpointError naming the nearest existing causal model.
     """
-    for directory in (path, path / "model"):
-        if (directory / "config.json").is_file():
-            return directory
+    directory = find_model(path)
+    if directory is not None:
+        return directory
     if not path.exists():
         problem = "no such directory"
     elif not path.is_dir():

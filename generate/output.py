@@ -19,6 +19,7 @@ class Printer:
         self.terminal = sys.stdout.isatty()
         self.show_speed = verbose or sys.stderr.isatty()
         self.prompts, self.text = 0, ""
+        self.samples: list[Sample] = []
         if hasattr(sys.stdout, "reconfigure"):
             # A file or pipe is always UTF-8; a terminal keeps its encoding and shows ? for what it cannot.
             sys.stdout.reconfigure(encoding=None if self.terminal else "utf-8", errors="replace")
@@ -45,6 +46,7 @@ class Printer:
                 self.stream(sample)
             finally:
                 self.text = prompt + sample.text
+                self.samples.append(sample)
             if sample.window_slides:
                 remark(
                     f"the context of {context} tokens was full {sample.window_slides} times; "

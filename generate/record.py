@@ -1,0 +1,24 @@
+"""Keep generated texts in the run that holds the model: tables/samples.json for the report, and W&B."""
+
+from pathlib import Path
+
+from engine.config import build_config, read_yaml
+from engine.errors import ConfigError
+from engine.tracking import Tracker, TrackingConfig
+from generate.config import GenerateConfig
+from generate.decode import Sample
+
+COLUMNS = ["prompt", "temperature", "seed", "sample", "ended by", "text"]
+
+
+def record_samples(path: Path, config: GenerateConfig, samples: list[Sample]) -> None:
+    """Write `samples` as the run's table of samples, tracked as the run was. Raises ConfigError without a run."""
+    settings = path / "config.yaml"
+    if not settings.is_file():
+        raise ConfigError(
+            f"--record: {path} is not a run directory (no config.yaml); name the run, not its model folder"
+        )
+    tracking = build_config(TrackingConfig, read_yaml(settings).get("tracking") or {}, str(settings))
+    rows = [[s.prompt, config.temperature, config.seed, s.index, s.finish_reason, s.prompt + s.text] for s in samples]
+    with Tracker(path, tracking, "generate", config.model_dump(mode="json")) as tracker:
+        tracker.table("samples", COLUMNS, rows)
