@@ -24,7 +24,7 @@ common = $(CONFIG) $(call given,DATA,--data) $(call given,BUDGET,--budget) $(nam
 
 # The text that the pretrained models are of, as their runs' names show it: nothing for the built-in corpus.
 ON     ?= $(if $(filter pipeline,$(MAKECMDGOALS)),$(DATA))
-suffix  = $(if $(strip $(ON)),$(shell python -c 'import sys; from corpus.config import CorpusConfig; print("-" + CorpusConfig(sources=sys.argv[1:]).name)' $(call quoted,$(ON))))
+suffix  = $(if $(strip $(ON)),$(shell .venv/bin/python -c 'import sys; from corpus.config import CorpusConfig; print("-" + CorpusConfig(sources=sys.argv[1:]).name)' $(call quoted,$(ON))))
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

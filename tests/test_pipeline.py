@@ -1,4 +1,4 @@
-"""The whole way, small: text -> tokenizer -> GPT and MLM -> classifiers -> text and labels, then through transformers."""
+"""The whole way, small: text -> tokenizer -> GPT and MLM -> classifiers -> text and labels, and transformers."""
 
 import json
 import os
