@@ -53,7 +53,7 @@ pipeline: $(READY) ## text -> tokenizer, GPT and MLM, two classifiers, a sample,
 	@python -m engine summary runs/tokenizer$(suffix) $(foreach m,$(MODEL),runs/$(m)$(suffix)) $(foreach m,$(MODEL),runs/$(m)$(suffix)-classifier)
 
 tokenizer: $(READY) ## train a SentencePiece tokenizer, check and measure it
-	@$(LAUNCH) -m tokenizer $(CONFIG) $(call given,DATA,--data) $(named) $(ARGS)
+	@python -m tokenizer $(CONFIG) $(call given,DATA,--data) $(named) $(ARGS)
 
 pretrain: $(READY) ## pretrain MODEL on DATA within BUDGET
 	@for model in $(MODEL); do $(LAUNCH) -m pretrain $(common) --model $$model $(ARGS) || exit $$?; done

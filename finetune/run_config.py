@@ -31,7 +31,8 @@ class FinetuneConfig(LoopConfig):
     metric: Metric = Field("accuracy", description="the validation figure that chooses the weights and stops early")
     patience: int | None = Field(4, ge=1, description="evaluations without a better one before stopping early")
     dropout: float = Field(0.1, ge=0, lt=1)
-    optim: OptimConfig = OptimConfig(lr=5e-4, muon_lr=2e-3)
+    # AdamW: with the few tokens of a fine-tuning step, Muon's matrix products would cost more than the step itself.
+    optim: OptimConfig = OptimConfig(name="adamw", lr=5e-4)
     schedule: ScheduleConfig = ScheduleConfig(decay_fraction=0.9)
     tracking: TrackingConfig = TrackingConfig()
 

@@ -17,7 +17,7 @@ EXPECTED_MFU = 0.3
 HEAD_DIM = 64
 VOCABULARY_MULTIPLE = 64
 # Measured on tinyshakespeare: of 45 s on two cores (5e12 FLOPs) a model 192 wide made the most.
-ANCHOR_WIDTH, ANCHOR_FLOPS = 180, 5e12
+ANCHOR_WIDTH, ANCHOR_FLOPS = 162, 5e12
 # Fewer steps than this leave the schedule no room; more make each step wasteful.
 STEPS_WANTED = 500
 SMALLEST_STEP, LARGEST_STEP = 2048, 524_288
@@ -49,9 +49,8 @@ def make_plan(
     tokenizer: object,
     ranks: int,
     device: torch.device,
-    ceiling: float | None = None,
 ) -> Plan:
-    """Fill in every size that `config` leaves open. `ceiling` (FLOP/s of one rank) is measured when not given."""
+    """Fill in every size that `config` leaves open."""
     reasons: list[tuple[str, str, str]] = []
 
     def choose(what: str, given: int | None, rule: int, why: str) -> int:
@@ -60,10 +59,7 @@ def make_plan(
         return value
 
     sizes = config.sizes
-    if ceiling is None:
-        ceiling = matmul_ceiling(device, DTYPES[resolve_precision(config.runtime.precision, device)])
-    budget = config.budget_seconds
-    flops = EXPECTED_MFU * ceiling * ranks * budget if budget else None
+    flops = expected_flops(config, ranks, device)
     flops_reason = "no budget given" if flops is None else f"budget of about {flops:.1e} FLOPs; grows with its 6th root"
     width = choose("hidden_size", sizes.hidden_size, _width(flops), flops_reason)
     layers = choose("num_hidden_layers", sizes.num_hidden_layers, max(4, width // 64), "width / 64, at least 4")
@@ -87,6 +83,19 @@ def make_plan(
     reasons.append(("max_steps", f"{steps:,}", why + (f", or {config.budget} of time" if config.budget else "")))
     reasons.append(("FLOPs per token", f"{flops_per_token(model, length):,.0f}", "6 per matrix weight, and attention"))
     return Plan(model, length, batch, micro, steps, reasons)
+
+
+def expected_flops(config: PretrainConfig, ranks: int, device: torch.device) -> float | None:
+    """Floating-point operations that the budget buys on this machine, or None without a budget."""
+    if config.budget_seconds is None:
+        return None
+    ceiling = matmul_ceiling(device, DTYPES[resolve_precision(config.runtime.precision, device)])
+    return EXPECTED_MFU * ceiling * ranks * config.budget_seconds
+
+
+def expected_width(config: PretrainConfig, ranks: int, device: torch.device) -> int:
+    """hidden_size, given or by rule: the tokenizer's default size depends on it."""
+    return config.sizes.hidden_size or _width(expected_flops(config, ranks, device))
 
 
 def model_config(

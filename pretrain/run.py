@@ -21,7 +21,7 @@ from engine.tracking import Tracker
 from model import CausalLM, MaskedLM, load_model
 from pretrain.config import PretrainConfig
 from pretrain.objectives import CausalObjective, MaskedObjective
-from pretrain.plan import Plan, make_plan
+from pretrain.plan import Plan, expected_width, make_plan
 from tokenizer import load_tokenizer
 from tokenizer.config import TokenizerConfig
 from tokenizer.export import save_tokenizer
@@ -45,7 +45,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         run.record(tree)
         # The other ranks find the tokenizer and the token store finished.
         with processes.main_process_first():
-            tokenizer, stores = prepare_data(config, main)
+            tokenizer, stores = prepare_data(config, processes)
         plan = make_plan(
             config, stores["train"], tokenizer, processes.num_processes, default_device(config.runtime.device)
         )
@@ -62,13 +62,18 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         return scores
 
 
-def prepare_data(config: PretrainConfig, main: bool) -> tuple[Any, dict[str, TokenStore]]:
+def prepare_data(config: PretrainConfig, processes: PartialState) -> tuple[Any, dict[str, TokenStore]]:
     """The tokenizer (trained on the corpus unless one is given) and the token stores, reused where they are current."""
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer)
     else:
-        settings = TokenizerConfig(corpus=config.corpus, vocab_size=config.vocab_size, tracking=config.tracking)
-        say = None if main else lambda line: None
+        settings = TokenizerConfig(
+            corpus=config.corpus,
+            vocab_size=config.vocab_size,
+            hidden_size=expected_width(config, processes.num_processes, default_device(config.runtime.device)),
+            tracking=config.tracking,
+        )
+        say = None if processes.is_main_process else lambda line: None
         tokenizer = train_tokenizer(settings, RUNS / settings.directory.name, say)
     if config.model == "mlm" and tokenizer.mask_id is None:
         raise ConfigError(f"{tokenizer.directory}: this tokenizer has no mask token, which model=mlm needs")
