@@ -84,7 +84,7 @@ def _reuse(config: TokenizerConfig, tree: dict[str, Any], directory: Path, say: 
     summary = read_json(directory / "summary.json") or {}
     # No size asked for, or the one that the rule gave: then the one that is there will do.
     same_size = config.vocab_size in (None, summary.get("vocab_size"))
-    run.compare_config(tree, harmless=("run", "vocab_size") if same_size else ("run",))
+    run.compare_config(tree, harmless=("run", "vocab_size", "hidden_size") if same_size else ("run", "hidden_size"))
     recorded, found = summary.get("corpus_fingerprint"), corpus_fingerprint(config.corpus)
     if recorded != found:
         raise ConfigError(
