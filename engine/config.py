@@ -6,10 +6,10 @@ config = load_config(PretrainConfig, "configs/pretrain/gpt.yaml", ["optim.lr=1e-
 import difflib
 import json
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.errors import ConfigError
 
@@ -23,6 +23,8 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+# Letters, digits, '.', '_', '+' and '-': a name under runs/ that stays there.
+RunName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
 
 
 def flag_overrides(flags: dict[str, Any]) -> list[str]:

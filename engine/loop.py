@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from engine.checkpoint import Decorate, export_model, latest_checkpoint, load_checkpoint, save_best, save_checkpoint
+from engine.cli import parse_duration
 from engine.config import Config
 from engine.errors import NonFiniteError
 from engine.evaluate import IGNORE_INDEX, Batch, cross_entropy_sum, to_device
@@ -45,7 +46,8 @@ MAX_NON_FINITE = 10
 class LoopConfig(Config):
     """What the loop reads. Steps and cadences left at None follow from the budget and the measured speed."""
 
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps; None: what the budget allows")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps at most")
+    budget: str | None = Field(None, description="wall time of training (30s, 10m, 4h); None: no bound")
     seed: int = Field(0, ge=0, description="data order, masks and dropout are functions of (seed, step)")
     log_every: int = Field(1, ge=1, description="steps between rows of metrics.jsonl")
     evaluate_every: int | None = Field(None, ge=1, description="steps between evaluations on the validation set")
@@ -56,6 +58,18 @@ class LoopConfig(Config):
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_is_a_time(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        parse_duration(str(value))
+        return str(value)
+
+    @property
+    def budget_seconds(self) -> float | None:
+        return parse_duration(self.budget) if self.budget else None
 
 
 # Keys that may change between launches of one run: they decide what is recorded, not what is learned.
@@ -157,7 +171,6 @@ def train(
     tracker: Tracker,
     decorate: Decorate,
     *,
-    budget: float | None = None,
     metric: str = "val/loss",
     larger_is_better: bool = False,
     evaluation_in_steps: float = 1.0,
@@ -171,8 +184,10 @@ def train(
     Raises Interrupted after a signal and NonFiniteError after MAX_NON_FINITE bad steps in a row.
     """
     main = accelerator.is_main_process
-    pace = Pace(run, config, budget, evaluation_in_steps, accelerator)
+    pace = Pace(run, config, evaluation_in_steps, accelerator)
     training = prepare(model, config, accelerator)
+    if class_weights is not None:
+        class_weights = class_weights.to(accelerator.device)
     state = _resume(run, training, tracker)
     pace.elapsed_before = state.elapsed
     dtype = DTYPES[resolve_precision(config.runtime.precision, accelerator.device)]

@@ -39,14 +39,13 @@ class Pace:
         self,
         run: RunDirectory,
         config: "LoopConfig",
-        budget: float | None,
         evaluation_in_steps: float,
         accelerator: Accelerator,
     ) -> None:
         """`evaluation_in_steps`: the tokens of one evaluation divided by those of one training step."""
         self.config = config
         self.max_steps = config.max_steps or UNKNOWN
-        self.budget = budget
+        self.budget = config.budget_seconds
         self.accelerator = accelerator
         self.path = run.path / "plan.json"
         self.schedule = Schedule(config.schedule, self.max_steps)

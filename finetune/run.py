@@ -161,7 +161,6 @@ def _train(
         run,
         tracker,
         lambda directory: save_tokenizer(tokenizer, directory, kind, max_length),
-        budget=config.budget_seconds,
         metric=f"val/{config.metric}",
         larger_is_better=config.metric != "loss",
         evaluation_in_steps=held_out.lengths.sum() / (config.batch_size * mean_length),

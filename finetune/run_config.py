@@ -1,11 +1,11 @@
 """FinetuneConfig: what a fine-tuning run is made of."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from engine.cli import parse_duration
+from engine.config import RunName
 from engine.loop import LoopConfig
 from engine.optim import OptimConfig
 from engine.schedule import ScheduleConfig
@@ -20,10 +20,10 @@ class FinetuneConfig(LoopConfig):
 
     model: str = Field("runs/gpt", min_length=1, description="pretrained run or Hugging Face directory")
     weights: Literal["pretrained", "random"] = Field("pretrained", description="random: the same model untrained")
-    run: str | None = Field(None, description="name under runs/; default: the model's, -classifier, and the data")
+    run: RunName | None = Field(None, description="name under runs/; default: the model's, -classifier, and the data")
     data: DataConfig = DataConfig()
     epochs: float = Field(8.0, gt=0, description="passes over the training examples at most")
-    budget: str | None = Field("2m", description="wall time of training at most; null: none")
+    budget: str | None = "2m"
     batch_size: int = Field(32, ge=1, description="examples per optimizer step, over all ranks")
     micro_batch_size: int | None = Field(None, ge=1, description="examples per forward pass of one rank, about")
     evaluation_batch_size: int = Field(64, ge=1)
@@ -36,21 +36,9 @@ class FinetuneConfig(LoopConfig):
     schedule: ScheduleConfig = ScheduleConfig(decay_fraction=0.9)
     tracking: TrackingConfig = TrackingConfig()
 
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _budget_is_a_time(cls, value: Any) -> Any:
-        if value is None:
-            return None
-        parse_duration(str(value))
-        return str(value)
-
     @property
     def run_name(self) -> str:
         source = Path(self.model)
         base = source.parent.name if source.name == "model" else source.name
         scratch = "scratch" if self.weights == "random" else ""
         return self.run or "-".join(filter(None, (base, "classifier", scratch, self.data.name)))
-
-    @property
-    def budget_seconds(self) -> float | None:
-        return parse_duration(self.budget) if self.budget else None

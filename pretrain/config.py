@@ -1,12 +1,11 @@
 """PretrainConfig: what a pretraining run is made of."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from corpus.config import CorpusConfig
-from engine.cli import parse_duration
-from engine.config import Config
+from engine.config import Config, RunName
 from engine.loop import LoopConfig
 from engine.tracking import TrackingConfig
 
@@ -32,12 +31,12 @@ class PretrainConfig(LoopConfig):
     """Everything about one pretraining run."""
 
     model: ModelKind = Field("gpt", description="gpt: decoder, next token; mlm: encoder, masked tokens")
-    run: str | None = Field(None, description="name under runs/; default: the model and the corpus")
+    run: RunName | None = Field(None, description="name under runs/; default: the model and the corpus")
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: str | None = Field(None, description="tokenizer directory; default: trained on the corpus")
     vocab_size: int | None = Field(None, ge=300, description="pieces of a tokenizer trained here; default by rule")
     sizes: ModelSizes = ModelSizes()
-    budget: str | None = Field("3m", description="wall time of training (30s, 10m, 4h); null: max_steps or max_epochs")
+    budget: str | None = "3m"
     max_epochs: float = Field(20.0, gt=0, description="passes over the corpus at most")
     global_batch_size: int | None = Field(None, ge=1, description="sequences per optimizer step, over all ranks")
     micro_batch_size: int | None = Field(None, ge=1, description="sequences per forward pass of one rank")
@@ -46,16 +45,8 @@ class PretrainConfig(LoopConfig):
     )
     tracking: TrackingConfig = TrackingConfig()
 
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _budget_is_a_time(cls, value: Any) -> Any:
-        if value is None:
-            return None
-        parse_duration(str(value))
-        return str(value)
-
     @model_validator(mode="after")
-    def _has_an_end(self) -> "PretrainConfig":
+    def _micro_batches_divide(self) -> "PretrainConfig":
         if self.micro_batch_size and self.global_batch_size and self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"global_batch_size ({self.global_batch_size}) is not a multiple of "
@@ -66,7 +57,3 @@ class PretrainConfig(LoopConfig):
     @property
     def run_name(self) -> str:
         return self.run or "-".join(filter(None, (self.model, self.corpus.name)))
-
-    @property
-    def budget_seconds(self) -> float | None:
-        return parse_duration(self.budget) if self.budget else None

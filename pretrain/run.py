@@ -125,7 +125,6 @@ def _train(
         run,
         tracker,
         lambda directory: save_tokenizer(tokenizer, directory, kind, plan.config.max_position_embeddings),
-        budget=config.budget_seconds,
         evaluation_in_steps=sum(batch["input_ids"].numel() for batch in held_out)
         / (plan.global_batch_size * plan.length),
         flops_per_token=flops_per_token(plan.config, plan.length, head_share),

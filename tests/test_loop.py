@@ -193,12 +193,10 @@ def test_patience_stops_early(tmp_path):
     assert max(steps) == 4
 
 
-@pytest.mark.parametrize("budget, high", [(4.0, 6.0)])
-def test_a_budget_bounds_the_steps(budget, high, tmp_path):
-    settings = config(max_steps=None, evaluate_every=None, save_every=None)
-    run(tmp_path, settings, budget=budget)
+def test_a_budget_bounds_the_steps(tmp_path):
+    run(tmp_path, config(max_steps=None, evaluate_every=None, save_every=None, budget="4s"))
     timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
-    assert 0.4 * budget < timing[-1]["elapsed"] < high
+    assert 1.5 < timing[-1]["elapsed"] < 6
     rates = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [row["train/lr"] for row in rows_with(rates, "train/lr")]
     assert rates[-1] < 0.05 * max(rates)

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     os.chdir(folder)
     try:
         for model in ("gpt", "mlm"):
-            pretrain(PretrainConfig(model=model, run=model, corpus={"sources": "text.txt"}, **settings(40)))
+            pretrain(PretrainConfig(model=model, run=model, corpus={"sources": "text.txt"}, **settings(150)))
             finetune(
                 FinetuneConfig(
                     model=f"runs/{model}",
@@ -82,7 +82,7 @@ def summary(folder: Path, run: str) -> dict:
 def test_both_models_learn(folder):
     for run in ("gpt", "mlm"):
         found = summary(folder, run)
-        assert found["val/loss"] < 0.8 * found["unigram_loss"]
+        assert found["val/loss"] < 0.9 * found["unigram_loss"]
     assert summary(folder, "gpt")["val/bpb"] < summary(folder, "gpt")["unigram_bpb"]
 
 
@@ -169,7 +169,7 @@ def test_samples_report_and_summary(folder):
 
 
 def test_the_same_command_again_does_nothing(folder):
-    arguments = json.dumps(settings(40) | {"corpus": {"sources": "text.txt"}, "run": "gpt"})
+    arguments = json.dumps(settings(150) | {"corpus": {"sources": "text.txt"}, "run": "gpt"})
     (folder / "again.yaml").write_text(arguments)
     before = (folder / "runs/gpt/model/model.safetensors").stat().st_mtime_ns
     result = cli(folder, "pretrain", "again.yaml")

@@ -1,13 +1,12 @@
 """What `python -m tokenizer` can be told, and the rule for the vocabulary size."""
 
 import math
-import re
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from corpus.config import CorpusConfig
-from engine.config import Config
+from engine.config import Config, RunName
 from engine.tracking import TrackingConfig
 
 SMALLEST_VOCABULARY = 512
@@ -17,7 +16,7 @@ LARGEST_DEFAULT = 32768
 class TokenizerConfig(Config):
     """One tokenizer run."""
 
-    run: str | None = None  # name of the run; None: tokenizer[-<corpus name>]
+    run: RunName | None = None  # name of the run; None: tokenizer[-<corpus name>]
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     vocab_size: int | None = Field(None, gt=0, le=2_000_000)  # None: default_vocab_size
     hidden_size: int | None = Field(None, gt=0)  # width of the model this is for, where known: bounds the default
@@ -26,13 +25,6 @@ class TokenizerConfig(Config):
     character_coverage: float = Field(0.9995, ge=0.98, le=1.0)
     seed: int = Field(0, ge=0, lt=2**64)  # of the sample
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
-
-    @field_validator("run")
-    @classmethod
-    def _plain_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"\w[\w.+-]*", value):
-            raise ValueError("a run's name is made of letters, digits, '.', '_', '+' and '-'")
-        return value
 
     @property
     def directory(self) -> Path:
