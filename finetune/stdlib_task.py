@@ -32,7 +32,8 @@ from finetune.examples import Example, Splits
 
 DESCRIPTION = (
     "Which standard-library package does this function come from? Functions and methods of the running Python, "
-    "split by file; the names of the packages and of the function's module, imports and docstrings are taken out."
+    "split by file; the names of the packages and of the function's module, imports and docstrings are taken out. "
+    "A model pretrained on the built-in corpus has read these files too, without the labels."
 )
 
 MINIMUM_LINES = 3

@@ -71,8 +71,9 @@ def test_two_processes_equal_one(folder, stage, model):
     if model == "mlm" and stage in (1, 2):
         pytest.skip("the objective and the sharding are independent; one stage is enough")
     run = f"{model}-{stage}"
-    result = launch(folder, run, "--model", model, processes=2, stage=stage)
+    result = launch(folder, run, "--model", model, "tracking.wandb=offline", processes=2, stage=stage)
     assert result.returncode == 0, result.stderr
+    assert len(list((folder / "runs" / run / "wandb").glob("offline-run-*"))) == 1
     reference = "one" if model == "gpt" else "one-mlm"
     for key in ("train/loss", "val/loss"):
         expected = losses(folder, reference, key)
