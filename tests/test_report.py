@@ -150,7 +150,7 @@ def test_the_accuracy_of_a_masked_model_is_named_for_what_it_is(tmp_path):
 
 def test_the_summary_shows_places_scores_a_sample_and_three_commands(runs, capsys):
     (runs / "gpt" / "model").mkdir()
-    console = Console(width=140, force_terminal=False)
+    console = Console(width=250, force_terminal=False)
     with console.capture() as capture:
         print_summary([runs / "tokenizer", runs / "gpt", runs / "mlm", runs / "clf"], console)
     text = capture.get()
