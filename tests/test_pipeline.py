@@ -147,7 +147,8 @@ def test_greedy_text_is_that_of_transformers(folder):
 
 
 def test_predict_labels_new_text(folder):
-    (folder / "new.jsonl").write_text('{"text": "number 3: melon and pear lie on the table"}\n{"text": "number 4: lead and tin lie on the table"}\n')
+    texts = ["number 3: melon and pear lie on the table", "number 4: lead and tin lie on the table"]
+    (folder / "new.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     result = cli(folder, "finetune", "predict", "runs/mlm-classifier-labels", "new.jsonl")
     assert result.returncode == 0, result.stderr
     assert [json.loads(line)["label"] for line in result.stdout.splitlines()] == ["fruit", "metal"]

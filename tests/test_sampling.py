@@ -170,5 +170,5 @@ def test_wrong_settings_are_refused_by_name(name, value):
 
 
 def test_bounds_are_allowed():
-    GenerateConfig(temperature=0, top_k=0, top_p=1, min_p=0, num_samples=1, max_new_tokens=1)
-    GenerateConfig(top_k=10**9, top_p=1e-9, min_p=0.999, temperature=1e9)
+    assert GenerateConfig(temperature=0, top_k=0, top_p=1, min_p=0, num_samples=1, max_new_tokens=1).temperature == 0
+    assert GenerateConfig(top_k=10**9, top_p=1e-9, min_p=0.999, temperature=1e9).top_k == 10**9

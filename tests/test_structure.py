@@ -107,7 +107,8 @@ def test_every_shipped_configuration_parses(path):
     from tokenizer.config import TokenizerConfig
 
     classes = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "configs": TokenizerConfig}
-    load_config(classes[path.parent.name], path)
+    wanted = classes[path.parent.name]
+    assert isinstance(load_config(wanted, path), wanted)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.name)
