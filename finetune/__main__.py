@@ -1,6 +1,5 @@
 """The command line of stage 3: `python -m finetune` trains a classifier, `python -m finetune predict` uses one."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from engine.cli import EXIT_CODES, run_app
-from engine.config import split_arguments
+from engine.config import flag_overrides, split_arguments
 
 TRAIN_HELP = f"""Fine-tune a pretrained model into a text classifier, scored beside its baselines.
 
@@ -63,12 +62,11 @@ def train(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     path, overrides = split_arguments(arguments or [])
-    named = {"model": model, "data.path": data, "run": run, "budget": budget}
-    overrides += [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    named = flag_overrides({"model": model, "data.path": data, "run": run, "budget": budget})
 
     from finetune.run import main
 
-    main(path, overrides)
+    main(path, [*named, *overrides])
 
 
 @app.command(help=PREDICT_HELP)

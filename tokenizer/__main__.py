@@ -60,14 +60,11 @@ def main(
 
 def read_settings(arguments: list[str], data: list[str], run: str | None) -> "TokenizerConfig":
     """TokenizerConfig from the arguments. Raises ConfigError."""
-    import json
-
-    from engine.config import load_config, split_arguments
+    from engine.config import flag_overrides, load_config, split_arguments
     from tokenizer.config import TokenizerConfig
 
     path, overrides = split_arguments(arguments)
-    flags = [f"corpus.sources={json.dumps(data)}"] if data else []
-    flags += [f"run={json.dumps(run)}"] if run is not None else []
+    flags = flag_overrides({"corpus.sources": data or None, "run": run})
     return load_config(TokenizerConfig, path, [*flags, *overrides])
 
 
