@@ -46,7 +46,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig, muon: bool) -> list[
             continue
         if parameter.dim() < 2:
             vectors.append(parameter)
-        elif name.startswith("trunk.blocks."):
+        elif ".blocks." in name:
             matrices.append(parameter)
         else:
             tables.append(parameter)

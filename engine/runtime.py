@@ -16,6 +16,8 @@ from torch import nn
 
 from engine.config import Config
 from engine.errors import ConfigError
+from model.layers import Block
+from model.transformer import Transformer
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -187,11 +189,12 @@ def deepspeed_config(
 
 def prepare_model(model: nn.Module, config: RuntimeConfig) -> nn.Module:
     """Apply gradient checkpointing and per-block compilation in place."""
-    model.trunk.checkpoint_every = config.gradient_checkpointing
-    if config.compile:
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            module.checkpoint_every = config.gradient_checkpointing
         # One block class is compiled once, whatever the depth.
-        for block in model.trunk.blocks:
-            block.compile()
+        if isinstance(module, Block) and config.compile:
+            module.compile()
     return model
 
 

@@ -58,7 +58,7 @@ class Window:
     def _compute(self, ids: list[int]) -> Tensor:
         hidden = self.model.trunk(torch.tensor([ids], device=self.device), None, self.cache)
         # The vocabulary head on the last position alone: on a long prompt the other logits would be gigabytes.
-        return self.model.lm_head(hidden[:, -1])[0]
+        return self.model.predict(hidden[:, -1])[0]
 
 
 @dataclass

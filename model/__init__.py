@@ -1,8 +1,8 @@
 """The Transformer: configuration, layers, trunk, heads, and Hugging Face directories in and out."""
 
+from model.attention import KVCache
 from model.config import ModelConfig
-from model.heads import HEADS, CausalLM, MaskedLM, SequenceClassifier
-from model.layers import KVCache
+from model.heads import HEADS, CausalLM, MaskedLM, Seq2SeqLM, SequenceClassifier
 from model.pretrained import ModelDirectoryError, load_model, save_model
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "MaskedLM",
     "ModelConfig",
     "ModelDirectoryError",
+    "Seq2SeqLM",
     "SequenceClassifier",
     "load_model",
     "save_model",

@@ -1,20 +1,22 @@
-"""ModelConfig: every choice in the architecture, under Hugging Face's names."""
+"""ModelConfig: every choice in the architecture, under Hugging Face's names where they have one."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 LayerType = Literal["full_attention", "sliding_attention"]
+Activation = Literal["relu", "gelu", "gelu_new", "silu", "tanh"]
 
 
 @dataclass
 class ModelConfig:
-    """The architecture of one model; encoder and decoder differ by data alone.
+    """The architecture of one model: encoder, decoder and encoder-decoder differ by data alone.
 
     Derived when left at None: `num_key_value_heads` (= `num_attention_heads`), `head_dim`
-    (= `hidden_size / num_attention_heads`), `intermediate_size` (8/3 of `hidden_size`, up to a multiple of 64:
-    a gated MLP with as many weights as an ungated one of 4x, Shazeer 2020), `layer_types` (all full attention).
+    (= `hidden_size / num_attention_heads`), `intermediate_size` (4x `hidden_size`; gated 8/3 of it, up to a multiple
+    of 64: as many weights, Shazeer 2020), `layer_types` (all full attention), `num_decoder_layers` (as many as the
+    encoder has), `classifier_head` (a linear layer for decoders, dense and norm before it for encoders).
 
-    Raises ValueError naming the key when sizes do not divide.
+    Raises ValueError naming the key when sizes do not divide or choices contradict each other.
     """
 
     vocab_size: int
@@ -27,29 +29,53 @@ class ModelConfig:
     head_dim: int | None = None
     intermediate_size: int | None = None
 
+    # The encoder is described by the fields above and below, the decoder by the same but causal.
+    is_encoder_decoder: bool = False
+    num_decoder_layers: int | None = None
+    cross_attention: bool = False
+    decoder_start_token_id: int | None = None
+
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = 1e-6
     norm_bias: bool = False
+    norm_place: Literal["pre", "post"] = "pre"
     embedding_norm: bool = False
     first_attention_norm: bool = True
+    final_norm: bool = True
     qk_norm: bool = True
-    hidden_act: Literal["silu", "gelu"] = "silu"
+    # None: 1 / sqrt(head_dim).
+    attention_scale: float | None = None
+    gated_mlp: bool = True
+    hidden_act: Activation = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
 
+    position: Literal["rotary", "learned", "sinusoidal", "relative"] = "rotary"
     rope_theta: float = 10_000.0
+    # {"rope_type": "linear" | "llama3", "factor": ..., ...} for contexts longer than the one first trained on.
+    rope_scaling: dict[str, Any] | None = None
     local_rope_theta: float | None = None
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
     layer_types: list[LayerType] | None = None
     # Causal: keys seen, the token itself included. Bidirectional: keys seen on each side.
     sliding_window: int | None = None
+    embedding_scale: float = 1.0
+    type_vocab_size: int = 0
 
     tie_word_embeddings: bool = True
-    head_act: Literal["silu", "gelu"] = "gelu"
+    # Hidden states are multiplied by it before the vocabulary head.
+    logit_scale: float = 1.0
+    head_act: Activation = "gelu"
     head_bias: bool = False
     decoder_bias: bool = False
-    classifier_pooling: Literal["last", "cls", "mean"] = "last"
+    next_sentence: bool = False
+    # linear: no bias. transform: dense, activation, norm, then linear. pooler: dense, tanh, then linear.
+    classifier_head: Literal["linear", "transform", "pooler"] | None = None
+    classifier_pooling: Literal["last", "cls", "mean", "eos"] = "last"
     id2label: dict[int, str] = field(default_factory=dict)
 
+    init: Literal["identity", "normal", "scaled", "xavier", "fan_in"] = "identity"
     initializer_range: float = 0.02
     dropout: float = 0.0
 
@@ -70,7 +96,7 @@ class ModelConfig:
                     f"num_attention_heads ({self.num_attention_heads}); change one of them or set head_dim"
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.head_dim % 2:
+        if self.head_dim % 2 and self.position == "rotary":
             raise ValueError(f"head_dim ({self.head_dim}) must be even for rotary positions")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -80,7 +106,8 @@ class ModelConfig:
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
         if self.intermediate_size is None:
-            self.intermediate_size = -(-self.hidden_size * 8 // 3 // 64) * 64
+            gated = -(-self.hidden_size * 8 // 3 // 64) * 64
+            self.intermediate_size = gated if self.gated_mlp else 4 * self.hidden_size
         if self.layer_types is None:
             self.layer_types = ["full_attention"] * self.num_hidden_layers
         if len(self.layer_types) != self.num_hidden_layers:
@@ -89,7 +116,29 @@ class ModelConfig:
             )
         if "sliding_attention" in self.layer_types and not self.sliding_window:
             raise ValueError("layer_types asks for sliding_attention, but sliding_window is not set")
+        if self.is_encoder_decoder and self.num_decoder_layers is None:
+            self.num_decoder_layers = self.num_hidden_layers
+        if self.classifier_head is None:
+            self.classifier_head = "linear" if self.causal else "transform"
+        if self.norm_place == "post" and not self.first_attention_norm:
+            raise ValueError("first_attention_norm = False needs norm_place = pre")
 
     @property
     def num_labels(self) -> int:
         return len(self.id2label)
+
+    def encoder(self) -> "ModelConfig":
+        """The encoder of an encoder-decoder."""
+        return replace(self, is_encoder_decoder=False, causal=False)
+
+    def decoder(self) -> "ModelConfig":
+        """The decoder of an encoder-decoder: causal, with cross-attention."""
+        layers = self.num_decoder_layers
+        return replace(
+            self,
+            is_encoder_decoder=False,
+            causal=True,
+            cross_attention=True,
+            num_hidden_layers=layers,
+            layer_types=["full_attention"] * layers,
+        )

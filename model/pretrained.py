@@ -8,13 +8,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.config import ModelConfig
 from model.heads import HEADS
-from model.layouts import LAYOUTS, layout_for
+from model.layouts import LAYOUTS, Layout, layout_for
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a new head may leave behind or need anew when a pretrained trunk gets it.
 OUTPUT_LAYERS = ("score.", "classifier.")
-HEAD_PREFIXES = ("lm_head.", "head.", *OUTPUT_LAYERS)
+HEAD_PREFIXES = ("lm_head.", "head.", "pooler.", "next_sentence.", *OUTPUT_LAYERS)
 
 
 class ModelDirectoryError(ValueError):
@@ -32,16 +33,17 @@ def save_model(model: nn.Module, directory: Path | str, state: dict[str, Tensor]
     directory.mkdir(parents=True, exist_ok=True)
     config = model.config
     head = next(name for name, cls in HEADS.items() if isinstance(model, cls))
-    layout = layout_for(config)
+    layout = layout_for(config, head)
     theirs = layout.write_config(config, head)
     theirs["dtype"] = "float32"
     state = layout.to_theirs(model.state_dict() if state is None else state, config)
     if config.tie_word_embeddings:
-        state = {name: tensor for name, tensor in state.items() if name not in ("lm_head.weight", "decoder.weight")}
+        state = {theirs: tensor for theirs, tensor in state.items() if theirs not in _tied(layout)}
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
-    if head == "causal":
-        generation = {key: theirs[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if head in ("causal", "seq2seq"):
+        keys = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        generation = {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
         (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     (directory / "config.json").write_text(json.dumps(theirs, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -58,9 +60,10 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
     layout = LAYOUTS[theirs["model_type"]]
     saved = layout.head_of(theirs.get("architectures") or [])
     head = head or saved
-    if head is None or head not in layout.architectures:
+    heads = dict.fromkeys(layout.architectures.values())
+    if head not in heads:
         raise ModelDirectoryError(
-            f"{directory}: a {layout.model_type} model has no '{head}' head; it has {', '.join(layout.architectures)}"
+            f"{directory}: a {layout.model_type} model has no '{head}' head; it has {', '.join(heads)}"
         )
     try:
         config = layout.read_config(theirs)
@@ -70,21 +73,21 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
             # transformers leaves its own default out of the file.
             config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
         model = HEADS[head](config)
-        shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
-        tensors = read_tensors(directory)
+        # Shared parameters come once, under their first name.
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        tensors = layout.rename(read_tensors(directory))
         state = layout.to_ours(tensors, config, shapes)
     except ModelDirectoryError:
         raise
     except ValueError as error:
         raise ModelDirectoryError(f"{directory}: {error}") from None
-    if config.tie_word_embeddings and "lm_head.weight" in shapes and "trunk.embed.weight" in state:
-        state["lm_head.weight"] = state["trunk.embed.weight"]
     if "id2label" in changes:
         # Other labels than the saved ones: the last layer starts again.
         state = {n: t for n, t in state.items() if not n.startswith(OUTPUT_LAYERS)}
     known = {name for name, _ in layout.names(config)}
     missing = [name for name in shapes if name not in state]
-    problems = [
+    problems = _second_copies(layout, config, tensors)
+    problems += [
         f"{n} is {tuple(t.shape)}, expected {tuple(shapes[n])}" for n, t in state.items() if t.shape != shapes[n]
     ]
     problems += [f"{n} is missing" for n in missing if not (n.startswith(HEAD_PREFIXES) and (changes or head != saved))]
@@ -98,6 +101,24 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
     model.load_state_dict(state, strict=False)
     model.newly_initialized = missing
     return model.eval()
+
+
+def _tied(layout: Layout) -> list[str]:
+    """Their names of the vocabulary head's matrix."""
+    return [theirs for theirs, ours in layout.tensors.items() if ours == "lm_head.weight"]
+
+
+def _second_copies(layout: Layout, config: ModelConfig, tensors: dict[str, Tensor]) -> list[str]:
+    """Tied matrices that a file holds twice, with different values."""
+    embeddings = [theirs for theirs, ours in layout.tensors.items() if str(ours).endswith("embed.weight")]
+    if not config.tie_word_embeddings or embeddings[0] not in tensors:
+        return []
+    first = tensors[embeddings[0]]
+    return [
+        f"tie_word_embeddings is set, but {name} is not {embeddings[0]}"
+        for name in _tied(layout)
+        if name in tensors and not tensors[name].equal(first)
+    ]
 
 
 def read_config(directory: Path) -> dict[str, Any]:

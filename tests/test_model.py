@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model import CausalLM, KVCache, MaskedLM, ModelConfig, SequenceClassifier
-from model.layers import rotary_table, rotate
+from model.positions import rotary_table, rotate
 
 VOCABULARY = 64
 
@@ -44,7 +44,7 @@ def randomized(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Weights of order one everywhere: a fresh model has zero projections, which would hide most mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(0.2 * noise if parameter.dim() > 1 else 1 + 0.1 * noise)
     return model.eval()

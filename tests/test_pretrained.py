@@ -165,7 +165,7 @@ def broken(directory, what: str) -> None:
     [
         ("no config", "no config.json"),
         ("not JSON", "config.json"),
-        ("unknown family", "known are qwen3, modernbert"),
+        ("unknown family", "known are bert, gpt2, llama"),
         ("other sizes", "expected"),
         ("rope scaling", "yarn"),
         ("missing tensor", "trunk.norm.weight is missing"),

@@ -1,13 +1,16 @@
 """What a layout table holds, and how it is applied to configurations and tensors."""
 
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.layers import ACTIVATIONS
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 SIZES = (
@@ -18,9 +21,12 @@ SIZES = (
     "num_attention_heads",
     "max_position_embeddings",
     "initializer_range",
-    "attention_bias",
     "tie_word_embeddings",
 )
+# Fields that no family writes: what training does with a model, and what belongs to one classifier.
+FREE = ("dropout", "init", "initializer_range", "id2label", "cls_token_id", "sep_token_id", "decoder_start_token_id")
+ACTIVATION_FIELDS = ("hidden_act", "head_act")
+ACTIVATION_NAMES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
 
 
 class LayoutError(ValueError):
@@ -28,50 +34,87 @@ class LayoutError(ValueError):
 
 
 @dataclass(frozen=True)
+class Stored:
+    """One of their tensors: ours stacked along dimension 0, then transposed, or with a leading dimension of 1.
+
+    `when` = (field, value): the name is used where the configuration has this value.
+    """
+
+    ours: tuple[str, ...]
+    transposed: bool = False
+    leading: bool = False
+    when: tuple[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Layout:
     """One Hugging Face family.
 
+    architectures: their class -> our head; the first class of a head is the one written.
     keys: their configuration key -> our field.
     defaults: their key -> value when the file leaves it out (their class default).
-    fixed: our field -> the only value the family has.
-    tensors: their tensor name -> ours; a tuple of ours is one fused tensor, stacked along
-        dimension 0; "{i}" is the layer.
-    read_rest, write_rest: what no one-to-one key expresses (rotary parameters, layer types).
+    required: their key -> the only value that we can honour; when left out, it has it.
+    fixed: our field -> the only value the family has, or a function of the configuration. A field in neither `keys`,
+        `carried` nor `fixed` must have its default.
+    tensors: their tensor name -> ours; a tuple of ours is one fused tensor, stacked along dimension 0; "{i}" is the
+        layer.
+    carried, read_rest, write_rest: fields that no one-to-one key expresses (rotary parameters, layer types), and how.
+    renamed: (pattern, replacement) applied to the names in a file: old spellings, and prefixes that a file without a
+        head leaves out.
+    ignored: patterns of their tensors that hold no weight of ours (buffers, second copies of tied weights).
     """
 
     model_type: str
     architectures: dict[str, str]
     keys: dict[str, str]
-    fixed: dict[str, Any]
-    tensors: dict[str, str | tuple[str, ...]]
-    read_rest: Callable[[dict[str, Any]], dict[str, Any]]
-    write_rest: Callable[[ModelConfig], dict[str, Any]]
+    tensors: dict[str, str | tuple[str, ...] | Stored]
+    fixed: dict[str, Any] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
+    required: dict[str, Any] = field(default_factory=dict)
+    carried: tuple[str, ...] = ()
+    read_rest: Callable[[dict[str, Any]], dict[str, Any]] = lambda theirs: {}
+    write_rest: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+    renamed: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
 
     def conflicts(self, config: ModelConfig) -> list[str]:
-        """The fixed fields in which `config` differs, as 'key = value' texts."""
-        return [f"{k} = {v}" for k, v in self.fixed.items() if getattr(config, k) != v]
+        """What the family needs and `config` has not, as 'key = value (not other)' texts."""
+        known = {*self.keys.values(), *self.carried, *FREE} - self.fixed.keys()
+        problems = []
+        for entry in fields(ModelConfig):
+            if entry.name in known:
+                continue
+            needed = self.fixed.get(entry.name, None if entry.default is MISSING else entry.default)
+            needed = needed(config) if callable(needed) else needed
+            found = getattr(config, entry.name)
+            if found != needed:
+                problems.append(f"{entry.name} = {needed} (not {found})")
+        return problems
 
     def head_of(self, architectures: list[str]) -> str | None:
-        return next((head for head, name in self.architectures.items() if name in architectures), None)
+        return next((head for name, head in self.architectures.items() if name in architectures), None)
 
     def read_config(self, theirs: dict[str, Any]) -> ModelConfig:
         """ModelConfig from a parsed config.json. Raises LayoutError for a missing key or one we cannot honour."""
-        fields = dict(self.fixed)
+        for key, value in self.required.items():
+            if theirs.get(key, value) != value:
+                raise LayoutError(f"config.json: {key} = {theirs[key]!r} is not supported; only {value!r} is")
+        values = {name: rule for name, rule in self.fixed.items() if not callable(rule)}
         for key, ours in self.keys.items():
-            if key in theirs:
-                value = theirs[key]
-            elif key in self.defaults:
-                value = self.defaults[key]
-            else:
+            if key not in theirs and key not in self.defaults:
                 raise LayoutError(f"config.json lacks '{key}'")
+            value = theirs.get(key, self.defaults.get(key))
             # Several end-of-sequence ids are allowed there; the first is the one generation config calls eos.
-            fields[ours] = value[0] if key in TOKEN_IDS and isinstance(value, list) else value
+            value = value[0] if key in TOKEN_IDS and isinstance(value, list) else value
+            if ours in ACTIVATION_FIELDS:
+                value = read_activation(key, value)
+            if values.setdefault(ours, value) != value:
+                raise LayoutError(f"config.json: {key} = {value!r} and {values[ours]!r} for its twin; they must agree")
         labels = theirs.get("id2label") or {}
-        fields["id2label"] = {int(i): str(name) for i, name in labels.items()}
-        fields.update(self.read_rest(theirs))
+        values["id2label"] = {int(i): str(name) for i, name in labels.items()}
+        values.update(self.read_rest(theirs))
         try:
-            return ModelConfig(**fields)
+            return ModelConfig(**values)
         except (ValueError, TypeError) as error:
             raise LayoutError(f"config.json: {error}") from None
 
@@ -80,7 +123,8 @@ class Layout:
         conflicts = self.conflicts(config)
         if conflicts:
             raise LayoutError(f"{self.model_type} needs {', '.join(conflicts)}")
-        theirs: dict[str, Any] = {"architectures": [self.architectures[head]], "model_type": self.model_type}
+        name = next(name for name, kind in self.architectures.items() if kind == head)
+        theirs: dict[str, Any] = {"architectures": [name], "model_type": self.model_type}
         theirs.update({key: getattr(config, ours) for key, ours in self.keys.items()})
         theirs.update(self.write_rest(config))
         if head == "classifier":
@@ -89,44 +133,85 @@ class Layout:
             theirs["problem_type"] = "single_label_classification"
         return theirs
 
-    def names(self, config: ModelConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """(their tensor name, our names) for every layer of `config`."""
+    def names(self, config: ModelConfig) -> Iterator[tuple[str, Stored]]:
+        """(their tensor name, what it holds) for every layer of `config`."""
         for theirs, ours in self.tensors.items():
-            ours = (ours,) if isinstance(ours, str) else ours
-            for i in range(config.num_hidden_layers) if "{i}" in theirs else (0,):
-                yield theirs.format(i=i), tuple(name.format(i=i) for name in ours)
+            entry = ours if isinstance(ours, Stored) else Stored((ours,) if isinstance(ours, str) else ours)
+            if entry.when and getattr(config, entry.when[0]) != entry.when[1]:
+                continue
+            layers = config.num_decoder_layers if ".decoder." in entry.ours[0] else config.num_hidden_layers
+            for i in range(layers) if "{i}" in theirs else (0,):
+                yield theirs.format(i=i), replace(entry, ours=tuple(name.format(i=i) for name in entry.ours))
 
     def to_theirs(self, state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         """Our state dict under their names."""
         result = {}
-        for theirs, ours in self.names(config):
-            if all(name in state for name in ours):
-                parts = [state[name] for name in ours]
-                result[theirs] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        for theirs, entry in self.names(config):
+            if all(name in state for name in entry.ours):
+                parts = [state[name] for name in entry.ours]
+                tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+                tensor = tensor.T if entry.transposed and tensor.dim() == 2 else tensor
+                result[theirs] = tensor[None] if entry.leading else tensor
+        return result
+
+    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Their tensors under today's names, without those that hold no weight of ours."""
+        result = {}
+        for name, tensor in state.items():
+            for pattern, replacement in self.renamed:
+                name = re.sub(pattern, replacement, name)
+            if not any(fnmatchcase(name, pattern) for pattern in self.ignored):
+                result[name] = tensor
         return result
 
     def to_ours(
         self, state: dict[str, Tensor], config: ModelConfig, shapes: dict[str, torch.Size]
     ) -> dict[str, Tensor]:
-        """Their state dict under our names; fused tensors are split by our `shapes`."""
+        """Their state dict (renamed) under our names; fused tensors are split by our `shapes`."""
         result = {}
-        for theirs, ours in self.names(config):
-            if theirs not in state or not all(name in shapes for name in ours):
+        for theirs, entry in self.names(config):
+            if theirs not in state or not all(name in shapes for name in entry.ours):
                 continue
-            if len(ours) == 1:
-                result[ours[0]] = state[theirs]
+            tensor = state[theirs]
+            if entry.leading and tensor.dim() > 1:
+                tensor = tensor[0]
+            if entry.transposed and tensor.dim() == 2:
+                tensor = tensor.T
+            if len(entry.ours) == 1:
+                result[entry.ours[0]] = tensor
                 continue
-            sizes = [shapes[name][0] for name in ours]
-            if state[theirs].dim() == 0 or len(state[theirs]) != sum(sizes):
+            sizes = [shapes[name][0] for name in entry.ours]
+            if tensor.dim() == 0 or len(tensor) != sum(sizes):
                 raise LayoutError(f"{theirs} is {tuple(state[theirs].shape)}; config.json asks for {sum(sizes)} rows")
-            result.update(zip(ours, state[theirs].split(sizes), strict=True))
+            result.update(zip(entry.ours, tensor.split(sizes), strict=True))
         return result
 
 
-def rope_theta(parameters: dict[str, Any] | None, fallback: float) -> float:
-    """Base of the rotary frequencies from a `rope_parameters` / `rope_scaling` entry."""
-    parameters = parameters or {}
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise LayoutError(f"rope_type '{kind}' is not supported; only 'default' is")
-    return float(parameters.get("rope_theta", fallback))
+def read_activation(key: str, name: Any) -> str:
+    """Our name of an activation. Raises LayoutError naming `key`."""
+    known = ACTIVATION_NAMES.get(name, name)
+    if known not in ACTIVATIONS:
+        raise LayoutError(f"config.json: {key} = {name!r} is not supported; known are {', '.join(ACTIVATIONS)}")
+    return known
+
+
+def only_full_attention(config: ModelConfig) -> list[str]:
+    return ["full_attention"] * config.num_hidden_layers
+
+
+def equal_heads(config: ModelConfig) -> int:
+    return config.num_attention_heads
+
+
+def even_head_dim(config: ModelConfig) -> int:
+    return config.hidden_size // config.num_attention_heads
+
+
+def with_biases(names: dict[str, str]) -> dict[str, str]:
+    """The weight and the bias of each module."""
+    return {f"{theirs}.{part}": f"{ours}.{part}" for theirs, ours in names.items() for part in ("weight", "bias")}
+
+
+def under(theirs: str, ours: str, names: dict[str, str]) -> dict[str, str]:
+    """`names` with a prefix on either side."""
+    return {theirs + a: ours + b for a, b in names.items()}

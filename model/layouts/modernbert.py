@@ -3,9 +3,17 @@
 from typing import Any
 
 from model.config import ModelConfig
-from model.layouts.layout import SIZES, TOKEN_IDS, Layout, rope_theta
+from model.layouts.layout import SIZES, TOKEN_IDS, Layout, LayoutError, equal_heads, even_head_dim
+from model.layouts.llama import read_rope
 
 GLOBAL_THETA, LOCAL_THETA = 160_000.0, 10_000.0
+
+
+def _theta(parameters: dict[str, Any] | None, fallback: float) -> float:
+    found = read_rope(parameters, fallback)
+    if found["rope_scaling"]:
+        raise LayoutError("config.json: only rope_type 'default' is supported for modernbert")
+    return found["rope_theta"]
 
 
 def _read_rest(theirs: dict[str, Any]) -> dict[str, Any]:
@@ -16,10 +24,8 @@ def _read_rest(theirs: dict[str, Any]) -> dict[str, Any]:
         "layer_types": theirs.get("layer_types") or kinds,
         # Theirs is the whole window, ours the keys on either side.
         "sliding_window": theirs.get("local_attention", 128) // 2,
-        "rope_theta": rope_theta(parameters.get("full_attention"), theirs.get("global_rope_theta", GLOBAL_THETA)),
-        "local_rope_theta": rope_theta(
-            parameters.get("sliding_attention"), theirs.get("local_rope_theta") or LOCAL_THETA
-        ),
+        "rope_theta": _theta(parameters.get("full_attention"), theirs.get("global_rope_theta", GLOBAL_THETA)),
+        "local_rope_theta": _theta(parameters.get("sliding_attention"), theirs.get("local_rope_theta") or LOCAL_THETA),
     }
 
 
@@ -48,9 +54,10 @@ _ATTENTION = "trunk.blocks.{i}.attn"
 
 LAYOUT = Layout(
     model_type="modernbert",
-    architectures={"masked": "ModernBertForMaskedLM", "classifier": "ModernBertForSequenceClassification"},
+    architectures={"ModernBertForMaskedLM": "masked", "ModernBertForSequenceClassification": "classifier"},
     keys={
         **{key: key for key in (*SIZES, *TOKEN_IDS)},
+        "attention_bias": "attention_bias",
         "cls_token_id": "cls_token_id",
         "sep_token_id": "sep_token_id",
         "hidden_activation": "hidden_act",
@@ -86,7 +93,11 @@ LAYOUT = Layout(
         "embedding_norm": True,
         "first_attention_norm": False,
         "qk_norm": False,
+        "num_key_value_heads": equal_heads,
+        "head_dim": even_head_dim,
+        "classifier_head": "transform",
     },
+    carried=("layer_types", "sliding_window", "rope_theta", "local_rope_theta"),
     tensors={
         "model.embeddings.tok_embeddings.weight": "trunk.embed.weight",
         **{f"model.embeddings.norm.{p}": f"trunk.embed_norm.{p}" for p in ("weight", "bias")},

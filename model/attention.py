@@ -1,0 +1,133 @@
+"""Attention. B batch, T query positions, S key positions, C hidden_size, H heads, K key-value heads, D head_dim."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import ModelConfig
+from model.norms import make_norm
+from model.positions import rotate
+
+
+def explicit_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale Q K^T + mask) V (Vaswani et al. 2017, equation 1), and the softmax: (B, H, T, D), (B, H, T, S).
+
+    query (B, H, T, D); key, value (B, K, S, D). The same numbers as the fused path, which never holds the softmax.
+    """
+    repeats = query.size(1) // key.size(1)
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = query @ key.mT * scale
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(-1)
+    return weights @ value, weights
+
+
+class KVCache:
+    """Keys and values of past positions, one preallocated (B, K, max_length, D) pair per layer.
+
+    `length` counts the positions held; `Transformer.forward` appends after it and advances it. `memory` holds what
+    cross-attention made of the encoder's output, which never changes.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_length: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shape = (batch_size, config.num_key_value_heads, max_length, config.head_dim)
+        layers = config.num_decoder_layers if config.is_encoder_decoder else config.num_hidden_layers
+        self.layers = [
+            (torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+            for _ in range(layers)
+        ]
+        self.memory: dict[int, tuple[Tensor, Tensor]] = {}
+        self.max_length = max_length
+        self.length = 0
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store key and value (B, K, T, D) after `length`; return all held so far (B, K, length + T, D)."""
+        end = self.length + key.size(2)
+        if end > self.max_length:
+            raise ValueError(f"the cache holds {self.max_length} positions; {end} were asked for")
+        keys, values = self.layers[layer]
+        keys[:, :, self.length : end] = key
+        values[:, :, self.length : end] = value
+        return keys[:, :, :end], values[:, :, :end]
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        self.length = min(self.length, length)
+
+
+class Attention(nn.Module):
+    """Multi-head attention, grouped key-value heads (Ainslie et al. 2023), optional QK-norm (Henry et al. 2020).
+
+    With `keep_weights` the explicit path is taken and `weights` holds its softmax (B, H, T, S).
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self.grouped = config.num_key_value_heads != config.num_attention_heads
+        width, kv_width = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_bias)
+        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.keep_weights = False
+        self.weights: Tensor | None = None
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        is_causal: bool,
+        cache: KVCache | None,
+        memory: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, T, C) attends to itself and the cache, or to `memory` (B, S, C): cross-attention."""
+        query = self.q_norm(self._heads(self.q_proj(x)))  # B H T D
+        if memory is None:
+            key, value = self._key_value(x)
+            if rotary is not None:
+                query, key = rotate(query, rotary), rotate(key, rotary)
+        elif cache is not None and self.layer in cache.memory:
+            key, value = cache.memory[self.layer]
+        else:
+            key, value = self._key_value(memory)
+        # A norm may give fp32 under autocast while the value is in half precision; attention wants one type.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        if cache is not None and memory is None:
+            key, value = cache.append(self.layer, key, value)
+        elif cache is not None:
+            cache.memory[self.layer] = key, value
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
+        if self.keep_weights:
+            y, self.weights = explicit_attention(query, key, value, mask, is_causal, self.scale)
+        else:
+            y = F.scaled_dot_product_attention(
+                query, key, value, mask, is_causal=is_causal, scale=self.scale, enable_gqa=self.grouped
+            )
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, T, H * D) -> (B, H, T, D)."""
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    def _key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, K, S, D) of source (B, S, C)."""
+        return self.k_norm(self._heads(self.k_proj(source))), self._heads(self.v_proj(source))

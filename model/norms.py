@@ -1,0 +1,20 @@
+"""Normalisation over the last dimension."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import ModelConfig
+
+
+class RMSNorm(nn.RMSNorm):
+    """nn.RMSNorm that follows its input's type: under autocast a mixed pair would leave the fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def make_norm(config: ModelConfig, size: int) -> nn.Module:
+    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016)."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(size, eps=config.norm_eps)
+    return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
