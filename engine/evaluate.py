@@ -1,6 +1,7 @@
 """Loss sums: the one loss line, and evaluation over a whole set, the same number on any batch size or rank count."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 IGNORE_INDEX = -100
-Batch = dict[str, Tensor]
+# Beside tensors, flags that the model's forward takes.
+Batch = dict[str, Any]
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -19,7 +21,9 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor | None = No
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
+    }
 
 
 @torch.no_grad()

@@ -174,12 +174,15 @@ def train(
     metric: str = "val/loss",
     larger_is_better: bool = False,
     evaluation_in_steps: float = 1.0,
-    flops_per_token: float = 0.0,
+    early_batches: Callable[[int], list[Batch]] | None = None,
+    flops_per_token: Callable[[float], float] | None = None,
     class_weights: Tensor | None = None,
 ) -> dict[str, float]:
     """Train, evaluate, save, resume; leaves run.model and returns the evaluation of the weights in it.
 
-    batches(step): this rank's micro-batches, a pure function of the step, each with "labels".
+    batches(step): this rank's micro-batches, a pure function of the step, each with "labels"; early_batches(step) takes
+    its place until the learning rate begins to fall.
+    flops_per_token(share): of a step in which this share of the positions has a label.
     evaluate(model): metrics over the whole validation set, the same on every rank.
     Raises Interrupted after a signal and NonFiniteError after MAX_NON_FINITE bad steps in a row.
     """
@@ -223,15 +226,20 @@ def train(
             start = time.perf_counter()
             factor = pace.schedule.factor(state.step)
             seed_step(config.seed, state.step, accelerator.process_index)
-            micro_batches = batches(state.step)
+            early = early_batches is not None and not pace.schedule.falling(state.step)
+            micro_batches = early_batches(state.step) if early else batches(state.step)
             loss, norm = train_step(training, micro_batches, factor, config.optim.max_grad_norm, class_weights)
             seconds = time.perf_counter() - start
             state.step += 1
             pace.step_took(seconds)
             _check_finite(loss, norm, state, accelerator, progress)
             rate = training.learning_rates[0] * factor
-            speed = sum(batch["input_ids"].numel() for batch in micro_batches) * accelerator.num_processes / seconds
-            mfu = speed * flops_per_token / ceiling if ceiling else 0.0
+            tokens = sum(batch["input_ids"].numel() for batch in micro_batches)
+            speed = tokens * accelerator.num_processes / seconds
+            mfu = 0.0
+            if flops_per_token is not None:
+                share = sum(batch["labels"].numel() for batch in micro_batches) / tokens
+                mfu = speed * flops_per_token(share) / ceiling
             progress.update(state.step, loss=loss, lr=rate, tokens_per_second=speed, mfu=mfu)
             last = state.step == pace.total
             if last or state.step % config.log_every == 0:

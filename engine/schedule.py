@@ -50,6 +50,10 @@ class Schedule:
                 return y0 + (y1 - y0) * (step - x0) / (x1 - x0)
         return self.knots[-1][1]
 
+    def falling(self, step: int) -> bool:
+        """Whether the rate has begun to fall at `step`; a changed plan never answers otherwise for a step gone by."""
+        return step >= max((x for x, y in self.knots if y == 1.0), default=self.warmup)
+
     @property
     def decay_start(self) -> int:
         return self.knots[-2][0]

@@ -164,7 +164,7 @@ def _train(
         metric=f"val/{config.metric}",
         larger_is_better=config.metric != "loss",
         evaluation_in_steps=held_out.lengths.sum() / (config.batch_size * mean_length),
-        flops_per_token=flops_per_token(model.config, round(mean_length), 0.0),
+        flops_per_token=lambda share: flops_per_token(model.config, round(mean_length), 0.0),
         class_weights=_class_weights(labels, len(splits.names)) if config.class_weights == "balanced" else None,
     )
 

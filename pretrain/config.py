@@ -43,6 +43,9 @@ class PretrainConfig(LoopConfig):
     mlm_probability: float = Field(
         0.3, gt=0, lt=1, description="share of tokens masked in training (0.15 in evaluation)"
     )
+    causal_start: bool = Field(
+        True, description="mlm: predict next tokens, as a decoder, until the learning rate begins to fall"
+    )
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

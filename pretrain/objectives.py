@@ -19,15 +19,16 @@ EVALUATION_SEED = 15
 
 
 class CausalObjective:
-    """Predict each next token (Radford et al. 2018)."""
+    """Predict each next token (Radford et al. 2018). `flags` go to the model's forward with every batch."""
 
-    def __init__(self, store: TokenStore, length: int, seed: int) -> None:
+    def __init__(self, store: TokenStore, length: int, seed: int, **flags: bool) -> None:
+        self.flags = flags
         # The extra token is the last label of one window and the first input of the next.
         self.windows = Windows(store, length, 1, seed)
 
     def batches(self, step: int, share: Share) -> list[Batch]:
         windows = self.windows.batch(step, share.global_batch_size)
-        return [_causal_batch(rows) for rows in share.split(windows)]
+        return [_tensors(input_ids=rows[:, :-1], labels=rows[:, 1:]) | self.flags for rows in share.split(windows)]
 
     @staticmethod
     def evaluation(store: TokenStore, length: int, rows: int) -> list[Batch]:
@@ -41,10 +42,6 @@ class CausalObjective:
             inputs[: len(tokens) - 1], labels[: len(tokens) - 1] = tokens[:-1], tokens[1:]
             batches.append(_tensors(input_ids=inputs.reshape(count, length), labels=labels.reshape(count, length)))
         return batches
-
-
-def _causal_batch(windows: np.ndarray) -> Batch:
-    return _tensors(input_ids=windows[:, :-1], labels=windows[:, 1:])
 
 
 class MaskedObjective:

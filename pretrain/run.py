@@ -1,6 +1,7 @@
 """One pretraining run: tokenizer, token store, plan, loop, scores."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from engine.pace import broadcast
 from engine.run_directory import RunDirectory
 from engine.runtime import Share, default_device, make_accelerator, start_processes
 from engine.tracking import Tracker
-from model import CausalLM, MaskedLM, load_model
+from model import HEADS, load_model
 from pretrain.config import PretrainConfig
 from pretrain.objectives import CausalObjective, MaskedObjective
 from pretrain.plan import Plan, expected_width, make_plan
@@ -98,11 +99,9 @@ def _train(
     if config.model == "gpt":
         objective = CausalObjective(stores["train"], plan.length, config.seed)
         held_out = objective.evaluation(stores["validation"], plan.length, rows)
-        head_share, kind = 1.0, "causal"
     else:
         objective = MaskedObjective(stores["train"], plan.length, config.seed, tokenizer, config.mlm_probability)
         held_out = objective.evaluation(stores["validation"], rows)
-        head_share, kind = config.mlm_probability, "masked"
     if not held_out:
         raise DataError("the validation text is shorter than one window; raise corpus.validation_fraction")
 
@@ -115,9 +114,17 @@ def _train(
         name = "val/accuracy" if config.model == "gpt" else "val/masked_accuracy"
         return metrics | {name: sums["accuracy"]}
 
+    early = None
+    if config.model == "mlm" and config.causal_start:
+        # Every token is a label there, three times as many as masked ones; with few tokens seen, that decides
+        # (Gisserot-Boukhlef et al. 2025, "Should We Still Pretrain Encoders with Masked Language Modeling?").
+        first = CausalObjective(stores["train"], plan.length, config.seed, causal=True)
+        early = partial(first.batches, share=share)
+
+    kind = "causal" if config.model == "gpt" else "masked"
     torch.manual_seed(config.seed)
     return train(
-        (CausalLM if config.model == "gpt" else MaskedLM)(plan.config),
+        HEADS[kind](plan.config),
         lambda step: objective.batches(step, share),
         evaluate,
         config.model_copy(update={"max_steps": plan.max_steps}),
@@ -127,7 +134,8 @@ def _train(
         lambda directory: save_tokenizer(tokenizer, directory, kind, plan.config.max_position_embeddings),
         evaluation_in_steps=sum(batch["input_ids"].numel() for batch in held_out)
         / (plan.global_batch_size * plan.length),
-        flops_per_token=flops_per_token(plan.config, plan.length, head_share),
+        early_batches=early,
+        flops_per_token=lambda share: flops_per_token(plan.config, plan.length, share),
     )
 
 

@@ -18,7 +18,7 @@ from engine.loop import LoopConfig, prepare, train, train_step
 from engine.optim import OptimConfig
 from engine.run_directory import RunDirectory
 from engine.runtime import RuntimeConfig, Share
-from engine.schedule import ScheduleConfig
+from engine.schedule import Schedule, ScheduleConfig
 from engine.sharding import gather_state
 from engine.signals import Interrupted
 from engine.tracking import Tracker, TrackingConfig
@@ -201,6 +201,35 @@ def test_a_budget_bounds_the_steps(tmp_path):
     rates = [row["train/lr"] for row in rows_with(rates, "train/lr")]
     assert rates[-1] < 0.05 * max(rates)
     assert json.loads((tmp_path / "plan.json").read_text())["schedule"]["total"] == timing[-1]["step"]
+
+
+@pytest.mark.parametrize("stop_at", [None, 2, 4, 6])
+def test_early_batches_last_until_the_rate_falls(stop_at, tmp_path):
+    seen = []
+
+    def noted(name):
+        return lambda step, share=Share(8, 8): seen.append((step, name)) or batches(step, share)
+
+    settings = config(schedule=ScheduleConfig(warmup_steps=2, decay_fraction=0.5))
+    if stop_at:
+
+        def interrupting(step, share=Share(8, 8)):
+            if step + 1 == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return noted("early" if step < 4 else "late")(step)
+
+        with pytest.raises(Interrupted):
+            run(tmp_path, settings, make=interrupting, early_batches=interrupting)
+    run(tmp_path, settings, make=noted("late"), early_batches=noted("early"))
+    assert seen == [(step, "early") for step in range(4)] + [(step, "late") for step in range(4, 8)]
+
+
+def test_a_step_gone_by_keeps_its_side_of_the_fall_when_the_plan_changes():
+    schedule = Schedule(ScheduleConfig(warmup_steps=2, decay_fraction=0.5), 100)
+    for step, total in [(10, 60), (25, 50), (30, 48), (40, 52)]:
+        before = [schedule.falling(i) for i in range(step)]
+        schedule.retotal(step, total)
+        assert [schedule.falling(i) for i in range(step)] == before
 
 
 def rows_with(rows: list[dict], key: str) -> list[dict]:

@@ -66,6 +66,14 @@ def test_a_decoder_does_not_see_the_future(window):
     assert not torch.allclose(before[:, 7:], after[:, 7:])
 
 
+def test_an_encoder_that_is_trained_as_a_decoder_does_not_see_the_future():
+    model = randomized(MaskedLM(encoder()))
+    ids = tokens(1, 12)
+    changed = ids.clone()
+    changed[:, 7] = (changed[:, 7] + 1) % VOCABULARY
+    assert torch.equal(model(ids, causal=True)[:, :7], model(changed, causal=True)[:, :7])
+
+
 def test_an_encoder_sees_both_sides():
     model = randomized(MaskedLM(encoder()))
     ids = tokens(1, 12)
