@@ -1,6 +1,6 @@
 """The Transformer: configuration, layers, trunk, heads, and Hugging Face directories in and out."""
 
-from model.attention import KVCache
+from model.cache import KVCache
 from model.config import ModelConfig
 from model.heads import HEADS, CausalLM, MaskedLM, Seq2SeqLM, SequenceClassifier
 from model.pretrained import ModelDirectoryError, load_model, save_model

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.cache import KVCache
 from model.config import ModelConfig
 from model.norms import make_norm
 from model.positions import rotate
@@ -25,46 +26,6 @@ def explicit_attention(
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1)
     return weights @ value, weights
-
-
-class KVCache:
-    """Keys and values of past positions, one preallocated (B, K, max_length, D) pair per layer.
-
-    `length` counts the positions held; `Transformer.forward` appends after it and advances it. `memory` holds what
-    cross-attention made of the encoder's output, which never changes.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        batch_size: int,
-        max_length: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        shape = (batch_size, config.num_key_value_heads, max_length, config.head_dim)
-        layers = config.num_decoder_layers if config.is_encoder_decoder else config.num_hidden_layers
-        self.layers = [
-            (torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
-            for _ in range(layers)
-        ]
-        self.memory: dict[int, tuple[Tensor, Tensor]] = {}
-        self.max_length = max_length
-        self.length = 0
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store key and value (B, K, T, D) after `length`; return all held so far (B, K, length + T, D)."""
-        end = self.length + key.size(2)
-        if end > self.max_length:
-            raise ValueError(f"the cache holds {self.max_length} positions; {end} were asked for")
-        keys, values = self.layers[layer]
-        keys[:, :, self.length : end] = key
-        values[:, :, self.length : end] = value
-        return keys[:, :, :end], values[:, :, :end]
-
-    def truncate(self, length: int) -> None:
-        """Forget the positions from `length` on."""
-        self.length = min(self.length, length)
 
 
 class Attention(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from model.attention import KVCache
+from model.cache import KVCache
 from model.config import ModelConfig
 from model.initialization import init_weights
 from model.layers import ACTIVATIONS

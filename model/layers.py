@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention import Attention, KVCache
+from model.attention import Attention
+from model.cache import KVCache
 from model.config import ModelConfig
 from model.norms import make_norm
 

@@ -22,7 +22,7 @@ def sinusoidal_table(positions: Tensor, size: int) -> Tensor:
 def rotary_table(
     positions: Tensor, head_dim: int, theta: float, scaling: dict[str, Any] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, D) of rotary position embedding (Su et al. 2021), halves laid out as in Llama.
+    """Cosines and sines (T, D) of rotary position embedding (Su et al. 2021), the pairs D / 2 channels apart.
 
     Made in fp32 at every forward rather than kept as a buffer: a buffer would be rounded when a module is cast to bf16.
     """
@@ -35,7 +35,7 @@ def rotary_table(
 
 
 def _scale(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
-    """Frequencies for a longer context: all slowed (Chen et al. 2023), or only the slow ones (Llama 3.1)."""
+    """Frequencies for a longer context: all slowed (Chen et al. 2023), or only the slow ones (Dubey et al. 2024)."""
     slowed = frequencies / scaling["factor"]
     if scaling["rope_type"] == "linear":
         return slowed

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import KVCache
+from model.cache import KVCache
 from model.config import ModelConfig
 from model.layers import Block
 from model.norms import make_norm

@@ -61,6 +61,19 @@ def test_no_file_without_a_home_and_none_too_long():
         assert path.read_text().isascii(), path
 
 
+def test_the_trunk_names_no_family_and_stays_under_400_lines():
+    families = [
+        path.stem for path in (ROOT / "model" / "layouts").glob("*.py") if path.stem not in ("__init__", "layout")
+    ]
+    assert len(families) >= 7
+    lines = 0
+    for name in ("attention", "layers", "norms", "positions", "transformer"):
+        text = (ROOT / "model" / f"{name}.py").read_text()
+        lines += len(text.splitlines())
+        assert not re.search("|".join(families), text, re.I), name
+    assert lines < 400
+
+
 def test_nothing_unpickles():
     for path in SOURCES:
         text = path.read_text()
