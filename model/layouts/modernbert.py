@@ -121,4 +121,6 @@ LAYOUT = Layout(
     },
     read_rest=_read_rest,
     write_rest=_write_rest,
+    # A file of the bare model has no prefix.
+    renamed=((r"^(embeddings|layers|final_norm)\.", r"model.\1."),),
 )
