@@ -1,4 +1,5 @@
-"""Texts to token ids, framed as in pretraining: `<s> text` for a decoder, `<cls> text <sep>` for an encoder."""
+"""Texts to token ids, framed as in pretraining: by a foreign tokenizer's own template, where there is one; ours have
+`<s> text` for a decoder, `<cls> text <sep>` for an encoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], causal: bool, max_length:
     A foreign tokenizer may lack a beginning-of-text token, which a decoder then does without. No row is empty.
     Raises CheckpointError when an encoder's tokenizer lacks its cls or sep token.
     """
-    if causal:
+    if tokenizer.frame is not None and (causal or any(tokenizer.frame)):
+        prefix, suffix = tokenizer.frame
+    elif causal:
         prefix, suffix = [i for i in [tokenizer.bos_id] if i is not None], []
     elif tokenizer.cls_id is None or tokenizer.sep_id is None:
         raise CheckpointError(
@@ -47,5 +50,10 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], causal: bool, max_length:
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The id that fills rows; the attention mask hides it, so any id serves where a tokenizer has none."""
-    return next((i for i in (tokenizer.pad_id, tokenizer.eos_id) if i is not None), 0)
+    """The id that fills rows; the attention mask hides it, so almost any serves where a tokenizer has none.
+
+    transformers takes the last token that is not padding for the end of a text: one that ends texts cannot be it.
+    """
+    ends = tokenizer.frame[1] if tokenizer.frame else []
+    candidates = (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id)
+    return next((i for i in candidates if i is not None and i not in ends), 0)

@@ -122,7 +122,7 @@ def test_rows_without_labels_count_nothing():
 class Letters:
     """A tokenizer of one token per letter, from 10 on."""
 
-    directory, bos_id, eos_id, pad_id, cls_id, sep_id = "letters", 1, 2, 3, 5, 6
+    directory, bos_id, eos_id, pad_id, cls_id, sep_id, frame = "letters", 1, 2, 3, 5, 6, None
 
     def encode_batch(self, texts):
         return [np.array([10 + ord(c) - ord("a") for c in text], dtype=np.int32) for text in texts]

@@ -41,6 +41,7 @@ class FastTokenizer:
 
         self.directory = Path(directory)
         path = self.directory / "tokenizer.json"
+        self.content = content
         self.sha256 = hashlib.sha256(content).hexdigest()
         try:
             tree = json.loads(content)
@@ -57,6 +58,7 @@ class FastTokenizer:
         added = [token for token in tree.get("added_tokens") or [] if isinstance(token, dict)]
         self._plain_added = {token["id"]: token["content"] for token in added if not token.get("special")}
         self._decoders = set(_types(tree.get("decoder")))
+        self._algorithm = str(tree["model"].get("type") or type(backend.model).__name__)
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         ids = {name: self._find(name) for name in _NAMES}
         self.unk_id, self.pad_id, self.mask_id = ids["unk"], ids["pad"], ids["mask"]
@@ -66,6 +68,26 @@ class FastTokenizer:
         self.special_ids: frozenset[int] = frozenset(
             {token["id"] for token in added if token.get("special")} | set(ids.values()) - {None}
         )
+
+    @classmethod
+    def convert(cls, directory: Path | str) -> "FastTokenizer":
+        """Make tokenizer.json of the older files of `directory` (vocab.txt, vocab.json and merges.txt, spiece.model),
+        as transformers does, without writing it. Raises CheckpointError."""
+        directory = Path(directory)
+        try:
+            from transformers import AutoTokenizer
+
+            # A directory and nothing else: a name would be looked up on the network.
+            backend = AutoTokenizer.from_pretrained(directory.resolve(), local_files_only=True).backend_tokenizer
+        except Exception as error:  # whatever a damaged file provokes in the library, or the library's absence
+            cause = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{directory}: no tokenizer.json there, and none can be made of the other files ({cause}). "
+                "Write it where the tokenizer loads: "
+                'python -c "from transformers import AutoTokenizer; '
+                f"AutoTokenizer.from_pretrained('{directory}').save_pretrained('{directory}')\""
+            ) from None
+        return cls(backend.to_str().encode(), directory)
 
     @classmethod
     def load(cls, directory: Path | str) -> "FastTokenizer":
@@ -78,6 +100,20 @@ class FastTokenizer:
             return cls(path.read_bytes(), directory)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words: "byte-level BPE", "WordPiece", "Unigram"."""
+        return "byte-level BPE" if self._algorithm == "BPE" and "ByteLevel" in self._decoders else self._algorithm
+
+    @cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Ids that the template of tokenizer.json puts before and after a text: what AutoTokenizer adds."""
+        probe = self._backend.encode("a")
+        inside = [place for place, added in enumerate(probe.special_tokens_mask) if not added]
+        if not inside:
+            return probe.ids, []
+        return probe.ids[: inside[0]], probe.ids[inside[-1] + 1 :]
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; nothing is added."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SPACE = "\u2581"  # SentencePiece's mark for a space; as text it is the one character that does not round-trip
 SHA256_KEY = "tokenizer_model_sha256"  # in tokenizer_config.json
+OLDER_FILES = ("vocab.txt", "vocab.json", "spiece.model")  # tokenizers of others without a tokenizer.json
 
 _LARGEST_MODEL = 64 << 20  # bytes; a vocabulary of a million pieces is about 20 MB
 # SentencePiece slows down on long strings (measured: 6 MB/s at 4,000 characters, 2 MB/s at a million), and a thread
@@ -31,7 +32,12 @@ _SEGMENT = 4096
 
 
 class Tokenizer:
-    """A SentencePiece model. `directory` is where it lies; ids of symbols that it lacks are None."""
+    """A SentencePiece model. `directory` is where it lies; ids of symbols that it lacks are None.
+
+    `frame`, what stands before and after a text, is None: not the tokenizer but the kind of model decides.
+    """
+
+    frame: tuple[list[int], list[int]] | None = None
 
     def __init__(self, model: bytes, directory: Path | str):
         from sentencepiece import SentencePieceProcessor
@@ -73,6 +79,14 @@ class Tokenizer:
             raise CheckpointError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
         tokenizer._check_recorded_hash()
         return tokenizer
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words: "SentencePiece BPE" or "SentencePiece Unigram"."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        trainer = sentencepiece_model_pb2.ModelProto.FromString(self.model).trainer_spec
+        return "SentencePiece BPE" if trainer.model_type == trainer.BPE else "SentencePiece Unigram"
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, no special one among them: '<s>' in a text is three characters. Nothing is added."""
@@ -189,19 +203,29 @@ class Tokenizer:
 
 
 def load_tokenizer(directory: Path | str) -> "Tokenizer | FastTokenizer":
-    """The tokenizer in `directory`: tokenizer.model if there is one, else tokenizer.json, with the same interface.
+    """The tokenizer in `directory`, with the same interface whatever its kind.
 
-    Raises CheckpointError when there is neither, or when the file is damaged.
+    tokenizer.model where it was trained here or stands alone; else tokenizer.json, which alone holds the tokens that
+    others added later; else transformers makes that of vocab.txt, vocab.json and merges.txt, or spiece.model.
+    Raises CheckpointError when there is none of them, or when the file is damaged.
     """
     directory = Path(directory)
-    if (directory / "tokenizer.model").is_file():
+    has_model, has_json = ((directory / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+    if has_model and (not has_json or _trained_here(directory)):
         return Tokenizer.load(directory)
-    if (directory / "tokenizer.json").is_file():
-        from tokenizer.fast import FastTokenizer
+    from tokenizer.fast import FastTokenizer
 
+    if has_json:
         return FastTokenizer.load(directory)
+    if any((directory / name).is_file() for name in OLDER_FILES):
+        return FastTokenizer.convert(directory)
     problem = "holds neither tokenizer.model nor tokenizer.json" if directory.is_dir() else "no such directory"
     raise CheckpointError(f"{directory}: {problem}. Train a tokenizer: python -m tokenizer --data YOUR_TEXT")
+
+
+def _trained_here(directory: Path) -> bool:
+    config = read_json(directory / "tokenizer_config.json")
+    return isinstance(config, dict) and SHA256_KEY in config
 
 
 def usable_cores() -> int:
