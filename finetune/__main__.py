@@ -16,6 +16,7 @@ TRAIN_HELP = f"""Fine-tune a pretrained model into a text classifier, scored bes
   python -m finetune\n
   python -m finetune --model runs/mlm --run mlm-classifier\n
   python -m finetune --model runs/gpt --data reviews.csv data.text=review data.label=stars\n
+  python -m finetune --init models/bert-base-uncased --data reviews.csv optim.lr=3e-5\n
   python -m finetune configs/finetune/gpt.yaml data.test=test.tsv\n
   python -m finetune predict runs/gpt-classifier new.csv --text review > labelled.jsonl
 
@@ -55,7 +56,14 @@ def train(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", help="Configuration and overrides.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Pretrained run or model directory: model=")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "--init",
+            help="Run, or Hugging Face directory (gpt2, bert, llama, qwen3, modernbert, t5): model=",
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Labelled file, glob or dataset name: data.path=")] = None,
     run: Annotated[str | None, typer.Option(help="Name of the run: run=")] = None,
     budget: Annotated[str | None, typer.Option(help="Training time, such as 3m: budget=")] = None,

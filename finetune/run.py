@@ -26,6 +26,8 @@ from finetune.examples import Example, Splits
 from finetune.predict import Classifier
 from finetune.run_config import FinetuneConfig
 from model import SequenceClassifier, load_model
+from model.layouts import LAYOUTS
+from model.pretrained import read_config
 from tokenizer import load_tokenizer
 from tokenizer.export import save_tokenizer
 
@@ -72,20 +74,45 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
 
 
 def find_pretrained(path: Path) -> Path:
-    """The model directory at `path`, or in the run there. Raises CheckpointError."""
+    """The model directory at `path`, or in the run there. Raises CheckpointError or ModelDirectoryError."""
     directory = find_model(path)
-    if directory is not None:
-        return directory
-    raise CheckpointError(
-        f"{path}: no pretrained model there (no config.json, no model/config.json). "
-        "Make one with `make pretrain`, or name a directory: --model DIR"
-    )
+    if directory is None:
+        raise CheckpointError(
+            f"{path}: no pretrained model there (no config.json, no model/config.json). "
+            "Make one with `make pretrain`, or name a directory: --init DIR"
+        )
+    family = read_config(directory)["model_type"]
+    able = [name for name, layout in LAYOUTS.items() if "classifier" in layout.architectures.values()]
+    if family not in able:
+        raise CheckpointError(
+            f"{directory}: a {family} model, and transformers has no classifier of that family. "
+            f"Take one of {', '.join(able)}"
+        )
+    return directory
 
 
-def load_classifier(config: FinetuneConfig, source: Path, names: list[str]) -> SequenceClassifier:
-    """The pretrained trunk with a new classification head; or the same architecture untrained."""
-    model = load_model(source, head="classifier", id2label=dict(enumerate(names)), dropout=config.dropout)
+def load_classifier(config: FinetuneConfig, source: Path, names: list[str], tokenizer: Any) -> SequenceClassifier:
+    """The pretrained trunk with a new classification head; or the same architecture untrained.
+
+    Its config gets the padding of our batches, by which transformers finds the end of a text. Raises CheckpointError
+    when the tokenizer has more tokens than the model.
+    """
+    changes = {"id2label": dict(enumerate(names)), "dropout": config.dropout, "pad_token_id": padding_id(tokenizer)}
+    model = load_model(source, head="classifier", **changes)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model {model.config.vocab_size:,}: "
+            "they are not of the same model. Copy the directory again"
+        )
     return SequenceClassifier(model.config) if config.weights == "random" else model
+
+
+def describe_start(source: Path, model: SequenceClassifier) -> list[str]:
+    """What is new in the classifier, and which tensors of `source` have no place in it."""
+    notes = [f"{source}: newly initialised: {', '.join(model.newly_initialized) or 'nothing'}"]
+    if model.left_behind:
+        notes.append(f"{source}: left behind: {', '.join(model.left_behind)}")
+    return notes
 
 
 def _train(
@@ -99,14 +126,18 @@ def _train(
 ) -> None:
     tokenizer = load_tokenizer(source)
     torch.manual_seed(config.seed)
-    model = load_classifier(config, source, splits.names)
-    if config.weights == "pretrained":
-        console.print(f"{source}: newly initialised: {', '.join(model.newly_initialized)}", markup=False)
+    model = load_classifier(config, source, splits.names, tokenizer)
+    for note in describe_start(source, model) if config.weights == "pretrained" else ():
+        console.print(note, markup=False)
     max_length = min(
         config.data.max_length or model.config.max_position_embeddings, model.config.max_position_embeddings
     )
     training = _encode(tokenizer, splits.train, model, max_length)
     held_out = _encode(tokenizer, splits.validation, model, max_length)
+    beginning = " ".join(tokenizer.piece(i) for i in training.tokens[0][:8])
+    console.print(
+        f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens; the first text begins {beginning}", markup=False
+    )
     if training.truncated:
         share = training.truncated / len(splits.train)
         console.print(f"{share:.0%} of the training texts are longer than {max_length} tokens: their beginning is read")
@@ -160,7 +191,7 @@ def _train(
         accelerator,
         run,
         tracker,
-        lambda directory: save_tokenizer(tokenizer, directory, kind, max_length),
+        lambda directory: save_tokenizer(tokenizer, directory, kind, max_length, pad),
         metric=f"val/{config.metric}",
         larger_is_better=config.metric != "loss",
         evaluation_in_steps=held_out.lengths.sum() / (config.batch_size * mean_length),

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import CheckpointError
-from engine.files import write_atomic, write_json
+from engine.files import read_json, write_atomic, write_json
 from tokenizer.tokenizer import SHA256_KEY, Tokenizer
 
 if TYPE_CHECKING:
     from tokenizer.fast import FastTokenizer
 
-Kind = Literal["causal", "masked"]
+Kind = Literal["causal", "masked", "seq2seq"]
 
 _FILES = (
     "tokenizer.json",
@@ -22,29 +22,41 @@ _FILES = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
+    "spiece.model",
     "chat_template.jinja",
     "tokenizer.model",
 )
 
 
 def save_tokenizer(
-    tokenizer: "Tokenizer | FastTokenizer", directory: Path | str, kind: Kind, model_max_length: int | None = None
+    tokenizer: "Tokenizer | FastTokenizer",
+    directory: Path | str,
+    kind: Kind,
+    model_max_length: int | None = None,
+    pad_id: int | None = None,
 ) -> None:
     """Write the tokenizer into a model directory, so that AutoTokenizer gives what the model was trained on:
-    `<s> text` for a causal model, `<cls> text <sep>` for a masked one. `model_max_length` is the model's context.
+    `<s> text` for a causal model, `<cls> text <sep>` for a masked one, `text </s>` for an encoder-decoder.
+    `model_max_length` is the model's context.
 
     AutoTokenizer takes '<s>' or '<mask>' in a text for the special token, as the Hugging Face world expects (a
     fill-mask prompt holds '<mask>'); our encode never does. With `split_special_tokens=True` it does as we do, and
     the ids are equal for every text.
 
     tokenizer.json is that of `tokenizer.directory` if there is one, else `transformers` makes it of tokenizer.model.
-    A tokenizer that was not trained here is copied as it is. Each file is written atomically, tokenizer.model last.
+    A tokenizer that was not trained here is copied as it is, with `model_max_length` and the token `pad_id` for padding
+    where they are given. Each file is written atomically, tokenizer.model last.
     Raises CheckpointError when the files of `tokenizer.directory` contradict each other.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if not isinstance(tokenizer, Tokenizer) or not tokenizer.lossless:
-        _copy(tokenizer.directory, directory)
+        _copy(tokenizer, directory)
+        changes = {} if model_max_length is None else {"model_max_length": model_max_length}
+        changes |= {} if pad_id is None else {"pad_token": tokenizer.piece(pad_id)}
+        if changes:
+            config = read_json(directory / "tokenizer_config.json")
+            write_json(directory / "tokenizer_config.json", {**(config if isinstance(config, dict) else {}), **changes})
         return
     existing = tokenizer.directory / "tokenizer.json"
     pipeline = _read_pipeline(existing, tokenizer) if existing.is_file() else convert(tokenizer)
@@ -101,7 +113,7 @@ def _with_template(pipeline: dict[str, Any], tokenizer: Tokenizer, kind: Kind) -
     bos, eos = _required(tokenizer, "bos_id"), _required(tokenizer, "eos_id")
     cls = bos if tokenizer.cls_id is None else tokenizer.cls_id
     sep = eos if tokenizer.sep_id is None else tokenizer.sep_id
-    before, after = ([bos], []) if kind == "causal" else ([cls], [sep])
+    before, after = {"causal": ([bos], []), "masked": ([cls], [sep]), "seq2seq": ([], [eos])}[kind]
     names = [[tokenizer.piece(i) for i in ids] for ids in (before, after)]
     single = [*names[0], "$A", *names[1]]
     # A second text begins with <s> in the causal template, as Llama's does, and not with <cls> in the masked one.
@@ -138,9 +150,13 @@ def _required(tokenizer: Tokenizer, name: str) -> int:
     return token_id
 
 
-def _copy(source: Path, directory: Path) -> None:
+def _copy(tokenizer: "Tokenizer | FastTokenizer", directory: Path) -> None:
+    source = tokenizer.directory
     if source.resolve() == directory.resolve():
         return
     for name in _FILES:
         if (source / name).is_file():
             write_atomic(directory / name, (source / name).read_bytes())
+    if not isinstance(tokenizer, Tokenizer):
+        # It may have been made of older files.
+        write_atomic(directory / "tokenizer.json", tokenizer.content)
