@@ -6,17 +6,20 @@
 finished runs are kept: the command can be given again.
 """
 
+import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.shakespeare import environment
+from finetune.predict import Classifier
 
 
 def main(
@@ -28,7 +31,7 @@ def main(
 ) -> None:
     folder.mkdir(exist_ok=True)
     data = [f"data.{name}={labelled.resolve() / file}" for name, file in SPLITS.items()]
-    data += ["data.text=sentence", f"budget={finetune_budget}"]
+    data += ["data.text=sentence", f"budget={finetune_budget}", "batch_size=64"]
     runs = []
     for model in ("gpt", "mlm"):
         call(folder, "pretrain", "--model", model, "--data", str(text.resolve()), "--budget", budget, f"run={model}")
@@ -41,12 +44,23 @@ def main(
         figures = (f"{row[key]:.4f}" for key in ("accuracy", "accuracy_error", "macro_f1", "mcc"))
         table.add_row(row["name"], *figures)
     Console(width=100).print(table)
-    for model, (trained, scratch) in (("gpt", summaries[:2]), ("mlm", summaries[2:])):
-        a, b = trained["scores"][0], scratch["scores"][0]
-        error = (a["accuracy_error"] ** 2 + b["accuracy_error"] ** 2) ** 0.5
+    with (labelled / SPLITS["test"]).open(newline="", encoding="utf-8") as file:
+        test = list(csv.DictReader(file, delimiter="\t"))
+    hits = {run: correct(folder / "runs" / run, test) for run in runs}
+    for model in ("gpt", "mlm"):
+        difference = hits[f"{model}-pretrained"] - hits[f"{model}-random"]
+        mean, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
         print(
-            f"{model}: pretrained over random weights by {(a['accuracy'] - b['accuracy']) / error:.1f} standard errors"
+            f"{model}: pretrained over random weights {100 * mean:+.1f} points, standard error {100 * error:.1f} "
+            f"(the same {len(test)} examples, paired): {mean / error:.1f} standard errors"
         )
+
+
+def correct(run: Path, test: list[dict[str, str]]) -> np.ndarray:
+    """1.0 where the classifier of `run` is right, else 0.0, for each test example."""
+    classifier = Classifier(run)
+    guesses = classifier.probabilities([row["sentence"] for row in test]).argmax(-1)
+    return np.array([classifier.names[guess] == row["label"] for guess, row in zip(guesses, test, strict=True)], float)
 
 
 SPLITS = {"path": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}

@@ -19,6 +19,8 @@ class OptimConfig(Config):
     name: Literal["auto", "adamw", "muon"] = "auto"
     lr: float = 3e-3
     muon_lr: float = 0.02
+    # AdamW's for token and position embeddings; None: lr.
+    embedding_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-10
     momentum: float = 0.95
@@ -40,7 +42,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig, stage: int | None) -> 
 
 def parameter_groups(model: nn.Module, config: OptimConfig, muon: bool) -> list[dict[str, Any]]:
     """Hidden matrices, embeddings and heads, and vectors. Vectors (norms, biases) have no weight decay."""
-    matrices, tables, vectors = [], [], []
+    matrices, embeddings, tables, vectors = [], [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -48,6 +50,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig, muon: bool) -> list[
             vectors.append(parameter)
         elif ".blocks." in name:
             matrices.append(parameter)
+        elif config.embedding_lr is not None and ".embed" in name:
+            embeddings.append(parameter)
         else:
             tables.append(parameter)
     matrix_lr = config.muon_lr if muon else config.lr
@@ -55,6 +59,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig, muon: bool) -> list[
     groups = [
         {"params": matrices, "lr": matrix_lr, "weight_decay": config.weight_decay, **adam},
         {"params": tables, "lr": config.lr, "weight_decay": config.weight_decay, **adam},
+        {"params": embeddings, "lr": config.embedding_lr, "weight_decay": config.weight_decay, **adam},
         {"params": vectors, "lr": config.lr, "weight_decay": 0.0, **adam},
     ]
     if muon:
