@@ -44,7 +44,7 @@ def write_report(path: Path | str) -> Path:
     charts = [(panel.title, draw(panel)) for panel in panels(run.rows, levels)]
     figures = run.figures()
     special = {"samples", "confusion", "per_class", "pieces"}
-    page = _template("report.html.jinja").render(
+    page = page_template("report.html.jinja").render(
         run=run,
         charts=charts,
         scores=run.scores(),
@@ -73,15 +73,16 @@ def write_index(root: Path | str) -> Path | None:
     if not runs:
         return None
     target = root / "index.html"
-    write_atomic(target, _template("index.html.jinja").render(runs=runs, show=show))
+    write_atomic(target, page_template("index.html.jinja").render(runs=runs, show=show))
     return target
 
 
-def _template(name: str) -> Any:
+def page_template(name: str, *folders: Path) -> Any:
+    """The Jinja template `name` of `folders`, or of engine/templates. What it prints is escaped for HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader([*folders, Path(__file__).parent / "templates"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

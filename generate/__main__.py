@@ -27,7 +27,8 @@ Text goes to standard output while it is made, everything else to standard error
   python -m generate runs/gpt "class " --num-samples 3 --seed 7 --json\n
   python -m generate runs/gpt "def f(x):" --stop "def " --stop $'\\n\\n'\n
   git log -1 --format=%B | python -m generate runs/gpt\n
-  python -m generate runs/gpt --interactive
+  python -m generate runs/gpt --interactive\n
+  python -m generate inspect runs/gpt "def f(x):"   [dim]# a page that shows attention and predictions[/dim]
 
 A prompt longer than the model's context loses its beginning: the last (context - max-new-tokens) tokens are kept, \
 or half a context where that is more. When the context is full, the text goes on from the last half of it. \
@@ -36,7 +37,26 @@ Unknown, beginning, padding, mask, class and separator tokens are never generate
 
 {EXIT_CODES}"""
 
+INSPECT_HELP = f"""Show what a model does with a text: one HTML page, to open in a browser.
+
+Attention of every head and layer, and where each token looks. For a language model also the prediction after each \
+layer, for a classifier the tokens that carried the decision. Works for every model that this project reads.
+
+[bold]Examples[/bold]
+
+  python -m generate inspect runs/gpt "def read_lines(path):"\n
+  python -m generate inspect runs/mlm "for line in <mask>:" --out mlm.html\n
+  python -m generate inspect runs/gpt-classifier "import json" --max-tokens 64\n
+  python -m generate inspect runs/t5 "good morning" --target "guten Morgen"
+
+The text is the second argument; where that is left out or '-', standard input. \
+In the page's address stands what is selected, counted from 1: inspect.html#layer=2&head=3&token=4. \
+A model directory that is itself called inspect is written ./inspect: python -m generate ./inspect "def".
+
+{EXIT_CODES}"""
+
 app = command_app(HELP)
+inspect_app = command_app(INSPECT_HELP)
 
 
 def flag(text: str):
@@ -105,6 +125,40 @@ def generate(
         interact(printer)
 
 
+@inspect_app.command(help=INSPECT_HELP)
+def inspect(
+    model_dir: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Model or run directory.")],
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Text to read.")] = None,
+    out: Annotated[Path, flag("The page to write.")] = Path("inspect.html"),
+    target: Annotated[
+        str | None, flag("Encoder-decoder: the decoder's text; without it, the model's own answer.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=4, help="Tokens of a text to look at, from its beginning.")] = 256,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    text = read_stdin() if text in (None, "-") else valid_text(text)
+    if not text:
+        raise ConfigError("the text is empty: give the model something to read")
+    if out.is_dir() or not out.parent.is_dir():
+        problem = "is a directory" if out.is_dir() else "its directory does not exist"
+        raise ConfigError(f"--out {out}: {problem}; name a file such as inspect.html")
+
+    from generate.inspect import write_inspection
+
+    inspection = write_inspection(model_dir, text, out, None if target is None else valid_text(target), max_tokens)
+    for note in inspection.notes:
+        print(f"generate inspect: {note}", file=sys.stderr)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
+
+
+def main(arguments: list[str]) -> None:
+    """`inspect` is a command when it comes first; anything else generates, from a directory called ./inspect too."""
+    if arguments[:1] == ["inspect"]:
+        run_app(inspect_app, "generate inspect", arguments[1:])
+    else:
+        run_app(app, "generate", arguments)
+
+
 def read_settings(flags: dict, overrides: list[str]) -> GenerateConfig:
     """GenerateConfig from flags, then `key=value` arguments. Raises ConfigError naming the flag or key."""
     for text in overrides:
@@ -144,4 +198,4 @@ def read_stdin() -> str:
 
 
 if __name__ == "__main__":
-    run_app(app, "generate")
+    main(sys.argv[1:])
