@@ -29,7 +29,7 @@ suffix  = $(if $(strip $(ON)),$(shell .venv/bin/python -c 'import sys; from corp
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\n  %s\n' \
-	  'MODEL="gpt mlm"  which models (both by default)' \
+	  'MODEL="gpt mlm"  which models (both by default); pretrain: transformer gpt2 bert llama qwen3 modernbert t5 too' \
 	  'DATA=PATH        your text: file, folder, glob or dataset org/name (finetune: a labelled table)' \
 	  'BUDGET=10m       wall time of each training (30s, 10m, 4h)' \
 	  'CONFIG=FILE      a YAML file of configs/   RUN=NAME  name under runs/   PROMPT="text" to continue' \

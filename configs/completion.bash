@@ -15,7 +15,7 @@ _mini_llm_python() {
 _mini_llm_make() {
   local word=${COMP_WORDS[COMP_CWORD]}
   mapfile -t COMPREPLY < <(compgen -W "help pipeline tokenizer pretrain finetune generate report test lint clean \
-    MODEL=gpt MODEL=mlm DATA= BUDGET= CONFIG= RUN= PROMPT= LAUNCH= ARGS=" -- "$word")
+    MODEL=gpt MODEL=mlm MODEL=transformer MODEL=gpt2 MODEL=bert MODEL=llama MODEL=t5 DATA= BUDGET= CONFIG= RUN= PROMPT= LAUNCH= ARGS=" -- "$word")
 }
 complete -o nospace -F _mini_llm_python python python3
 complete -o nospace -F _mini_llm_make make

@@ -1,7 +1,8 @@
 """The one training loop, for pretraining and fine-tuning alike.
 
 A batch carries its labels; the loss is the summed cross-entropy over labels != -100 divided by their number over all
-micro-batches and ranks. What is learned is therefore independent of micro-batch size, accumulation and rank count.
+micro-batches and ranks; where a model has two outputs, with labels of their own, the sum of both losses. What is
+learned is therefore independent of micro-batch size, accumulation and rank count.
 """
 
 import math
@@ -19,7 +20,7 @@ from engine.checkpoint import Decorate, export_model, latest_checkpoint, load_ch
 from engine.cli import parse_duration
 from engine.config import Config
 from engine.errors import NonFiniteError
-from engine.evaluate import IGNORE_INDEX, Batch, cross_entropy_sum, to_device
+from engine.evaluate import IGNORE_INDEX, LABELS, Batch, cross_entropy_sum, pop_labels, run_model, to_device
 from engine.optim import OptimConfig, make_optimizer
 from engine.pace import Pace, broadcast
 from engine.progress import Progress
@@ -127,24 +128,25 @@ def train_step(
     accelerator, model, optimizer = training.accelerator, training.model, training.optimizer
     for group, rate in zip(optimizer.param_groups, training.learning_rates, strict=True):
         group["lr"] = rate * factor
-    counts = [_count(batch["labels"], class_weights) for batch in micro_batches]
-    total = accelerator.reduce(torch.stack(counts).sum().to(accelerator.device), "sum").item()
+    counts = torch.stack([_counts(batch, class_weights) for batch in micro_batches]).sum(0)
+    totals = [max(total, 1e-9) for total in accelerator.reduce(counts.to(accelerator.device), "sum").tolist()]
     # Ranks average gradients, and Accelerate and DeepSpeed divide by the accumulation: undo both.
-    scale = accelerator.num_processes * len(micro_batches) / max(total, 1e-9)
-    loss_sum = torch.zeros((), device=accelerator.device)
+    scales = [accelerator.num_processes * len(micro_batches) / total for total in totals]
+    loss_sums = torch.zeros(len(totals), device=accelerator.device)
     norm = float("nan")
     for batch in micro_batches:
         batch = to_device(batch, accelerator.device)
-        labels = batch.pop("labels")
+        answers = pop_labels(batch)
         with accelerator.accumulate(model):
             with accelerator.autocast():
-                logits = model(**batch)
-            loss = cross_entropy_sum(logits, labels, class_weights)
-            loss_sum += loss.detach()
+                predictions = run_model(model, batch)
+            losses = [cross_entropy_sum(*pair, class_weights) for pair in zip(predictions, answers, strict=True)]
+            loss_sums += torch.stack(losses).detach()
+            loss = sum(part * scale for part, scale in zip(losses, scales, strict=True))
             if accelerator.distributed_type == "DEEPSPEED" and not math.isfinite(loss.item()):
                 # The engine steps inside backward, so nothing can be taken back afterwards.
                 raise NonFiniteError("the loss is not finite; lower optim.lr, or use precision=fp32")
-            accelerator.backward(loss * scale)
+            accelerator.backward(loss)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
                 norm = float(norm) if norm is not None else float("nan")
@@ -152,13 +154,16 @@ def train_step(
                 if math.isfinite(norm) or accelerator.scaler or accelerator.distributed_type == "DEEPSPEED":
                     optimizer.step()
             optimizer.zero_grad()
-    mean = accelerator.reduce(loss_sum.double(), "sum").item() / max(total, 1e-9)
-    return mean, norm
+    sums = accelerator.reduce(loss_sums.double(), "sum").tolist()
+    return sum(part / total for part, total in zip(sums, totals, strict=True)), norm
 
 
-def _count(labels: Tensor, class_weights: Tensor | None) -> Tensor:
-    counted = labels[labels != IGNORE_INDEX]
-    return torch.tensor(float(counted.numel())) if class_weights is None else class_weights.cpu()[counted].sum()
+def _counts(batch: Batch, class_weights: Tensor | None) -> Tensor:
+    """How many labels of each kind count, or what they weigh."""
+    counted = [batch[name][batch[name] != IGNORE_INDEX] for name in LABELS if name in batch]
+    if class_weights is not None:
+        return torch.stack([class_weights.cpu()[labels].sum() for labels in counted])
+    return torch.tensor([float(labels.numel()) for labels in counted])
 
 
 def train(
@@ -234,7 +239,7 @@ def train(
             pace.step_took(seconds)
             _check_finite(loss, norm, state, accelerator, progress)
             rate = training.learning_rates[0] * factor
-            tokens = sum(batch["input_ids"].numel() for batch in micro_batches)
+            tokens = sum(_tokens(batch) for batch in micro_batches)
             speed = tokens * accelerator.num_processes / seconds
             mfu = 0.0
             if flops_per_token is not None:
@@ -261,6 +266,11 @@ def train(
         metrics = state.best
     _export(config, training, run, state, decorate)
     return metrics
+
+
+def _tokens(batch: Batch) -> int:
+    """Positions computed, those of the encoder and of the decoder."""
+    return sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
 
 
 def _resume(run: RunDirectory, training: Training, tracker: Tracker) -> Progressed:

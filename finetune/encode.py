@@ -1,5 +1,5 @@
 """Texts to token ids, framed as in pretraining: by a foreign tokenizer's own template, where there is one; ours have
-`<s> text` for a decoder, `<cls> text <sep>` for an encoder."""
+`<s> text` for a decoder, `<cls> text <sep>` for an encoder, `text </s>` for an encoder-decoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +22,24 @@ class EncodedTexts:
         return np.array([len(row) for row in self.tokens], dtype=np.int64)
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[str], causal: bool, max_length: int) -> EncodedTexts:
+def encode_texts(
+    tokenizer: Any, texts: Sequence[str], causal: bool, max_length: int, is_encoder_decoder: bool = False
+) -> EncodedTexts:
     """Encode `texts`; of one that is longer than `max_length` with its special tokens, the beginning is kept.
 
     A foreign tokenizer may lack a beginning-of-text token, which a decoder then does without. No row is empty.
-    Raises CheckpointError when an encoder's tokenizer lacks its cls or sep token.
+    Raises CheckpointError when an encoder's tokenizer lacks its cls or sep token, an encoder-decoder's its end token.
     """
     if tokenizer.frame is not None and (causal or any(tokenizer.frame)):
         prefix, suffix = tokenizer.frame
+    elif is_encoder_decoder:
+        # Its classifier reads the decoder's state at the end token (Lewis et al. 2020).
+        if tokenizer.eos_id is None:
+            raise CheckpointError(
+                f"{tokenizer.directory}: the tokenizer has no end token, which an encoder-decoder needs after a text. "
+                "Use the tokenizer that the model was pretrained with"
+            )
+        prefix, suffix = [], [tokenizer.eos_id]
     elif causal:
         prefix, suffix = [i for i in [tokenizer.bos_id] if i is not None], []
     elif tokenizer.cls_id is None or tokenizer.sep_id is None:
@@ -40,7 +50,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], causal: bool, max_length:
     else:
         prefix, suffix = [tokenizer.cls_id], [tokenizer.sep_id]
     room = max_length - len(prefix) - len(suffix)
-    filler = [] if prefix else [padding_id(tokenizer)]
+    filler = [] if prefix or suffix else [padding_id(tokenizer)]
     rows, truncated = [], 0
     for ids in tokenizer.encode_batch(list(texts)):
         truncated += len(ids) > room

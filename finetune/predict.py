@@ -52,7 +52,8 @@ class Classifier:
     @torch.inference_mode()
     def probabilities(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
         """Probability of each label for each text, float32 (texts, labels), in the order of `texts`."""
-        encoded = encode_texts(self.tokenizer, texts, self.model.config.causal, self.max_length)
+        config = self.model.config
+        encoded = encode_texts(self.tokenizer, texts, config.causal, self.max_length, config.is_encoder_decoder)
         self.truncated += encoded.truncated
         result = np.empty((len(texts), len(self.names)), dtype=np.float32)
         for batch in ordered_batches(encoded.lengths, batch_size):

@@ -1,4 +1,4 @@
-"""The decoder loop: a cached window over a causal model, and samples of text streamed from it."""
+"""The decoder loop: a cached window over a model, and samples of text streamed from it."""
 
 import time
 from collections.abc import Collection, Iterator
@@ -12,7 +12,7 @@ from engine.errors import CheckpointError, ConfigError
 from generate.config import GenerateConfig
 from generate.sampling import next_token, random_stream
 from generate.stop import StopFilter
-from model import CausalLM, KVCache
+from model import CausalLM, KVCache, Seq2SeqLM
 
 if TYPE_CHECKING:
     from tokenizer import FastTokenizer, Tokenizer
@@ -33,7 +33,7 @@ class Window:
         # Capped: a long-context model must not allocate all of it for a short text.
         self.capacity = min(self.context, len(ids) + new_tokens)
         self.cache = KVCache(model.config, 1, self.capacity, device=self.device, dtype=weight.dtype)
-        self.ids, self.slides = list(ids), 0
+        self.ids, self.slides, self.history = list(ids), 0, ids
         self.prompt_logits = self._compute(self.ids)
 
     def restart(self) -> Tensor:
@@ -58,6 +58,35 @@ class Window:
     def _compute(self, ids: list[int]) -> Tensor:
         hidden = self.model.trunk(torch.tensor([ids], device=self.device), None, self.cache)
         # The vocabulary head on the last position alone: on a long prompt the other logits would be gigabytes.
+        return self.model.predict(hidden[:, -1])[0]
+
+
+class Answer:
+    """What the decoder of an encoder-decoder sees: the encoded prompt, and its own tokens, keys and values cached.
+
+    The same interface as Window; it never slides, since positions of these models have no end.
+    """
+
+    slides = 0
+
+    def __init__(self, model: Seq2SeqLM, ids: list[int], new_tokens: int) -> None:
+        """`ids` is the prompt with its end token; `new_tokens` are to be appended at most."""
+        weight = model.lm_head.weight
+        self.model, self.prompt, self.device = model, ids, weight.device
+        self.history = [model.config.decoder_start_token_id]
+        self.cache = KVCache(model.config, 1, new_tokens + 1, device=self.device, dtype=weight.dtype)
+        self.memory = model.trunk.encoder(torch.tensor([ids], device=self.device))
+        self.prompt_logits = self.append(self.history[0])
+
+    def restart(self) -> Tensor:
+        """Go back to the beginning of the answer; logits (V,) of its first token."""
+        self.cache.truncate(1)
+        return self.prompt_logits
+
+    def append(self, token: int) -> Tensor:
+        """Logits (V,) after `token`."""
+        tokens = torch.tensor([[token]], device=self.device)
+        hidden = self.model.trunk.decoder(tokens, None, self.cache, memory=self.memory)
         return self.model.predict(hidden[:, -1])[0]
 
 
@@ -87,17 +116,18 @@ class Sample:
 
 
 class TextGenerator:
-    """A causal model with its tokenizer and sampler settings.
+    """A causal model or an encoder-decoder with its tokenizer and sampler settings.
 
     Never sampled: unknown, beginning, padding, mask, classification and separator tokens, and ids that only pad the
     vocabulary (at or above `tokenizer.vocab_size`). `end_ids` end a text, beside the tokenizer's own end token.
-    With `add_bos` a prompt stands behind the beginning token; an empty one does always.
+    With `add_bos` a causal model's prompt stands behind the beginning token; an empty one does always. That of an
+    encoder-decoder ends in the end token.
     Raises CheckpointError when the tokenizer has more tokens than the model.
     """
 
     def __init__(
         self,
-        model: CausalLM,
+        model: CausalLM | Seq2SeqLM,
         tokenizer: "Tokenizer | FastTokenizer",
         config: GenerateConfig,
         end_ids: Collection[int] = (),
@@ -116,14 +146,17 @@ class TextGenerator:
         special = {getattr(tokenizer, name) for name in names} - {None} - self.end_ids
         self.suppressed_ids = sorted(special | (set(range(tokenizer.vocab_size, size)) - self.end_ids))
         self._suppressed = torch.tensor(self.suppressed_ids, dtype=torch.int64, device=model.lm_head.weight.device)
-        self._window: Window | None = None
+        self._window: Window | Answer | None = None
 
     def sample(self, prompt: str, index: int = 0) -> Sample:
         """A sample to pass to `stream`: the prompt's tokens, cut to the context.
 
         Of a prompt longer than the context the last `context - max_new_tokens` tokens are kept, or half a context where
-        that is more. Raises ConfigError for an empty prompt when there is no beginning token.
+        that is more; for an encoder-decoder the first ones, a context with the end token.
+        Raises ConfigError for an empty prompt when there is no beginning token.
         """
+        if self.model.config.is_encoder_decoder:
+            return self._question(prompt, index)
         ids, start = self.tokenizer.encode(prompt), self.tokenizer.bos_id
         if start is not None and (self.add_bos or not ids):
             ids = [start, *ids]
@@ -133,6 +166,13 @@ class TextGenerator:
         if kept > context:
             kept = max(1, context // 2, context - self.config.max_new_tokens)
         return Sample(index, prompt, ids[-kept:], len(ids) - kept)
+
+    def _question(self, prompt: str, index: int) -> Sample:
+        ids, end = self.tokenizer.encode(prompt), [i for i in [self.tokenizer.eos_id] if i is not None]
+        room = self.model.config.max_position_embeddings - len(end)
+        if not [*ids, *end]:
+            raise ConfigError("the prompt is empty, and this tokenizer has no end token to read alone: write one")
+        return Sample(index, prompt, [*ids[:room], *end], max(0, len(ids) - room))
 
     @torch.inference_mode()
     def stream(self, sample: Sample) -> Iterator[str]:
@@ -145,9 +185,9 @@ class TextGenerator:
         rng = random_stream(self.config.seed, sample.index)
         decoder, stop = self.tokenizer.stream(), StopFilter(self.config.stop)
         window, logits = self._open_window(sample.prompt_ids)
-        count = len(sample.prompt_ids)
+        count = len(window.history)
         history = torch.zeros(count + self.config.max_new_tokens, dtype=torch.int64, device=logits.device)
-        history[:count] = torch.tensor(sample.prompt_ids)
+        history[:count] = torch.tensor(window.history)
         reason = "interrupted"
         while reason == "interrupted":
             token = next_token(logits, history[:count], self._suppressed, self.config, rng)
@@ -177,8 +217,9 @@ class TextGenerator:
         if rest:
             yield rest
 
-    def _open_window(self, ids: list[int]) -> tuple[Window, Tensor]:
+    def _open_window(self, ids: list[int]) -> tuple[Window | Answer, Tensor]:
         """The samples of one prompt share its keys and values: those of later samples are the same bits."""
         if self._window is None or self._window.prompt != ids:
-            self._window = Window(self.model, ids, self.config.max_new_tokens)
+            kind = Answer if self.model.config.is_encoder_decoder else Window
+            self._window = kind(self.model, ids, self.config.max_new_tokens)
         return self._window, self._window.restart()

@@ -12,6 +12,7 @@ from engine.run_directory import find_model
 from generate.config import GenerateConfig
 from generate.decode import TextGenerator
 from model import load_model
+from model.layouts import LAYOUTS
 from tokenizer import load_tokenizer
 
 RUNS = Path("runs")
@@ -27,7 +28,7 @@ def load_generator(path: Path, config: GenerateConfig, device: str = "auto", dty
     _refuse_other_heads(directory)
     place, kind = choose_device(device, dtype)
     tokenizer = load_tokenizer(directory)
-    model = load_model(directory, head="causal").to(place, kind)
+    model = load_model(directory, head="seq2seq" if _writes(directory) == "seq2seq" else "causal").to(place, kind)
     add_bos = _read_object(directory / "tokenizer_config.json").get("add_bos_token") is not False
     return TextGenerator(model, tokenizer, config, end_ids(directory), add_bos)
 
@@ -55,7 +56,7 @@ def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
 def find_generator(path: Path) -> Path:
     """The model directory at `path`.
 
-    Raises CheckpointError naming the nearest existing causal model.
+    Raises CheckpointError naming the nearest existing model that writes text.
     """
     directory = find_model(path)
     if directory is not None:
@@ -84,7 +85,7 @@ def end_ids(directory: Path) -> list[int]:
 
 def _refuse_other_heads(directory: Path) -> None:
     for name in map(str, _read_object(directory / "config.json").get("architectures") or []):
-        if name.endswith("ForMaskedLM"):
+        if name.endswith(("ForMaskedLM", "ForPreTraining")):
             raise CheckpointError(
                 f"{directory}: a masked language model ({name}) fills in blanks; it cannot continue a text. "
                 f"{_suggest(directory)} A masked model is for fine-tuning: python -m finetune --help"
@@ -96,13 +97,22 @@ def _refuse_other_heads(directory: Path) -> None:
             )
 
 
+def _writes(directory: Path) -> str | None:
+    """The head of the model there, where it is one that writes text: "causal" or "seq2seq"."""
+    config = _read_object(directory / "config.json")
+    layout = LAYOUTS.get(str(config.get("model_type")))
+    names = config.get("architectures")
+    head = layout.head_of(names) if layout and isinstance(names, list) else None
+    return head if head in ("causal", "seq2seq") else None
+
+
 def _suggest(path: Path) -> str:
-    """A sentence naming the existing run with a causal model that is nearest to `path`."""
+    """A sentence naming the existing run with a model that writes text, the nearest one to `path`."""
     roots = {RUNS, path.parent}
     configs = {c for root in roots for pattern in ("*/config.json", "*/model/config.json") for c in root.glob(pattern)}
     runs = {}
     for config in sorted(configs):
-        if any(str(name).endswith("ForCausalLM") for name in _read_object(config).get("architectures") or []):
+        if _writes(config.parent):
             run = config.parent.parent if config.parent.name == "model" else config.parent
             runs[str(run)] = run
     if not runs:

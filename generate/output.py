@@ -36,9 +36,10 @@ class Printer:
         for i in range(config.num_samples):
             sample = self.generator.sample(prompt, first + i)
             if i == 0 and sample.prompt_tokens_dropped:
+                part = "last" if self.generator.model.config.is_encoder_decoder else "first"
                 remark(
                     f"the prompt is longer than the context of {context} tokens: "
-                    f"its first {sample.prompt_tokens_dropped} are left out"
+                    f"its {part} {sample.prompt_tokens_dropped} are left out"
                 )
             if config.num_samples > 1 and not self.as_json:
                 self.write(f"--- {i + 1} of {config.num_samples} ---\n")

@@ -9,11 +9,15 @@ from engine.cli import EXIT_CODES, command_app, run_app
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
 
-HELP = f"""Pretrain a GPT (decoder) or an MLM encoder on your text, within a time budget.
+HELP = f"""Pretrain a decoder, an encoder or an encoder-decoder on your text, within a time budget.
 
 Without arguments: a GPT on the standard library of the running Python, for three minutes. A tokenizer is trained \
 first when there is none. The run lies in runs/gpt (runs/mlm), with -NAME for the data called NAME; the same command \
 again goes on where it stopped, and changes nothing when it is finished.
+
+Models: gpt (qwen3), mlm (modernbert), transformer, gpt2, bert, llama, qwen3, modernbert, t5; or a YAML file like \
+those of configs/model/. Decoders learn next tokens, encoders masked tokens (BERT: and next sentences), \
+encoder-decoders corrupted spans, or pairs of texts.
 
 [bold]Examples[/bold]
 
@@ -21,6 +25,9 @@ again goes on where it stopped, and changes nothing when it is finished.
   python -m pretrain --model mlm --budget 10m\n
   python -m pretrain --data input.txt --budget 2m\n
   python -m pretrain --data 'reviews/*.jsonl.gz' --run reviews sizes.hidden_size=384 optim.lr=2e-3\n
+  python -m pretrain --model t5 pairs.path=pairs.tsv pairs.source=english pairs.target=german\n
+  python -m pretrain --model t5 --data reviews.jsonl.gz pairs.task=restore\n
+  python -m pretrain --init models/Qwen3-0.6B --data input.txt optim.name=adamw optim.lr=1e-5\n
   python -m pretrain configs/pretrain/gpt.yaml max_steps=1000 budget=null\n
   accelerate launch --config_file configs/accelerate/zero2.yaml -m pretrain
 
@@ -29,6 +36,7 @@ again goes on where it stopped, and changes nothing when it is finished.
   sizes.*: architecture (hidden_size, num_hidden_layers, ...); by rule from the budget and the machine\n
   optim.*, schedule.*: learning rates and their course; runtime.*: precision, compile, gradient_checkpointing\n
   global_batch_size, micro_batch_size, max_steps, max_epochs, evaluate_every, save_every, keep_last, seed\n
+  pairs.*: path, source, target, validation, test, or task=restore (give sentences their capitals and marks back)\n
   tokenizer=DIR, vocab_size=N, corpus.*: sources, split; tracking.*: Weights & Biases
 
 {EXIT_CODES}"""
@@ -41,7 +49,10 @@ def main(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", help="Settings.", show_default=False)
     ] = None,
-    model: Annotated[str | None, typer.Option(metavar="gpt|mlm", help="Decoder or encoder.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="gpt, mlm, another preset, or a YAML file.")] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Go on from this model directory or run, with its tokenizer.")
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH", help="File, folder, glob or dataset org/name; may be given several times."),
@@ -50,7 +61,7 @@ def main(
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run: runs/NAME.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    flags = {"model": model, "corpus.sources": data or None, "budget": budget, "run": run}
+    flags = {"model": model, "init": init, "corpus.sources": data or None, "budget": budget, "run": run}
     config = read_settings(arguments or [], flags)
 
     from pretrain.run import pretrain

@@ -1,15 +1,17 @@
 """PretrainConfig: what a pretraining run is made of."""
 
-from typing import Literal
+import re
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from corpus.config import CorpusConfig
+from corpus.config import CorpusConfig, SourceConfig
 from engine.config import Config, RunName
+from engine.errors import ConfigError
 from engine.loop import LoopConfig
 from engine.tracking import TrackingConfig
-
-ModelKind = Literal["gpt", "mlm"]
+from pretrain.presets import preset_path
 
 
 class ModelSizes(Config):
@@ -17,22 +19,65 @@ class ModelSizes(Config):
 
     hidden_size: int | None = Field(None, ge=8)
     num_hidden_layers: int | None = Field(None, ge=1)
+    num_decoder_layers: int | None = Field(None, ge=1, description="encoder-decoder only; default: as many")
     num_attention_heads: int | None = Field(None, ge=1)
     num_key_value_heads: int | None = Field(None, ge=1)
     head_dim: int | None = Field(None, ge=2)
     intermediate_size: int | None = Field(None, ge=8)
     max_position_embeddings: int | None = Field(None, ge=8, description="the context; also the length trained on")
-    rope_theta: float = Field(10_000.0, gt=0)
-    tie_word_embeddings: bool = True
+    rope_theta: float | None = Field(None, gt=0, description="default: as the architecture says, else 10,000")
+    tie_word_embeddings: bool | None = Field(None, description="default: as the architecture says, else true")
     dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class PairsConfig(Config):
+    """Texts to turn into texts, for an encoder-decoder.
+
+    path: a table (CSV, TSV, JSONL, Parquet) or Hugging Face dataset with the columns `source` and `target`; validation
+        and test: the same for scoring; `validation_split` and `test_split` name a split of a dataset, of `path` where
+        `validation` or `test` is not given. Without validation, `validation_fraction` of the pairs is set aside.
+    task: "restore", in place of a path: sentences of the corpus, from their lower-cased words without punctuation.
+    on_null: rows without source or target stop the run, or are skipped and counted.
+    """
+
+    path: str | None = Field(None, min_length=1)
+    source: str = "source"
+    target: str = "target"
+    validation: str | None = None
+    test: str | None = None
+    split: str = "train"
+    validation_split: str | None = None
+    test_split: str | None = None
+    validation_fraction: float = Field(0.05, gt=0, le=0.5)
+    on_null: Literal["stop", "skip"] = "stop"
+    task: Literal["restore"] | None = None
+    scored: int = Field(500, ge=1, description="held-out pairs that are decoded and scored at the end, at most")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "PairsConfig":
+        if (self.path is None) == (self.task is None):
+            raise ValueError("give either pairs.path=FILE or pairs.task=restore")
+        given = [name for name in ("validation", "test", "validation_split", "test_split") if getattr(self, name)]
+        if self.task and given:
+            raise ValueError(f"pairs.task=restore has its own splits; leave pairs.{given[0]} out")
+        return self
+
+    def corpus(self, given: CorpusConfig) -> CorpusConfig:
+        """The text that a tokenizer for these pairs is trained on: both columns, or the corpus of the task."""
+        if self.path is None:
+            return given
+        columns = [SourceConfig(path=self.path, text=name, split=self.split) for name in (self.source, self.target)]
+        return given.model_copy(update={"sources": columns})
 
 
 class PretrainConfig(LoopConfig):
     """Everything about one pretraining run."""
 
-    model: ModelKind = Field("gpt", description="gpt: decoder, next token; mlm: encoder, masked tokens")
+    model: str | None = Field("gpt", description="gpt, mlm, a file of configs/model/ (without .yaml), or a path to one")
+    init: str | None = Field(None, description="model directory or run to go on from; it says model and sizes")
     run: RunName | None = Field(None, description="name under runs/; default: the model and the corpus")
     corpus: CorpusConfig = CorpusConfig()
+    pairs: PairsConfig | None = Field(None, description="texts to turn into texts; encoder-decoders only")
     tokenizer: str | None = Field(None, description="tokenizer directory; default: trained on the corpus")
     vocab_size: int | None = Field(None, ge=300, description="pieces of a tokenizer trained here; default by rule")
     sizes: ModelSizes = ModelSizes()
@@ -48,6 +93,26 @@ class PretrainConfig(LoopConfig):
     )
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _init_says_the_model(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("init"):
+            for key, what in (("model", "architecture"), ("tokenizer", "tokenizer"), ("vocab_size", "tokenizer")):
+                if values.get(key):
+                    raise ValueError(f"init={values['init']} brings its own {what}; leave {key} out")
+            return {**values, "model": None}
+        return values
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_known(cls, model: str | None) -> str | None:
+        if model is not None:
+            try:
+                preset_path(model)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return model
+
     @model_validator(mode="after")
     def _micro_batches_divide(self) -> "PretrainConfig":
         if self.micro_batch_size and self.global_batch_size and self.global_batch_size % self.micro_batch_size:
@@ -55,8 +120,22 @@ class PretrainConfig(LoopConfig):
                 f"global_batch_size ({self.global_batch_size}) is not a multiple of "
                 f"micro_batch_size ({self.micro_batch_size})"
             )
+        if not self.model and not self.init:
+            raise ValueError("model is empty: name one, or give init=DIR")
         return self
 
     @property
     def run_name(self) -> str:
-        return self.run or "-".join(filter(None, (self.model, self.corpus.name)))
+        return self.run or "-".join(filter(None, (self._model_name, self._data_name)))
+
+    @property
+    def _model_name(self) -> str:
+        path = Path(self.init or self.model)
+        name = path.parent.name if path.name == "model" else path.name
+        return re.sub(r"[^\w.+-]+", "-", name.removesuffix(".yaml").removesuffix(".yml")).strip("-.") or "model"
+
+    @property
+    def _data_name(self) -> str:
+        if self.pairs is None:
+            return self.corpus.name or ("continued" if self.init else "")
+        return "-".join(filter(None, (self.pairs.task, self.pairs.corpus(self.corpus).name)))

@@ -28,7 +28,7 @@ class CausalObjective:
 
     def batches(self, step: int, share: Share) -> list[Batch]:
         windows = self.windows.batch(step, share.global_batch_size)
-        return [_tensors(input_ids=rows[:, :-1], labels=rows[:, 1:]) | self.flags for rows in share.split(windows)]
+        return [to_tensors(input_ids=rows[:, :-1], labels=rows[:, 1:]) | self.flags for rows in share.split(windows)]
 
     @staticmethod
     def evaluation(store: TokenStore, length: int, rows: int) -> list[Batch]:
@@ -40,7 +40,7 @@ class CausalObjective:
             inputs = np.zeros(count * length, dtype=np.int64)
             labels = np.full(count * length, IGNORE_INDEX, dtype=np.int64)
             inputs[: len(tokens) - 1], labels[: len(tokens) - 1] = tokens[:-1], tokens[1:]
-            batches.append(_tensors(input_ids=inputs.reshape(count, length), labels=labels.reshape(count, length)))
+            batches.append(to_tensors(input_ids=inputs.reshape(count, length), labels=labels.reshape(count, length)))
         return batches
 
 
@@ -50,8 +50,11 @@ class MaskedObjective:
     A row is <cls> tokens <sep>. Only the masked positions reach the vocabulary head: a batch carries `positions`.
     """
 
+    # Tokens of a row that are not text.
+    edges = 2
+
     def __init__(self, store: TokenStore, length: int, seed: int, tokenizer: Any, probability: float) -> None:
-        self.windows = Windows(store, length - 2, 0, seed)
+        self.windows = Windows(store, length - self.edges, 0, seed)
         self.length, self.seed, self.tokenizer = length, seed, tokenizer
         self.probability = probability
         self.special = np.array(sorted(tokenizer.special_ids))
@@ -62,7 +65,7 @@ class MaskedObjective:
         corrupted = self.corrupt(rows, np.random.default_rng((self.seed, step)), self.probability)
         parts = [share.split(array) for array in corrupted]
         return [
-            _tensors(input_ids=inputs, positions=positions, labels=labels)
+            to_tensors(input_ids=inputs, positions=positions, labels=labels)
             for inputs, positions, labels in zip(*parts, strict=True)
         ]
 
@@ -101,9 +104,9 @@ class MaskedObjective:
             tokens = store.read(start, rows * inner)
             framed = self._frame(tokens[: len(tokens) // inner * inner].reshape(-1, inner))
             inputs, positions, labels = self.corrupt(framed, generator, EVALUATION_MLM_PROBABILITY)
-            batches.append(_tensors(input_ids=inputs, positions=positions, labels=labels))
+            batches.append(to_tensors(input_ids=inputs, positions=positions, labels=labels))
         return batches
 
 
-def _tensors(**arrays: np.ndarray) -> Batch:
+def to_tensors(**arrays: np.ndarray) -> Batch:
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}

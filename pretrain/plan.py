@@ -1,26 +1,65 @@
 """The default sizes of a run, from its budget and the machine. Each rule gives its reason; anything given is kept."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from rich.table import Table
 
-from corpus.store import TokenStore
+from engine.errors import ConfigError
 from engine.flops import flops_per_token
 from engine.runtime import DTYPES, matmul_ceiling, resolve_precision
 from model import ModelConfig
-from pretrain.config import PretrainConfig
+from pretrain.config import ModelSizes, PretrainConfig
+from pretrain.presets import build_config, read_preset, shape_of
+from pretrain.spans import span_shape
 
 # Share of the matrix-product ceiling that training small models reaches; only the rules below depend on it.
 EXPECTED_MFU = 0.3
 HEAD_DIM = 64
 VOCABULARY_MULTIPLE = 64
-# Measured on two cores: 192 wide beats 256 at 45 s and two minutes of tinyshakespeare (5e12 and 1.6e13 FLOPs).
-ANCHOR_WIDTH, ANCHOR_FLOPS = 150, 5e12
+# Hoffmann et al. 2022. Measured at 4e12 FLOPs of reviews: 64 wide is better than 128, and 128 than 192, GPT and MLM.
+TOKENS_PER_WEIGHT = 20
 # Fewer steps than this leave the schedule no room; more make each step wasteful.
 STEPS_WANTED = 500
 SMALLEST_STEP, LARGEST_STEP = 2048, 524_288
+LONGEST_PAIR, LENGTH_MULTIPLE = 512, 64
+
+
+@dataclass
+class PairLengths:
+    """Pairs of texts to learn from: how many, and their lengths in tokens."""
+
+    count: int
+    longest: int
+    mean_source: float
+    mean_target: float
+
+
+@dataclass
+class Row:
+    """Tokens of one training row: those that the model reads and writes, and those of the text it stands for.
+
+    `length`: what self-attention spans; `label_share`: the part of `tokens` that the vocabulary head sees.
+    """
+
+    tokens: int
+    text: int
+    length: int
+    label_share: float
+
+    @classmethod
+    def of(cls, model: ModelConfig, length: int, pairs: PairLengths | None) -> "Row":
+        if pairs is not None:
+            tokens = max(2, round(pairs.mean_source + pairs.mean_target))
+            return cls(tokens, tokens, max(1, round(pairs.mean_source)), pairs.mean_target / tokens)
+        if model.is_encoder_decoder:
+            shape = span_shape(length)
+            tokens = length + shape.targets
+            return cls(tokens, shape.text, length, shape.targets / tokens)
+        return cls(length, length, length, 1.0)
 
 
 @dataclass
@@ -29,6 +68,7 @@ class Plan:
 
     config: ModelConfig
     length: int
+    rows: Row
     global_batch_size: int
     micro_batch_size: int
     max_steps: int
@@ -45,12 +85,18 @@ class Plan:
 
 def make_plan(
     config: PretrainConfig,
-    store: TokenStore,
-    tokenizer: object,
+    source: ModelConfig | None,
+    tokenizer: Any,
+    tokens: int,
+    pairs: PairLengths | None,
     ranks: int,
     device: torch.device,
 ) -> Plan:
-    """Fill in every size that `config` leaves open."""
+    """Fill in every size that `config` leaves open; `source` is the model to go on from.
+
+    `tokens`: of the training text; `pairs`: what is learned from instead, where there are any.
+    Raises ConfigError for sizes that contradict each other or `source`.
+    """
     reasons: list[tuple[str, str, str]] = []
 
     def choose(what: str, given: int | None, rule: int, why: str) -> int:
@@ -58,31 +104,71 @@ def make_plan(
         reasons.append((what, f"{value:,}", "given" if given is not None else why))
         return value
 
-    sizes = config.sizes
     flops = expected_flops(config, ranks, device)
-    flops_reason = "no budget given" if flops is None else f"budget of about {flops:.1e} FLOPs; grows with its 6th root"
-    width = choose("hidden_size", sizes.hidden_size, _width(flops), flops_reason)
-    layers = choose("num_hidden_layers", sizes.num_hidden_layers, max(4, width // 64), "width / 64, at least 4")
-    heads = choose("num_attention_heads", sizes.num_attention_heads, _heads(width), f"heads of {HEAD_DIM}")
-    length = choose("length", sizes.max_position_embeddings, _length(width), "longer for wider models")
-    vocabulary = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    reasons.append(("vocab_size", f"{vocabulary:,}", f"{tokenizer.vocab_size:,} pieces, up to a multiple of 64"))
-    model = model_config(config, tokenizer, vocabulary, width, layers, heads, length)
+    if source is None:
+        model = _by_rule(config, tokenizer, pairs, flops, choose, reasons)
+    else:
+        model = replace(source, dropout=config.sizes.dropout)
+        _check_sizes(config.sizes, model, config.init)
+        size = f"{model.hidden_size} wide, {model.num_hidden_layers} layers, {model.vocab_size:,} pieces"
+        reasons.append(("model", size, f"that of {config.init}"))
+    length = model.max_position_embeddings
 
-    tokens = _tokens_per_step(flops, flops_per_token(model, length))
-    rows = max(1, tokens // length // ranks) * ranks
+    rows = Row.of(model, length, pairs)
+    per_token = flops_per_token(model, rows.length, rows.label_share)
+    wanted = _tokens_per_step(flops, per_token)
     batch = choose(
-        "global_batch_size", config.global_batch_size, rows, f"{tokens:,} tokens: some {STEPS_WANTED} steps or more"
+        "global_batch_size",
+        config.global_batch_size,
+        max(1, wanted // rows.tokens // ranks) * ranks,
+        f"{wanted:,} tokens: some {STEPS_WANTED} steps or more",
     )
-    micro = choose("micro_batch_size", config.micro_batch_size, _micro(batch, ranks, length, device), "fits the caches")
-    per_epoch = max(1, len(store) // (batch * length))
+    micro = choose(
+        "micro_batch_size", config.micro_batch_size, _micro(batch, ranks, rows.tokens, device), "fits the caches"
+    )
+    per_epoch = max(1, (pairs.count if pairs else tokens // rows.text) // batch)
     steps = max(1, round(config.max_epochs * per_epoch))
     if config.max_steps:
         steps = min(steps, config.max_steps)
-    why = f"{steps / per_epoch:.3g} epochs of {len(store):,} tokens"
+    why = f"{steps / per_epoch:.3g} epochs of {f'{pairs.count:,} pairs' if pairs else f'{tokens:,} tokens'}"
     reasons.append(("max_steps", f"{steps:,}", why + (f", or {config.budget} of time" if config.budget else "")))
-    reasons.append(("FLOPs per token", f"{flops_per_token(model, length):,.0f}", "6 per matrix weight, and attention"))
-    return Plan(model, length, batch, micro, steps, reasons)
+    reasons.append(("FLOPs per token", f"{per_token:,.0f}", "6 per matrix weight, and attention"))
+    return Plan(model, length, rows, batch, micro, steps, reasons)
+
+
+def _by_rule(
+    config: PretrainConfig,
+    tokenizer: Any,
+    pairs: PairLengths | None,
+    flops: float | None,
+    choose: Callable[[str, int | None, int, str], int],
+    reasons: list[tuple[str, str, str]],
+) -> ModelConfig:
+    """The model of a run that starts from nothing."""
+    sizes, two_trunks = config.sizes, shape_of(**read_preset(config.model)) == "seq2seq"
+    flops_reason = f"about {flops:.1e} FLOPs, {TOKENS_PER_WEIGHT} tokens a weight" if flops else "no budget given"
+    width = choose("hidden_size", sizes.hidden_size, _width(flops), flops_reason)
+    depth, depth_reason = max(4, width // 64), "width / 64, at least 4"
+    if two_trunks:
+        depth, depth_reason = -(-depth // 2), "half of (width / 64, at least 4) in each trunk"
+    layers = choose("num_hidden_layers", sizes.num_hidden_layers, depth, depth_reason)
+    heads = choose("num_attention_heads", sizes.num_attention_heads, _heads(width), f"heads of {HEAD_DIM}")
+    if pairs is None:
+        length = choose("length", sizes.max_position_embeddings, _length(width), "longer for wider models")
+    else:
+        longest = min(LONGEST_PAIR, -(-pairs.longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+        length = choose("length", sizes.max_position_embeddings, longest, f"the longest text, at most {LONGEST_PAIR}")
+    vocabulary = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    reasons.append(("vocab_size", f"{vocabulary:,}", f"{tokenizer.vocab_size:,} pieces, up to a multiple of 64"))
+    return model_config(config, tokenizer, vocabulary, width, layers, heads, length)
+
+
+def _check_sizes(sizes: ModelSizes, model: ModelConfig, origin: str) -> None:
+    """Raises ConfigError for a size that is given and is not that of `model`."""
+    for name, value in sizes.model_dump(exclude={"dropout"}).items():
+        found = getattr(model, name)
+        if value is not None and value != found:
+            raise ConfigError(f"sizes.{name}={value}, but {origin} has {found}; leave it out")
 
 
 def expected_flops(config: PretrainConfig, ranks: int, device: torch.device) -> float | None:
@@ -99,49 +185,39 @@ def expected_width(config: PretrainConfig, ranks: int, device: torch.device) -> 
 
 
 def model_config(
-    config: PretrainConfig, tokenizer: object, vocabulary: int, width: int, layers: int, heads: int, length: int
+    config: PretrainConfig, tokenizer: Any, vocabulary: int, width: int, layers: int, heads: int, length: int
 ) -> ModelConfig:
-    """The Qwen3 architecture for `gpt`, ModernBERT's for `mlm`."""
-    sizes = config.sizes
-    common = {
+    """The architecture of the preset with these sizes and the tokenizer's ids. Raises ConfigError."""
+    chosen = {
         "vocab_size": vocabulary,
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "intermediate_size": sizes.intermediate_size,
         "max_position_embeddings": length,
-        "rope_theta": sizes.rope_theta,
-        "tie_word_embeddings": sizes.tie_word_embeddings,
-        "dropout": sizes.dropout,
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
-    if config.model == "gpt":
-        return ModelConfig(
-            causal=True, num_key_value_heads=sizes.num_key_value_heads, head_dim=sizes.head_dim, **common
-        )
-    return ModelConfig(
-        causal=False,
-        norm="layernorm",
-        norm_eps=1e-5,
-        embedding_norm=True,
-        first_attention_norm=False,
-        qk_norm=False,
-        hidden_act="gelu",
-        decoder_bias=True,
-        classifier_pooling="mean",
-        cls_token_id=tokenizer.cls_id,
-        sep_token_id=tokenizer.sep_id,
-        **common,
-    )
+    shape = shape_of(**read_preset(config.model))
+    if shape == "masked":
+        chosen |= {"cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}
+    if shape == "seq2seq":
+        # As T5 and Marian do: what is no token of a text begins every one.
+        chosen["decoder_start_token_id"] = tokenizer.pad_id
+    return build_config(config.model, {**config.sizes.model_dump(), **chosen})
 
 
 def _width(flops: float | None) -> int:
-    """Weights grow with the square root of the compute (Hoffmann et al. 2022), and as the cube of the width."""
+    """The width at which `flops` buy TOKENS_PER_WEIGHT tokens for each weight of the blocks."""
     if flops is None:
         return 256
-    return HEAD_DIM * max(1, round(ANCHOR_WIDTH * (flops / ANCHOR_FLOPS) ** (1 / 6) / HEAD_DIM))
+    weights = math.sqrt(flops / (6 * TOKENS_PER_WEIGHT))
+    # 12 width^2 weights a block; width / 64 blocks, at least 4.
+    width = math.sqrt(weights / 48)
+    if width > 4 * HEAD_DIM:
+        width = (weights * HEAD_DIM / 12) ** (1 / 3)
+    step = HEAD_DIM // 2 if width < 4 * HEAD_DIM else HEAD_DIM
+    return max(HEAD_DIM, step * round(width / step))
 
 
 def _heads(width: int) -> int:

@@ -1,17 +1,14 @@
-"""One pretraining run: tokenizer, token store, plan, loop, scores."""
+"""One pretraining run: tokenizer, token store or pairs, plan, loop, scores."""
 
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from rich.console import Console
 from torch import nn
 
-from corpus.store import TokenStore, build_store
-from engine.errors import ConfigError, DataError
 from engine.evaluate import evaluate_loss
 from engine.flops import flops_per_token
 from engine.loop import HARMLESS, train
@@ -19,14 +16,12 @@ from engine.pace import broadcast
 from engine.run_directory import RunDirectory
 from engine.runtime import Share, default_device, make_accelerator, start_processes
 from engine.tracking import Tracker
-from model import HEADS, load_model
+from model import load_model
 from pretrain.config import PretrainConfig
-from pretrain.objectives import CausalObjective, MaskedObjective
-from pretrain.plan import Plan, expected_width, make_plan
-from tokenizer import load_tokenizer
-from tokenizer.config import TokenizerConfig
+from pretrain.data import Data, make_model, make_objective, objective_name, prepare_data
+from pretrain.objectives import CausalObjective
+from pretrain.plan import Plan, make_plan
 from tokenizer.export import save_tokenizer
-from tokenizer.train import train_tokenizer
 
 RUNS = Path("runs")
 
@@ -46,122 +41,131 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         run.record(tree)
         # The other ranks find the tokenizer and the token store finished.
         with processes.main_process_first():
-            tokenizer, stores = prepare_data(config, processes)
-        plan = make_plan(
-            config, stores["train"], tokenizer, processes.num_processes, default_device(config.runtime.device)
-        )
-        plan = broadcast(plan, processes)
+            data = prepare_data(config, processes, RUNS)
+        plan = broadcast(_plan(config, data, processes), processes)
         console.print(plan.table())
-        entropy = stores["train"].unigram_entropy()
-        console.print(f"The line to beat: {entropy:.3f} nats per token, the unigram entropy of the corpus.")
+        for note in _remarks(plan, data):
+            console.print(note, markup=False)
         with Tracker(run.path, config.tracking, "pretrain", tree, main) as tracker:
-            scores = _train(config, plan, processes, run, tracker, tokenizer, stores)
+            scores = _train(config, plan, data, processes, run, tracker, console)
             if main:
-                _record(config, plan, run, tracker, stores, entropy, scores)
+                if data.pairs is not None:
+                    scores |= _score(config, plan, data, run, tracker, console)
+                _record(plan, data, run, tracker, scores)
                 run.finish(scores)
         console.print(f"{run.model}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         return scores
 
 
-def prepare_data(config: PretrainConfig, processes: PartialState) -> tuple[Any, dict[str, TokenStore]]:
-    """The tokenizer (trained on the corpus unless one is given) and the token stores, reused where they are current."""
-    if config.tokenizer:
-        tokenizer = load_tokenizer(config.tokenizer)
-    else:
-        settings = TokenizerConfig(
-            corpus=config.corpus,
-            vocab_size=config.vocab_size,
-            hidden_size=expected_width(config, processes.num_processes, default_device(config.runtime.device)),
-            tracking=config.tracking,
-        )
-        say = None if processes.is_main_process else lambda line: None
-        tokenizer = train_tokenizer(settings, RUNS / settings.directory.name, say)
-    if config.model == "mlm" and tokenizer.mask_id is None:
-        raise ConfigError(f"{tokenizer.directory}: this tokenizer has no mask token, which model=mlm needs")
-    return tokenizer, build_store(config.corpus, tokenizer, RUNS / "tokens")
+def _plan(config: PretrainConfig, data: Data, processes: PartialState) -> Plan:
+    source = data.source.config if data.source else None
+    tokens = len(data.stores["train"]) if data.stores else 0
+    pairs = data.encoded["train"].lengths if data.encoded else None
+    device = default_device(config.runtime.device)
+    return make_plan(config, source, data.tokenizer, tokens, pairs, processes.num_processes, device)
+
+
+def _remarks(plan: Plan, data: Data) -> list[str]:
+    """What a reader of the figures should know beforehand."""
+    if data.stores is not None:
+        entropy = data.stores["train"].unigram_entropy()
+        return [f"The line to beat: {entropy:.3f} nats per token, the unigram entropy of the corpus."]
+    sides = data.encoded["train"]
+    cut = sum(len(ids) > plan.length for side in (sides.sources, sides.targets) for ids in side)
+    notes = list(data.pairs.notes)
+    return [*notes, f"{cut:,} texts are longer than {plan.length} tokens: they are cut"] if cut else notes
 
 
 def _train(
     config: PretrainConfig,
     plan: Plan,
+    data: Data,
     processes: PartialState,
     run: RunDirectory,
     tracker: Tracker,
-    tokenizer: Any,
-    stores: dict[str, TokenStore],
+    console: Console,
 ) -> dict[str, float]:
     share = Share(plan.global_batch_size, plan.micro_batch_size, processes.num_processes, processes.process_index)
     accelerator = make_accelerator(
         config.runtime, share.accumulation, share.micro_batch_size, config.optim.max_grad_norm
     )
-    # Two forward passes of this size need no more memory than one with its gradients.
-    rows = 2 * plan.micro_batch_size
-    if config.model == "gpt":
-        objective = CausalObjective(stores["train"], plan.length, config.seed)
-        held_out = objective.evaluation(stores["validation"], plan.length, rows)
-    else:
-        objective = MaskedObjective(stores["train"], plan.length, config.seed, tokenizer, config.mlm_probability)
-        held_out = objective.evaluation(stores["validation"], rows)
-    if not held_out:
-        raise DataError("the validation text is shorter than one window; raise corpus.validation_fraction")
+    objective, held_out = make_objective(config, plan, data)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         sums = evaluate_loss(model, held_out, accelerator)
         metrics = {"val/loss": sums["loss"], "val/ppl": math.exp(min(sums["loss"], 700.0))}
-        if config.model == "gpt":
+        if data.shape == "causal":
             # Tokenizers differ in what a token is; bytes are the same for all.
-            metrics["val/bpb"] = sums["loss"] * sums["count"] / math.log(2) / stores["validation"].num_bytes
-        name = "val/accuracy" if config.model == "gpt" else "val/masked_accuracy"
-        return metrics | {name: sums["accuracy"]}
+            metrics["val/bpb"] = sums["loss"] * sums["count"] / math.log(2) / data.stores["validation"].num_bytes
+        name = "val/masked_accuracy" if data.shape == "masked" else "val/accuracy"
+        metrics[name] = sums["accuracy"]
+        if "next_sentence_accuracy" in sums:
+            metrics["val/next_sentence_accuracy"] = sums["next_sentence_accuracy"]
+        return metrics
 
     early = None
-    if config.model == "mlm" and config.causal_start:
+    starts_anew = data.shape == "masked" and data.source is None
+    if starts_anew and config.causal_start and not plan.config.next_sentence:
         # Every token is a label there, three times as many as masked ones; with few tokens seen, that decides
         # (Gisserot-Boukhlef et al. 2025, "Should We Still Pretrain Encoders with Masked Language Modeling?").
-        first = CausalObjective(stores["train"], plan.length, config.seed, causal=True)
+        first = CausalObjective(data.stores["train"], plan.length, config.seed, causal=True)
         early = partial(first.batches, share=share)
 
-    kind = "causal" if config.model == "gpt" else "masked"
     torch.manual_seed(config.seed)
+    model = make_model(plan, data)
+    if data.source is not None and model.newly_initialized:
+        console.print(f"{data.source.directory}: newly initialised: {', '.join(model.newly_initialized)}", markup=False)
     return train(
-        HEADS[kind](plan.config),
+        model,
         lambda step: objective.batches(step, share),
         evaluate,
         config.model_copy(update={"max_steps": plan.max_steps}),
         accelerator,
         run,
         tracker,
-        lambda directory: save_tokenizer(tokenizer, directory, kind, plan.config.max_position_embeddings),
+        lambda directory: save_tokenizer(data.tokenizer, directory, data.shape, plan.config.max_position_embeddings),
         evaluation_in_steps=sum(batch["input_ids"].numel() for batch in held_out)
-        / (plan.global_batch_size * plan.length),
+        / (plan.global_batch_size * plan.rows.length),
         early_batches=early,
-        flops_per_token=lambda share: flops_per_token(plan.config, plan.length, share),
+        flops_per_token=lambda share: flops_per_token(plan.config, plan.rows.length, share),
     )
 
 
-def _record(
-    config: PretrainConfig,
-    plan: Plan,
-    run: RunDirectory,
-    tracker: Tracker,
-    stores: dict[str, TokenStore],
-    entropy: float,
-    scores: dict[str, float],
-) -> None:
-    validation = stores["validation"]
+def _score(
+    config: PretrainConfig, plan: Plan, data: Data, run: RunDirectory, tracker: Tracker, console: Console
+) -> dict[str, float]:
+    """BLEU and chrF of run.model, as it lies on disk, on the test pairs (validation when there are none)."""
+    from pretrain.scores import score_pairs, score_table
+
+    part, pairs = ("test", data.pairs.test) if data.pairs.test else ("val", data.pairs.validation)
+    longest = min(plan.length, max(len(ids) for ids in data.encoded["train"].targets))
+    device = default_device(config.runtime.device)
+    figures, rows = score_pairs(run.model, data.tokenizer, pairs[: config.pairs.scored], longest, device)
+    console.print(score_table(figures, f"{part}: {min(len(pairs), config.pairs.scored):,} pairs, greedy"))
+    tracker.table("pairs", ["source", "target", "model"], rows)
+    return {f"{part}/{name}": value for name, value in figures.items()}
+
+
+def _record(plan: Plan, data: Data, run: RunDirectory, tracker: Tracker, scores: dict[str, float]) -> None:
     facts = {
-        "objective": "causal" if config.model == "gpt" else "masked",
+        "objective": objective_name(plan, data),
         "model_directory": str(run.model),
         "parameters": sum(parameter.numel() for parameter in load_model(run.model).parameters()),
-        "unigram_loss": entropy,
-        "unigram_bpb": entropy * len(validation) / math.log(2) / validation.num_bytes,
-        "train_tokens": len(stores["train"]),
-        "validation_bytes": validation.num_bytes,
     }
+    about = {}
+    if data.stores is not None:
+        train, validation = data.stores["train"], data.stores["validation"]
+        entropy = train.unigram_entropy()
+        facts |= {
+            "unigram_loss": entropy,
+            "unigram_bpb": entropy * len(validation) / math.log(2) / validation.num_bytes,
+            "train_tokens": len(train),
+            "validation_bytes": validation.num_bytes,
+        }
+        about = {"fingerprint": train.fingerprint, "tokens": len(train)}
+        tracker.artifact(f"tokens-{train.fingerprint[:12]}", "dataset", train.path / "manifest.json", about)
+    else:
+        facts["train_pairs"] = len(data.pairs.train)
     tracker.table("plan", ["what", "value", "why"], [list(row) for row in plan.reasons])
     tracker.summary({**scores, **facts})
-    data = {"fingerprint": stores["train"].fingerprint, "tokens": len(stores["train"])}
-    tracker.artifact(
-        f"tokens-{stores['train'].fingerprint[:12]}", "dataset", stores["train"].path / "manifest.json", data
-    )
-    tracker.artifact(run.path.name, "model", run.model, {**scores, **data})
+    tracker.artifact(run.path.name, "model", run.model, {**scores, **about})

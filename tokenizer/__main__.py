@@ -27,6 +27,7 @@ runs/tokenizer-NAME for the data called NAME; the same command again changes not
 
   vocab_size=N: pieces; by default the power of two nearest to the square root of the bytes of text, 512 to 32768\n
   hidden_size=N: width of the model this is for; bounds that default to N * N / 16\n
+  sentinels=N: symbols <extra_id_0>, ... that mark corrupted spans, for an encoder-decoder (pretrain asks for 100)\n
   sample_bytes=N: text to train from, at most (20 MB)\n
   character_coverage=X: share of the characters that get a piece of their own (0.9995); others become bytes\n
   corpus.*: sources, split, deduplication (corpus/config.py); tracking.*: Weights & Biases

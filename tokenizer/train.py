@@ -44,7 +44,6 @@ SETTINGS = {
     "bos_id": 1,
     "eos_id": 2,
     "pad_id": 3,
-    "control_symbols": list(CONTROL_SYMBOLS),
     # Else a corpus without spaces (Chinese, base64) would have no piece for them, and bytes would spell U+2581.
     "required_chars": "\u2581",
     "max_sentence_length": 4 * STRETCH + 1,  # bytes; a longer one would be skipped
@@ -148,11 +147,12 @@ def train_model(config: TokenizerConfig, sample: Sample, say: Callable[[str], No
     """
     if not sample.texts:
         raise DataError("the corpus holds no text to train a tokenizer from")
-    size = config.vocab_size or default_vocab_size(sample.corpus_bytes, config.hidden_size)
+    sentinels = tuple(f"<extra_id_{i}>" for i in range(config.sentinels or 0))
+    size = config.vocab_size or default_vocab_size(sample.corpus_bytes, config.hidden_size) + len(sentinels)
     while True:
         say(f"training {size:,} pieces on {sample.sampled_bytes / 1e6:,.1f} of {sample.corpus_bytes / 1e6:,.1f} MB")
         try:
-            return _run_trainer(sample, size, config.character_coverage)
+            return _run_trainer(sample, size, config.character_coverage, sentinels)
         except _WrongSize as wrong:
             if config.vocab_size is not None:
                 raise ConfigError(f"vocab_size={size}: {wrong}") from None
@@ -165,12 +165,14 @@ class _WrongSize(Exception):
         self.nearest = nearest
 
 
-def _run_trainer(sample: Sample, size: int, coverage: float) -> bytes:
+def _run_trainer(sample: Sample, size: int, coverage: float, sentinels: tuple[str, ...]) -> bytes:
     from sentencepiece import SentencePieceTrainer
 
-    if size <= RESERVED_IDS:
+    reserved = RESERVED_IDS + len(sentinels)
+    if size <= reserved:
         raise _WrongSize(
-            f"too small: symbols and single bytes alone take {RESERVED_IDS}; take 512 or more", 2 * RESERVED_IDS
+            f"too small: symbols and single bytes alone take {reserved}; take {512 + len(sentinels)} or more",
+            2 * reserved,
         )
     model = io.BytesIO()
     try:
@@ -179,6 +181,7 @@ def _run_trainer(sample: Sample, size: int, coverage: float) -> bytes:
             model_writer=model,
             vocab_size=size,
             character_coverage=coverage,
+            control_symbols=[*CONTROL_SYMBOLS, *sentinels],
             **SETTINGS,
         )
     except RuntimeError as error:

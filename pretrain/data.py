@@ -1,0 +1,147 @@
+"""What a run trains on: the tokenizer, and the token stores of the corpus or pairs of texts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import nn
+
+from corpus.store import TokenStore, build_store
+from engine.errors import CheckpointError, ConfigError, DataError
+from engine.evaluate import Batch
+from engine.run_directory import find_model
+from engine.runtime import default_device
+from model import HEADS, ModelConfig, load_model
+from pretrain.config import PretrainConfig
+from pretrain.next_sentence import NextSentenceObjective
+from pretrain.objectives import CausalObjective, MaskedObjective
+from pretrain.pairs import EncodedPairs, PairsObjective, TextPairs, encode_pairs, load_pairs
+from pretrain.plan import Plan, expected_width
+from pretrain.presets import Shape, config_of, read_preset, shape_of
+from pretrain.spans import SENTINELS, SpanObjective, span_shape
+from tokenizer import load_tokenizer
+from tokenizer.config import TokenizerConfig
+from tokenizer.train import train_tokenizer
+
+Objective = CausalObjective | MaskedObjective | SpanObjective | PairsObjective
+
+
+@dataclass
+class Source:
+    """The model directory to go on from, and what it says of its architecture."""
+
+    directory: Path
+    config: ModelConfig
+
+
+@dataclass
+class Data:
+    """Token stores by part, or pairs and their token ids by part."""
+
+    tokenizer: Any
+    shape: Shape
+    source: Source | None = None
+    stores: dict[str, TokenStore] | None = None
+    pairs: TextPairs | None = None
+    encoded: dict[str, EncodedPairs] | None = None
+
+
+def prepare_data(config: PretrainConfig, processes: PartialState, runs: Path) -> Data:
+    """The tokenizer (trained on the corpus unless one is given) and the token stores, reused where they are current.
+
+    Raises the errors of engine/errors.py: a tokenizer that lacks what the objective needs, a corpus without text.
+    """
+    source = find_source(config.init) if config.init else None
+    architecture = source.config if source else None
+    shape = shape_of(**(vars(architecture) if architecture else read_preset(config.model)))
+    if config.pairs and shape != "seq2seq":
+        raise ConfigError(f"pairs need an encoder-decoder; {config.init or config.model} is none. Try --model t5")
+    tokenizer = _tokenizer(config, source, shape, processes, runs)
+    if shape == "masked":
+        missing = [name for name in ("mask", "cls", "sep") if getattr(tokenizer, f"{name}_id") is None]
+        if missing:
+            raise ConfigError(
+                f"{tokenizer.directory}: this tokenizer has no {' and no '.join(missing)} token, which "
+                f"model={config.init or config.model} needs"
+            )
+    data = Data(tokenizer, shape, source)
+    if config.pairs:
+        data.pairs = load_pairs(config.pairs, config.corpus, config.seed)
+        data.encoded = {part: encode_pairs(getattr(data.pairs, part), tokenizer) for part in ("train", "validation")}
+    else:
+        data.stores = build_store(config.corpus, tokenizer, runs / "tokens")
+    return data
+
+
+def find_source(init: str) -> Source:
+    """The model directory at `init`, or in the run there. Raises CheckpointError, ModelDirectoryError."""
+    directory = find_model(Path(init))
+    if directory is None:
+        raise CheckpointError(
+            f"{init}: no model there to go on from (no config.json, no model/config.json). Name a model directory or a "
+            "run, or leave init out to start anew"
+        )
+    return Source(directory, config_of(directory))
+
+
+def _tokenizer(config: PretrainConfig, source: Source | None, shape: Shape, processes: PartialState, runs: Path) -> Any:
+    if source is not None:
+        tokenizer = load_tokenizer(source.directory)
+        if tokenizer.vocab_size > source.config.vocab_size:
+            raise CheckpointError(
+                f"{source.directory}: its tokenizer has {tokenizer.vocab_size} tokens, its model "
+                f"{source.config.vocab_size}: they do not belong together"
+            )
+        return tokenizer
+    if config.tokenizer:
+        return load_tokenizer(config.tokenizer)
+    length = config.sizes.max_position_embeddings
+    settings = TokenizerConfig(
+        corpus=config.pairs.corpus(config.corpus) if config.pairs else config.corpus,
+        vocab_size=config.vocab_size,
+        hidden_size=expected_width(config, processes.num_processes, default_device(config.runtime.device)),
+        sentinels=max(SENTINELS, span_shape(length).spans if length else 0) if shape == "seq2seq" else None,
+        tracking=config.tracking,
+    )
+    say = None if processes.is_main_process else lambda line: None
+    return train_tokenizer(settings, runs / settings.directory.name, say)
+
+
+def make_model(plan: Plan, data: Data) -> nn.Module:
+    """The model to train: that of the source, or a new one."""
+    if data.source is None:
+        return HEADS[data.shape](plan.config)
+    return load_model(data.source.directory, head=data.shape, dropout=plan.config.dropout)
+
+
+def make_objective(config: PretrainConfig, plan: Plan, data: Data) -> tuple[Objective, list[Batch]]:
+    """The objective of the model's shape, and the held-out batches. Raises DataError when there are none of these."""
+    # Two forward passes of this size need no more memory than one with its gradients.
+    rows, start = 2 * plan.micro_batch_size, plan.config.decoder_start_token_id
+    if data.encoded is not None:
+        pad_id = plan.config.pad_token_id or 0
+        objective = PairsObjective(data.encoded["train"], plan.length, config.seed, pad_id, start)
+        return objective, objective.evaluation(data.encoded["validation"], rows)
+    train, validation = data.stores["train"], data.stores["validation"]
+    if data.shape == "causal":
+        objective = CausalObjective(train, plan.length, config.seed)
+        held_out = objective.evaluation(validation, plan.length, rows)
+    else:
+        if data.shape == "seq2seq":
+            objective = SpanObjective(train, plan.length, config.seed, data.tokenizer, start)
+        else:
+            kind = NextSentenceObjective if plan.config.next_sentence else MaskedObjective
+            objective = kind(train, plan.length, config.seed, data.tokenizer, config.mlm_probability)
+        held_out = objective.evaluation(validation, rows)
+    if not held_out:
+        raise DataError("the validation text is shorter than one window; raise corpus.validation_fraction")
+    return objective, held_out
+
+
+def objective_name(plan: Plan, data: Data) -> str:
+    if data.encoded is not None:
+        return "text to text"
+    if data.shape == "seq2seq":
+        return "span corruption"
+    return "masked and next sentence" if plan.config.next_sentence else data.shape

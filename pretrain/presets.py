@@ -1,0 +1,119 @@
+"""Architectures by name: each file of configs/model/ holds the choices of one family, and none of its sizes."""
+
+import difflib
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.config import read_yaml
+from engine.errors import ConfigError
+from model import ModelConfig
+from model.layouts import LAYOUTS, LayoutError, layout_for
+from model.pretrained import ModelDirectoryError, read_config
+
+PRESETS = Path(__file__).parent.parent / "configs" / "model"
+ALIASES = {"gpt": "qwen3", "mlm": "modernbert"}
+# What a run decides: sizes (sizes.*), ids of the tokenizer, labels of a classifier.
+NOT_CHOICES = {
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_decoder_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+    "dropout",
+    "cross_attention",
+    "id2label",
+}
+CHOICES = {field.name for field in fields(ModelConfig) if not field.name.endswith("_id")} - NOT_CHOICES
+# Values that follow from a size are written as their formula.
+FORMULAS = {"sqrt(hidden_size)": math.sqrt, "1/sqrt(hidden_size)": lambda size: 1 / math.sqrt(size)}
+
+Shape = Literal["causal", "masked", "seq2seq"]
+
+
+def preset_names() -> list[str]:
+    return [*ALIASES, *sorted(path.stem for path in PRESETS.glob("*.yaml"))]
+
+
+def preset_path(model: str) -> Path:
+    """The YAML file of `model`: gpt, mlm, a preset, or the path itself. Raises ConfigError listing the known names."""
+    if model.endswith((".yaml", ".yml")):
+        return Path(model)
+    if model not in preset_names():
+        near = difflib.get_close_matches(model, preset_names(), 1)
+        raise ConfigError(
+            f"unknown model '{model}'{f', did you mean {near[0]}?' if near else ''}; "
+            f"known are {', '.join(preset_names())}, and paths to YAML files like {PRESETS.name}/t5.yaml"
+        )
+    return PRESETS / f"{ALIASES.get(model, model)}.yaml"
+
+
+def read_preset(model: str) -> dict[str, Any]:
+    """The architecture choices of `model`, checked; formulas are left as they stand. Raises ConfigError."""
+    path = preset_path(model)
+    choices = read_yaml(path)
+    for key in choices:
+        if key in NOT_CHOICES:
+            raise ConfigError(f"{path}: '{key}' is a size, not a choice of architecture; give sizes.{key}=N to the run")
+        if key not in CHOICES:
+            near = difflib.get_close_matches(str(key), CHOICES, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(CHOICES))}"
+            raise ConfigError(f"{path}: unknown key '{key}'; {hint}")
+    if "causal" not in choices:
+        raise ConfigError(f"{path}: 'causal' is missing: true for a decoder, false for an encoder (or encoder-decoder)")
+    layers = choices.get("layer_types")
+    sizes = {"num_hidden_layers": len(layers) if isinstance(layers, list) and layers else 1, "hidden_size": 64}
+    sample = {"vocab_size": 64, "num_attention_heads": 1, "max_position_embeddings": 8, **sizes}
+    try:
+        ModelConfig(**{**sample, **_with_formulas(choices, sample["hidden_size"])})
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return choices
+
+
+def shape_of(causal: bool, is_encoder_decoder: bool = False, **_: Any) -> Shape:
+    """Which of the three shapes a model is, and with it which head pretrains it."""
+    return "seq2seq" if is_encoder_decoder else "causal" if causal else "masked"
+
+
+def build_config(model: str, sizes: dict[str, Any]) -> ModelConfig:
+    """The ModelConfig of preset `model` with sizes and token ids; a None among these is left out.
+
+    Raises ConfigError when they contradict each other, or when no Hugging Face class could hold the result: better now
+    than when it is saved.
+    """
+    choices = _with_formulas(read_preset(model), sizes["hidden_size"])
+    given = {key: value for key, value in sizes.items() if value is not None}
+    try:
+        config = ModelConfig(**{**choices, **given})
+        check_layout(config)
+    except ValueError as error:
+        raise ConfigError(f"model={model}: {error}") from None
+    return config
+
+
+def check_layout(config: ModelConfig) -> None:
+    """Raises LayoutError when no Hugging Face class holds `config` under its head."""
+    head = shape_of(config.causal, config.is_encoder_decoder)
+    layout_for(config, head).write_config(config, head)
+
+
+def config_of(directory: Path) -> ModelConfig:
+    """The ModelConfig of a Hugging Face directory, without its weights. Raises ModelDirectoryError."""
+    theirs = read_config(directory)
+    try:
+        return LAYOUTS[theirs["model_type"]].read_config(theirs)
+    except LayoutError as error:
+        raise ModelDirectoryError(f"{directory}: {error}") from None
+
+
+def _with_formulas(choices: dict[str, Any], hidden_size: int) -> dict[str, Any]:
+    return {
+        key: FORMULAS[value](hidden_size) if isinstance(value, str) and value in FORMULAS else value
+        for key, value in choices.items()
+    }
