@@ -16,7 +16,7 @@ TRAIN_HELP = f"""Fine-tune a pretrained model into a text classifier, scored bes
   python -m finetune\n
   python -m finetune --model runs/mlm --run mlm-classifier\n
   python -m finetune --model runs/gpt --data reviews.csv data.text=review data.label=stars\n
-  python -m finetune --init models/bert-base-uncased --data reviews.csv optim.lr=3e-5\n
+  python -m finetune --init models/bert-base-uncased --data reviews.csv\n
   python -m finetune configs/finetune/gpt.yaml data.test=test.tsv\n
   python -m finetune predict runs/gpt-classifier new.csv --text review > labelled.jsonl
 

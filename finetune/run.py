@@ -177,17 +177,19 @@ def _train(
         }
 
     steps = max(1, round(config.epochs * batches.steps_per_epoch))
+    optim = config.optim.for_width(model.config.hidden_size)
     mean_length = float(training.lengths.mean())
     console.print(
         f"{len(splits.train):,} training and {len(splits.validation):,} validation texts, {len(splits.names)} labels; "
-        f"{steps:,} steps of {config.batch_size} are {config.epochs:g} epochs; budget {config.budget}"
+        f"{steps:,} steps of {config.batch_size} are {config.epochs:g} epochs; learning rate {optim.lr:.2g}; "
+        f"budget {config.budget}"
     )
-    kind = "causal" if model.config.causal else "masked"
+    kind = "seq2seq" if model.config.is_encoder_decoder else "causal" if model.config.causal else "masked"
     train(
         model,
         batch,
         evaluate,
-        config.model_copy(update={"max_steps": min(config.max_steps or steps, steps)}),
+        config.model_copy(update={"max_steps": min(config.max_steps or steps, steps), "optim": optim}),
         accelerator,
         run,
         tracker,
@@ -201,7 +203,8 @@ def _train(
 
 
 def _encode(tokenizer: Any, examples: list[Example], model: SequenceClassifier, max_length: int) -> EncodedTexts:
-    return encode_texts(tokenizer, [example.text for example in examples], model.config.causal, max_length)
+    texts, config = [example.text for example in examples], model.config
+    return encode_texts(tokenizer, texts, config.causal, max_length, config.is_encoder_decoder)
 
 
 def _accumulation(config: FinetuneConfig, lengths: np.ndarray, ranks: int, device: torch.device) -> int:

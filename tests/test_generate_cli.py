@@ -5,12 +5,12 @@ import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
-import sentencepiece
 import torch
 
 from engine.cli import run_app
@@ -18,32 +18,16 @@ from generate.__main__ import app, valid_text
 from generate.config import GenerateConfig
 from generate.load import load_generator
 from model import CausalLM, MaskedLM, ModelConfig, SequenceClassifier, save_model
-from tokenizer import Tokenizer, save_tokenizer
+from tokenizer import save_tokenizer
 
-TEXT = "def one(x):\n    return x + 1\n\n\nclass Two:\n    pass\n# caf\u00e9 \u2192 \U0001f600\n"
 CONTEXT = 64
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tiny_tokenizer, tmp_path_factory):
     """Tiny random models in runs/*/model: gpt and endless are causal, mlm is masked, labels is a classifier."""
     root = tmp_path_factory.mktemp("work") / "runs"
-    (root / "tokenizer").mkdir(parents=True)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT.splitlines(keepends=True) * 3),
-        model_prefix=str(root / "tokenizer" / "tokenizer"),
-        model_type="bpe",
-        vocab_size=330,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        pad_id=3,
-        control_symbols=["<mask>", "<cls>", "<sep>"],
-        minloglevel=2,
-    )
-    tokenizer = Tokenizer.load(root / "tokenizer")
+    shutil.copytree(tiny_tokenizer.directory, root / "tokenizer")
     sizes = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"max_position_embeddings": CONTEXT, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
     bert = {"norm": "layernorm", "embedding_norm": True, "first_attention_norm": False, "qk_norm": False}
@@ -62,7 +46,7 @@ def runs(tmp_path_factory):
                 # The end token scores 0, and among 300 others one scores more.
                 model.trunk.embed.weight[2] = 0
         save_model(model, root / name / "model")
-        save_tokenizer(tokenizer, root / name / "model", "masked" if name == "mlm" else "causal")
+        save_tokenizer(tiny_tokenizer, root / name / "model", "masked" if name == "mlm" else "causal")
     return root
 
 

@@ -11,7 +11,6 @@ import time
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 
 from engine.cli import run_app
@@ -19,7 +18,7 @@ from finetune.__main__ import app
 from finetune.predict import Classifier, predict, row_writer
 from finetune.texts import iter_chunks, iter_texts
 from model import CausalLM, ModelConfig, SequenceClassifier, save_model
-from tokenizer import Tokenizer, save_tokenizer
+from tokenizer import save_tokenizer
 
 CONTEXT = 20
 NAMES = {0: "caf\u00e9", 1: "no, thanks", 2: "yes"}
@@ -34,25 +33,9 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tiny_tokenizer, tmp_path_factory):
     """gpt and mlm: classifiers in run directories; lm: a causal language model."""
     root = tmp_path_factory.mktemp("runs")
-    (root / "tokenizer").mkdir()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["def one(x):\n", "return x + 1\n", "class Two: pass\n"] * 3),
-        model_prefix=str(root / "tokenizer" / "tokenizer"),
-        model_type="bpe",
-        vocab_size=330,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        pad_id=3,
-        control_symbols=["<mask>", "<cls>", "<sep>"],
-        minloglevel=2,
-    )
-    tokenizer = Tokenizer.load(root / "tokenizer")
     sizes = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"max_position_embeddings": CONTEXT, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
     encoder = {"causal": False, "norm": "layernorm", "embedding_norm": True, "first_attention_norm": False}
@@ -68,7 +51,7 @@ def runs(tmp_path_factory):
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         save_model(model, root / name / "model")
-        save_tokenizer(tokenizer, root / name / "model", "masked" if name == "mlm" else "causal")
+        save_tokenizer(tiny_tokenizer, root / name / "model", "masked" if name == "mlm" else "causal")
     return root
 
 
@@ -150,7 +133,7 @@ def test_every_kind_of_table(runs, expected, tmp_path, monkeypatch, capsys, suff
     code, output, log = main(monkeypatch, capsys, runs / "gpt", path, "--text", "body", "--batch-size", "2")
     assert code == 0
     check_rows(lines(output), texts, wanted)
-    assert f"2 of {len(texts)} texts are longer than {CONTEXT} tokens" in log
+    assert f"1 of {len(texts)} texts are longer than {CONTEXT} tokens" in log
 
 
 def test_lines_of_a_text_file_blank_ones_included(runs, expected, tmp_path, monkeypatch, capsys):
@@ -278,7 +261,7 @@ def test_errors_say_what_to_do(runs, tmp_path, monkeypatch, capsys):
     bad_json = b'{"text": "fine"}\n{"text": \n'
     for arguments, stdin, code, *parts in (
         ([runs / "lm", good], None, 4, "not a classifier", "Qwen3ForCausalLM", "python -m finetune model="),
-        ([runs / "tokenizer", good], None, 4, "no config.json", "python -m finetune"),
+        ([tmp_path, good], None, 4, "no config.json", "python -m finetune"),
         ([runs / "nowhere", good], None, 4, "no such directory"),
         ([runs / "gpt", good], None, 3, "no column 'text'", "'body'"),
         ([runs / "gpt", tmp_path / "new.csw"], None, 3, "no such file", "new.csv"),

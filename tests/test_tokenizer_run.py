@@ -20,25 +20,7 @@ from tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenize
 from tokenizer.report import choose_sentence, cut, draw, measure
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "it",
-    "he",
-    "was",
-    "for",
-    "on",
-    "are",
-    "as",
-    "with",
-    "his",
-    "they",
-]
+WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "he", "was", "for", "on", "are", "as", "with", "his"]
 
 
 @pytest.fixture
