@@ -1,7 +1,9 @@
 """ModelConfig: every choice in the architecture, under Hugging Face's names where they have one."""
 
+import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 LayerType = Literal["full_attention", "sliding_attention"]
 Activation = Literal["relu", "gelu", "gelu_new", "silu", "tanh"]
@@ -16,7 +18,8 @@ class ModelConfig:
     of 64: as many weights, Shazeer 2020), `layer_types` (all full attention), `num_decoder_layers` (as many as the
     encoder has), `classifier_head` (a linear layer for decoders, dense and norm before it for encoders).
 
-    Raises ValueError naming the key when sizes do not divide or choices contradict each other.
+    Raises ValueError naming the key when a value is of another type or out of range, sizes do not divide or choices
+    contradict each other.
     """
 
     vocab_size: int
@@ -86,9 +89,8 @@ class ModelConfig:
     sep_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, found {getattr(self, key)}")
+        for key in KINDS:
+            check_value(key, getattr(self, key))
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
@@ -110,6 +112,9 @@ class ModelConfig:
             self.intermediate_size = gated if self.gated_mlp else 4 * self.hidden_size
         if self.layer_types is None:
             self.layer_types = ["full_attention"] * self.num_hidden_layers
+        unknown = [kind for kind in self.layer_types if kind not in get_args(LayerType)]
+        if unknown:
+            raise ValueError(f"layer_types has {unknown[0]!r}; known are {', '.join(get_args(LayerType))}")
         if len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
                 f"layer_types has {len(self.layer_types)} entries for num_hidden_layers = {self.num_hidden_layers}"
@@ -120,6 +125,11 @@ class ModelConfig:
             self.num_decoder_layers = self.num_hidden_layers
         if self.classifier_head is None:
             self.classifier_head = "linear" if self.causal else "transform"
+        if self.position == "relative" and not 2 <= self.relative_buckets // 2 < self.relative_max_distance:
+            raise ValueError(
+                f"relative_buckets ({self.relative_buckets}) must be at least 4, and half of them fewer than "
+                f"relative_max_distance ({self.relative_max_distance})"
+            )
         if self.norm_place == "post" and not self.first_attention_norm:
             raise ValueError("first_attention_norm = False needs norm_place = pre")
 
@@ -142,3 +152,30 @@ class ModelConfig:
             num_hidden_layers=layers,
             layer_types=["full_attention"] * layers,
         )
+
+
+KINDS = get_type_hints(ModelConfig)
+
+
+def check_value(field_name: str, value: Any, key: str | None = None) -> None:
+    """Raises ValueError naming `key` (default: the field) where `value` has another type than the field or is out of
+    range. A config.json may hold anything, and a layer count is used before any weight is looked at."""
+    kind = KINDS[field_name]
+    kind, *optional = get_args(kind) if NoneType in get_args(kind) else (kind,)
+    if value is None and optional:
+        return
+    if kind is bool:
+        valid, wanted = type(value) is bool, "true or false"
+    elif kind is int:
+        # Old configurations write -1 for a token that they have not.
+        least = -1 if field_name.endswith("_token_id") else int(field_name != "type_vocab_size")
+        most = 10_000 if "layers" in field_name else 2**31 - 1
+        valid, wanted = type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"
+    elif kind is float:
+        valid, wanted = type(value) in (int, float) and 0 <= value < math.inf, "a finite number, not negative"
+    elif get_origin(kind) is Literal:
+        valid, wanted = value in get_args(kind), f"one of {', '.join(get_args(kind))}"
+    else:
+        valid, wanted = isinstance(value, get_origin(kind)), f"a {get_origin(kind).__name__}"
+    if not valid:
+        raise ValueError(f"{key or field_name} must be {wanted}, found {value!r}")

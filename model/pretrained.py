@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.heads import HEADS
-from model.layouts import LAYOUTS, Layout, layout_for
+from model.layouts import LAYOUTS, Layout, LayoutError, layout_for
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a new head may leave behind or need anew when a pretrained trunk gets it.
@@ -52,15 +52,21 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
     """Read a Hugging Face directory of a known layout as an fp32 model in evaluation mode.
 
     `head` ("causal", "masked", "classifier") asks for another head than the one saved; what the directory does not
-    hold for it is initialised and named in `model.newly_initialized`. `changes` replace fields of the configuration.
+    hold for it is initialised and named in `model.newly_initialized`; tensors of the directory that it has no place for
+    are named in `model.left_behind`. `changes` replace fields of the configuration.
     Raises ModelDirectoryError.
     """
     directory = Path(directory)
     theirs = read_config(directory)
     layout = LAYOUTS[theirs["model_type"]]
-    saved = layout.head_of(theirs.get("architectures") or [])
+    saved = layout.head_of(theirs["architectures"])
     head = head or saved
     heads = dict.fromkeys(layout.architectures.values())
+    if head is None:
+        raise ModelDirectoryError(
+            f"{directory}/config.json: architectures = {theirs['architectures']} names no head that is known; "
+            f"known are {', '.join(layout.architectures)}"
+        )
     if head not in heads:
         raise ModelDirectoryError(
             f"{directory}: a {layout.model_type} model has no '{head}' head; it has {', '.join(heads)}"
@@ -72,10 +78,11 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
         if head == saved == "classifier" and not config.id2label:
             # transformers leaves its own default out of the file.
             config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+        tensors = layout.rename(read_tensors(directory, theirs))
+        _check_size(config, tensors)
         model = HEADS[head](config)
         # Shared parameters come once, under their first name.
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        tensors = layout.rename(read_tensors(directory))
         state = layout.to_ours(tensors, config, shapes)
     except ModelDirectoryError:
         raise
@@ -84,14 +91,19 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
     if "id2label" in changes:
         # Other labels than the saved ones: the last layer starts again.
         state = {n: t for n, t in state.items() if not n.startswith(OUTPUT_LAYERS)}
-    known = {name for name, _ in layout.names(config)}
+    names = {ours: theirs for theirs, entry in layout.names(config) for ours in entry.ours}
+    known = set(names.values())
     missing = [name for name in shapes if name not in state]
     problems = _second_copies(layout, config, tensors)
     problems += [
-        f"{n} is {tuple(t.shape)}, expected {tuple(shapes[n])}" for n, t in state.items() if t.shape != shapes[n]
+        f"{names[n]} gives {n} as {tuple(t.shape)}, expected {tuple(shapes[n])}"
+        for n, t in state.items()
+        if t.shape != shapes[n]
     ]
-    problems += [f"{n} is missing" for n in missing if not (n.startswith(HEAD_PREFIXES) and (changes or head != saved))]
-    problems += [f"{name} is not part of a {layout.model_type} model" for name in tensors if name not in known]
+    problems += [f"{names[n]} holds {t.dtype}, not weights" for n, t in state.items() if not t.is_floating_point()]
+    new_head = HEAD_PREFIXES if changes or head != saved else ()
+    problems += [f"{names.get(n, n)} is missing" for n in missing if not n.startswith(new_head)]
+    problems += [f"{n} is not part of a {layout.model_type} model" for n in tensors if n not in known]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ModelDirectoryError(
@@ -100,7 +112,24 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
         )
     model.load_state_dict(state, strict=False)
     model.newly_initialized = missing
+    copies = _tied(layout) if config.tie_word_embeddings else ()
+    model.left_behind = [
+        name
+        for name, entry in layout.names(config)
+        if name in tensors and name not in copies and not all(ours in state for ours in entry.ours)
+    ]
     return model.eval()
+
+
+def _check_size(config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    """Raises LayoutError before memory is taken, for a configuration that asks for far more than the weights hold."""
+    layers = config.num_hidden_layers + (config.num_decoder_layers or 0)
+    rows = config.vocab_size + layers * (config.num_attention_heads * config.head_dim + config.intermediate_size)
+    rows += config.type_vocab_size + (config.max_position_embeddings if config.position == "learned" else 0)
+    least, held = rows * config.hidden_size, sum(tensor.numel() for tensor in tensors.values())
+    least += config.relative_buckets * config.num_attention_heads if config.position == "relative" else 0
+    if least > held:
+        raise LayoutError(f"config.json asks for {least:,} weights at least; the files hold {held:,}")
 
 
 def _tied(layout: Layout) -> list[str]:
@@ -117,12 +146,12 @@ def _second_copies(layout: Layout, config: ModelConfig, tensors: dict[str, Tenso
     return [
         f"tie_word_embeddings is set, but {name} is not {embeddings[0]}"
         for name in _tied(layout)
-        if name in tensors and not tensors[name].equal(first)
+        if name in tensors and not tensors[name].float().equal(first.float())
     ]
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The parsed config.json of a known family. Raises ModelDirectoryError."""
+    """The parsed config.json of a known family, `architectures` a list. Raises ModelDirectoryError."""
     path = directory / "config.json"
     if not directory.is_dir():
         raise ModelDirectoryError(f"{directory}: no such directory")
@@ -130,36 +159,44 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise ModelDirectoryError(f"{directory}: no config.json, so this is not a model directory")
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        family = theirs["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelDirectoryError(f"{path}: not a Hugging Face model configuration ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelDirectoryError(f"{path}: not a JSON file ({error})") from None
+    family = theirs.get("model_type") if isinstance(theirs, dict) else None
+    if not isinstance(family, str):
+        raise ModelDirectoryError(f"{path}: not a Hugging Face model configuration: it has no model_type")
+    theirs["architectures"] = theirs.get("architectures") or []
+    if not isinstance(theirs["architectures"], list):
+        raise ModelDirectoryError(f"{path}: architectures = {theirs['architectures']!r} is not a list")
     if family not in LAYOUTS:
         raise ModelDirectoryError(f"{path}: unknown model_type '{family}'; known are {', '.join(LAYOUTS)}")
     return theirs
 
 
-def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the shards that its index names, in fp32."""
+def read_tensors(directory: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    """All tensors of model.safetensors, or of the shards that its index names, in fp32; `config` is its config.json."""
     if (directory / WEIGHTS).is_file():
         files = [WEIGHTS]
     elif (directory / INDEX).is_file():
         try:
             files = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelDirectoryError(f"{directory / INDEX}: not a weight index ({error})") from None
     elif list(directory.glob("*.bin")):
+        known = LAYOUTS[config["model_type"]].architectures
+        name = next((name for name in known if name in config["architectures"]), "AutoModel")
         raise ModelDirectoryError(
-            f"{directory}: only pickled weights (.bin), which are never loaded. Convert them where you trust them: "
-            "AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR)"
+            f"{directory}: only pickled weights (.bin), which are never loaded: they can run any program. "
+            f'If you trust them, convert them: python -c "from transformers import {name}; '
+            f"{name}.from_pretrained('{directory}').save_pretrained('NEW_DIR')\""
         )
     else:
         raise ModelDirectoryError(f"{directory}: no {WEIGHTS} and no {INDEX}")
     tensors: dict[str, Tensor] = {}
     for name in files:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise ModelDirectoryError(f"{directory / INDEX}: shard name '{name}' leaves the directory")
         try:
             tensors.update(load_file(str(directory / name)))
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise ModelDirectoryError(f"{directory / name}: unreadable weights ({error})") from None
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}

@@ -168,7 +168,7 @@ def broken(directory, what: str) -> None:
         ("unknown family", "known are bert, gpt2, llama"),
         ("other sizes", "expected"),
         ("rope scaling", "yarn"),
-        ("missing tensor", "trunk.norm.weight is missing"),
+        ("missing tensor", "model.norm.weight is missing"),
         ("extra tensor", "model.extra.weight"),
         ("truncated", "unreadable weights"),
         ("pickle", "never loaded"),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
+from model.config import ModelConfig, check_value
 from model.layers import ACTIVATIONS
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -79,7 +79,7 @@ class Layout:
 
     def conflicts(self, config: ModelConfig) -> list[str]:
         """What the family needs and `config` has not, as 'key = value (not other)' texts."""
-        known = {*self.keys.values(), *self.carried, *FREE} - self.fixed.keys()
+        known = ({*self.keys.values(), *self.carried} - self.fixed.keys()) | {*FREE}
         problems = []
         for entry in fields(ModelConfig):
             if entry.name in known:
@@ -96,6 +96,19 @@ class Layout:
 
     def read_config(self, theirs: dict[str, Any]) -> ModelConfig:
         """ModelConfig from a parsed config.json. Raises LayoutError for a missing key or one we cannot honour."""
+        try:
+            return ModelConfig(**self._read_values(theirs))
+        except LayoutError:
+            raise
+        except KeyError as error:
+            raise LayoutError(f"config.json lacks {error}") from None
+        except ValueError as error:
+            raise LayoutError(f"config.json: {error}") from None
+        except (TypeError, AttributeError, IndexError, ArithmeticError) as error:
+            raise LayoutError(f"config.json: a value of the wrong kind ({error})") from None
+
+    def _read_values(self, theirs: dict[str, Any]) -> dict[str, Any]:
+        """Our fields from theirs."""
         for key, value in self.required.items():
             if theirs.get(key, value) != value:
                 raise LayoutError(f"config.json: {key} = {theirs[key]!r} is not supported; only {value!r} is")
@@ -108,15 +121,12 @@ class Layout:
             value = value[0] if key in TOKEN_IDS and isinstance(value, list) else value
             if ours in ACTIVATION_FIELDS:
                 value = read_activation(key, value)
+            check_value(ours, value, key)
             if values.setdefault(ours, value) != value:
                 raise LayoutError(f"config.json: {key} = {value!r} and {values[ours]!r} for its twin; they must agree")
         labels = theirs.get("id2label") or {}
         values["id2label"] = {int(i): str(name) for i, name in labels.items()}
-        values.update(self.read_rest(theirs))
-        try:
-            return ModelConfig(**values)
-        except (ValueError, TypeError) as error:
-            raise LayoutError(f"config.json: {error}") from None
+        return {**values, **self.read_rest(theirs)}
 
     def write_config(self, config: ModelConfig, head: str) -> dict[str, Any]:
         """config.json for `config` under `head`. Raises LayoutError naming a key that the family cannot hold."""
@@ -173,7 +183,7 @@ class Layout:
             if theirs not in state or not all(name in shapes for name in entry.ours):
                 continue
             tensor = state[theirs]
-            if entry.leading and tensor.dim() > 1:
+            if entry.leading and tensor.dim() > 1 and len(tensor) == 1:
                 tensor = tensor[0]
             if entry.transposed and tensor.dim() == 2:
                 tensor = tensor.T

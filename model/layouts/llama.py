@@ -1,5 +1,6 @@
 """Llama (transformers models/llama): pre-RMSNorm decoder, rotary positions, grouped key-value heads, SwiGLU."""
 
+import math
 from typing import Any
 
 from model.config import ModelConfig
@@ -21,7 +22,11 @@ def read_rope(parameters: dict[str, Any] | None, theta: float) -> dict[str, Any]
     missing = [key for key in ROPE_KEYS[kind] if key not in parameters]
     if missing:
         raise LayoutError(f"config.json: rope_type '{kind}' needs {', '.join(missing)}")
-    scaling = {"rope_type": kind, **{key: parameters[key] for key in ROPE_KEYS[kind]}}
+    numbers = {key: parameters[key] for key in ROPE_KEYS[kind]}
+    wrong = [key for key, value in numbers.items() if not 0 < float(value) < math.inf]
+    if wrong:
+        raise LayoutError(f"config.json: {wrong[0]} of rope_type '{kind}' must be above 0, found {numbers[wrong[0]]!r}")
+    scaling = {"rope_type": kind, **numbers}
     return {
         "rope_theta": float(parameters.get("rope_theta", theta)),
         "rope_scaling": None if kind == "default" else scaling,
