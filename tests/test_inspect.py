@@ -3,7 +3,6 @@
 import contextlib
 
 import pytest
-import sentencepiece
 import torch
 
 from generate.inspect import inspect_text
@@ -12,28 +11,10 @@ from generate.inspect_states import Recorder, attribute, keys_seen, normalized_e
 from model import HEADS, load_model, save_model
 from tests.test_layouts import AUTO, FAMILIES, HEADS_OF, make_config
 from tests.test_model import randomized
-from tokenizer import Tokenizer, save_tokenizer
+from tokenizer import save_tokenizer
 
 TEXT = "def one(x):\n    return x + 1"
 CASES = [(family, head) for family in FAMILIES for head in HEADS_OF[family]]
-
-
-def train_tokenizer(directory):
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([TEXT, "class Two:\n    pass\n", "# caf\u00e9"] * 9),
-        model_prefix=str(directory / "tokenizer"),
-        model_type="bpe",
-        vocab_size=330,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        pad_id=3,
-        control_symbols=["<mask>", "<cls>", "<sep>"],
-        minloglevel=2,
-    )
-    return Tokenizer.load(directory)
 
 
 def make_model(family="qwen3", head="causal", size=0, **changes):
@@ -48,8 +29,8 @@ def save(directory, tokenizer, family="qwen3", head="causal", **changes):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return train_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+def tokenizer(tiny_tokenizer):
+    return tiny_tokenizer
 
 
 @pytest.mark.parametrize(("family", "head"), CASES)

@@ -17,7 +17,7 @@ from generate.__main__ import main
 from generate.inspect import inspect_text, write_inspection
 from generate.inspect_page import TEMPLATES, rounded, token_text
 from model import CausalLM, load_model, save_model
-from tests.test_inspect import CASES, TEXT, make_model, save, train_tokenizer
+from tests.test_inspect import CASES, TEXT, make_model, save
 from tests.test_layouts import make_config
 from tokenizer import FastTokenizer
 
@@ -26,8 +26,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return train_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+def tokenizer(tiny_tokenizer):
+    return tiny_tokenizer
 
 
 @pytest.fixture
