@@ -24,6 +24,7 @@ def train_sentencepiece(directory, **changes) -> Tokenizer:
         "normalization_rule_name": "identity",
         "remove_extra_whitespaces": False,
         "add_dummy_prefix": False,
+        "split_by_unicode_script": False,
         "pad_id": 3,
     }
     SentencePieceTrainer.train(
