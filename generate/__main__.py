@@ -148,7 +148,7 @@ def inspect(
     inspection = write_inspection(model_dir, text, out, None if target is None else valid_text(target), max_tokens)
     for note in inspection.notes:
         print(f"generate inspect: {note}", file=sys.stderr)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
+    print(f"{out}: {out.stat().st_size / 1e3:,.0f} kB", file=sys.stderr)
 
 
 def main(arguments: list[str]) -> None:

@@ -113,7 +113,7 @@ def pack(weights: list[Tensor]) -> str:
     and divides each row by its sum. The zeros of a causal map take no space once deflated.
     """
     data = b"".join((w.sqrt() * 255).round().to(torch.uint8).numpy().tobytes() for w in weights)
-    return base64.b64encode(zlib.compress(data, 9)).decode()
+    return base64.b64encode(zlib.compress(data)).decode()
 
 
 def rounded(values: Tensor, digits: int) -> list[Any]:

@@ -8,7 +8,7 @@ const chosen = {};
 let bytes, colours;
 
 const word = (id) => data.words[id];
-const percent = (share) => (share * 100).toFixed(1) + " %";
+const percent = (share) => (share < 0.0005 ? "< 0.1 %" : (share * 100).toFixed(1) + " %");
 // One byte holds a weight to about 0.1 points below 10 %, 0.4 above.
 const weight = (share) => (share * 100).toFixed(share < 0.0995 ? 1 : 0) + " %";
 const signed = (value) => (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(3);
@@ -73,6 +73,12 @@ function press(nodes, at) {
     node.setAttribute("aria-pressed", i === at);
     node.tabIndex = i === at ? 0 : -1;
   });
+}
+
+// Scroll `box`, and only it, until `node` is in sight below `margin` pixels.
+function reveal(node, box, margin = 0) {
+  const [inner, outer] = [node, box].map((one) => one.getBoundingClientRect());
+  if (inner.top < outer.top + margin || inner.bottom > outer.bottom) box.scrollTop += inner.top - outer.top - outer.height / 2;
 }
 
 // ---- Weights ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ function drawStack() {
   const names = Array.from({ length: heads }, (_, h) => element("span", { className: "name", textContent: h + 1 }));
   names[0].textContent = "head 1";
   grid.replaceChildren(corner, ...names);
-  grid.style.gridTemplateColumns = `max-content repeat(${heads}, minmax(2.6rem, 6rem))`;
+  grid.style.gridTemplateColumns = `max-content repeat(${heads}, minmax(2.6rem, ${layers > 6 ? 3.6 : 6}rem))`;
+  // A long page: the map of a head stands beside the grid where the window is wide enough.
+  document.body.classList.toggle("large", layers > 6);
   thumbs = [];
   for (let layer = 0; layer < layers; layer++) {
     grid.append(element("span", { className: "name side", textContent: layer + 1 }));
@@ -59,7 +61,8 @@ function drawStack() {
 
 function tokenButtons(root, sequence) {
   const buttons = data.sequences[sequence].map((id) => element("button", { className: "token", textContent: word(id) }));
-  root.replaceChildren(...buttons);
+  const lines = buttons.map((button) => (button.textContent.endsWith("\u21b5") ? [button, element("span", { className: "break" })] : [button]));
+  root.replaceChildren(...lines.flat());
   return buttons;
 }
 
@@ -107,6 +110,7 @@ function look(query, key = -1) {
     token.title = weight(row[i]);
   });
   press(queryTokens, query);
+  reveal(queryTokens[query], find(".queries"));
   const queries = data.sequences[maps.queries], keys = data.sequences[maps.keys];
   const order = row.map((_, i) => i).sort((a, b) => row[b] - row[a]).slice(0, 5);
   if (key < 0) key = order[0];
@@ -114,17 +118,19 @@ function look(query, key = -1) {
     element("b", { textContent: word(queries[query]) }), ` (${query + 1}) looks at `,
     element("b", { textContent: word(keys[key]) }), ` (${key + 1}): ${weight(row[key])}`,
   );
-  listBest(find(".best", attention), order.map((i) => [`${word(keys[i])}`, row[i], `${weight(row[i])}, token ${i + 1}`]));
+  listBest(find(".best", attention), order.filter((i, rank) => !rank || row[i] >= 0.0005).map((i) => [word(keys[i]), row[i], weight(row[i]), `token ${i + 1}`]));
   drawMap(query, key);
 }
 
+// Rows of [token, share from -1 to 1, number, place].
 function listBest(list, rows) {
-  list.replaceChildren(...rows.map(([name, share, text, minus]) => {
+  list.replaceChildren(...rows.map(([name, share, text, place = ""]) => {
     const bar = element("i");
     bar.style.setProperty("--share", Math.abs(share).toFixed(3));
-    if (minus) bar.style.setProperty("--hue", "var(--series-2)");
+    if (share < 0) bar.style.setProperty("--hue", "var(--series-2)");
     const track = element("span", { className: "bar" }, bar);
-    return element("li", {}, element("code", { textContent: name }), track, element("span", { textContent: text }));
+    const texts = [text, place].map((textContent) => element("span", { textContent }));
+    return element("li", {}, element("code", { textContent: name }), track, ...texts);
   }));
 }
 
@@ -172,8 +178,10 @@ function drawMap(query, key) {
   }
   context.strokeStyle = colour("--series-2");
   context.lineWidth = cell > 6 ? 2 : 1;
-  context.strokeRect(left + 0.5, top + query * cell + 0.5, keys * cell, cell);
-  context.strokeRect(left + key * cell + 0.5, top + query * cell + 0.5, cell, cell);
+  // Around small cells the frame keeps its distance, so as not to hide them.
+  const gap = cell > 6 ? 0 : 2;
+  context.strokeRect(left + 0.5, top + query * cell + 0.5 - gap, keys * cell, cell + 2 * gap);
+  context.strokeRect(left + key * cell + 0.5 - gap, top + query * cell + 0.5 - gap, cell + 2 * gap, cell + 2 * gap);
 }
 
 function pointed(event) {

@@ -39,7 +39,7 @@ function drawDecision() {
   });
   const order = scores.map((_, i) => i).sort((a, b) => Math.abs(scores[b]) - Math.abs(scores[a])).slice(0, 5);
   listBest(find(".best", decision), order.map((i) =>
-    [word(data.sequences[data.decision.sequence][i]), scores[i] / largest, `${signed(scores[i])}, token ${i + 1}`, scores[i] < 0]));
+    [word(data.sequences[data.decision.sequence][i]), scores[i] / largest, signed(scores[i]), `token ${i + 1}`]));
   tellScores();
 }
 
@@ -101,6 +101,7 @@ function drawLens() {
     cell.setAttribute("aria-selected", i === at);
     cell.tabIndex = i === at ? 0 : -1;
   });
+  reveal(guesses[at], find(".tall", lens), find("thead", lens).offsetHeight);
   tellGuess(chosen.row, chosen.column);
 }
 
