@@ -1,21 +1,24 @@
 """Optimizers: AdamW for everything, or Muon for the hidden matrices and AdamW for the rest, as one optimizer."""
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim.adamw import adamw
 
 from engine.config import Config
-from engine.errors import ConfigError
 from engine.runtime import cpu_has_bf16
+
+# Elements of a Muon group under ZeRO: what a rank gathers at a time, 256 MB in fp32.
+GATHERED = 2**26
 
 
 class OptimConfig(Config):
     """Peak learning rates and what goes with them. `lr` is AdamW's, `muon_lr` is that of the matrices under Muon."""
 
-    # auto: Muon, except under DeepSpeed ZeRO, which shards parameters as flat vectors: AdamW.
+    # auto: Muon, under DeepSpeed ZeRO too.
     name: Literal["auto", "adamw", "muon"] = "auto"
     lr: float = 3e-3
     muon_lr: float = 0.02
@@ -30,14 +33,24 @@ class OptimConfig(Config):
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, stage: int | None) -> torch.optim.Optimizer:
-    """The optimizer for `model`; `stage` is the ZeRO stage or None. Raises ConfigError for Muon under ZeRO."""
-    if config.name == "muon" and stage is not None:
-        raise ConfigError("optim.name=muon cannot run under DeepSpeed ZeRO (flat shards); use optim.name=adamw")
-    muon = config.name == "muon" or (config.name == "auto" and stage is None)
+    """The optimizer for `model`, not yet sharded; `stage` is the ZeRO stage or None."""
+    muon = config.name != "adamw"
     groups = parameter_groups(model, config, muon)
-    if muon:
-        return MuonAdamW(groups)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    if not muon:
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    if stage is not None:
+        groups = [part for group in groups for part in (_split(group) if "momentum" in group else [group])]
+    return MuonAdamW(groups)
+
+
+def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same settings for groups of at most GATHERED elements (or one parameter): ZeRO steps group by group."""
+    parts: list[list[Tensor]] = [[]]
+    for parameter in group["params"]:
+        if parts[-1] and sum(p.numel() for p in parts[-1]) + parameter.numel() > GATHERED:
+            parts.append([])
+        parts[-1].append(parameter)
+    return [{**group, "params": part} for part in parts]
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig, muon: bool) -> list[dict[str, Any]]:
@@ -67,15 +80,57 @@ def parameter_groups(model: nn.Module, config: OptimConfig, muon: bool) -> list[
     return [group for group in groups if group["params"]]
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where ZeRO has put a matrix of `shape` in the shards of all ranks, gathered into (ranks, elements).
+
+    ZeRO 1 and 2 (width None): one run from `start` on through the shards laid end to end.
+    ZeRO 3: `width` elements from `start` on in every rank's shard, the last of them padding.
+    """
+
+    shape: torch.Size
+    start: int
+    width: int | None = None
+
+    def read(self, shards: Tensor) -> Tensor:
+        if self.width is None:
+            return shards.view(-1)[self.start : self.start + self.shape.numel()].view(self.shape)
+        part = shards[:, self.start : self.start + self.width]
+        return part.reshape(-1)[: self.shape.numel()].view(self.shape)
+
+    def write(self, shards: Tensor, matrix: Tensor) -> None:
+        if self.width is None:
+            self.read(shards).copy_(matrix)
+            return
+        padding = len(shards) * self.width - matrix.numel()
+        padded = nn.functional.pad(matrix.flatten(), (0, padding))
+        shards[:, self.start : self.start + self.width] = padded.view(-1, self.width)
+
+
+@dataclass(frozen=True)
+class ShardedMatrices:
+    """What a flat shard is a part of: matrices, over the ranks of a process group, computed on a device."""
+
+    placements: list[Placement]
+    group: distributed.ProcessGroup | None
+    device: torch.device
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for groups that have a `momentum`, AdamW (Loshchilov and Hutter 2019) for the others.
 
     Muon: Nesterov momentum, then the update is replaced by the nearest semi-orthogonal matrix, scaled by
     sqrt(max(1, rows / columns)). Matrices of equal shape are stacked and orthogonalised in one batched product.
+
+    Under DeepSpeed ZeRO a parameter is a rank's flat fp32 shard, after clipping. All of it is elementwise but the
+    orthogonalisation: for that the shards are gathered as `sharded` says, each rank computes its share of the matrices,
+    and every rank gets its shard of the results. DeepSpeed's own Muon (0.19.8) clips the orthogonalised update instead
+    of the gradient, and keeps momentum in the type and layout of its gradients.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+        self.sharded: dict[Tensor, ShardedMatrices] = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -87,20 +142,18 @@ class MuonAdamW(torch.optim.Optimizer):
                 self._adamw(parameters, group)
 
     def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        stacks: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        updates = []
         for p in parameters:
-            stacks[min(p.shape), max(p.shape)].append(p)
-        for stack in stacks.values():
-            updates = []
-            for p in stack:
-                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(momentum, group["momentum"])
-                updates.append(update if p.size(0) <= p.size(1) else update.T)
-            for p, update in zip(stack, orthogonalize(torch.stack(updates)), strict=True):
-                scale = max(1.0, p.size(0) / p.size(1)) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update if p.size(0) <= p.size(1) else update.T, alpha=-group["lr"] * scale)
+            momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            momentum.lerp_(p.grad, 1 - group["momentum"])
+            updates.append(p.grad.lerp(momentum, group["momentum"]))
+        if self.sharded:
+            updates = [sharded_muon_updates(u, self.sharded[p]) for p, u in zip(parameters, updates, strict=True)]
+        else:
+            updates = muon_updates(updates)
+        for p, update in zip(parameters, updates, strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update, alpha=-group["lr"])
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:
@@ -127,6 +180,36 @@ class MuonAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def muon_updates(matrices: list[Tensor]) -> list[Tensor]:
+    """Each matrix orthogonalised and scaled by sqrt(max(1, rows / columns)), in new memory."""
+    stacks: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        stacks[min(matrix.shape), max(matrix.shape)].append(i)
+    updates: list[Tensor] = [None] * len(matrices)
+    for stack in stacks.values():
+        wide = [matrices[i] if matrices[i].size(0) <= matrices[i].size(1) else matrices[i].T for i in stack]
+        for i, update in zip(stack, orthogonalize(torch.stack(wide)), strict=True):
+            rows, columns = matrices[i].shape
+            updates[i] = (update if rows <= columns else update.T) * max(1.0, rows / columns) ** 0.5
+    return updates
+
+
+def sharded_muon_updates(shard: Tensor, layout: ShardedMatrices) -> Tensor:
+    """muon_updates of the matrices of which `shard` (elements,) is this rank's part; collective."""
+    ranks, rank = distributed.get_world_size(layout.group), distributed.get_rank(layout.group)
+    shards = torch.empty(ranks, shard.numel(), dtype=shard.dtype, device=layout.device)
+    distributed.all_gather_into_tensor(shards.view(-1), shard.to(layout.device), group=layout.group)
+    mine = layout.placements[rank::ranks]
+    updates = muon_updates([placement.read(shards) for placement in mine])
+    shards.zero_()
+    for placement, update in zip(mine, updates, strict=True):
+        placement.write(shards, update)
+    # Each element has one rank that computed it and zeros from the others: the sum is exact.
+    result = torch.empty_like(shards[rank])
+    distributed.reduce_scatter_tensor(result, shards.view(-1), group=layout.group)
+    return result.to(shard.device)
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:

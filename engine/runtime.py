@@ -1,12 +1,13 @@
 """Device, precision, compilation and processes: every choice that depends on the machine is made here."""
 
 import ctypes
+import json
 import os
 import random
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from accelerate.utils import DeepSpeedPlugin
 from torch import nn
 
 from engine.config import Config
+from engine.deepspeed_config import deepspeed_config, deepspeed_file, file_stage
 from engine.errors import ConfigError
 from model.layers import Block
 from model.transformer import Transformer
@@ -33,6 +35,8 @@ class RuntimeConfig(Config):
     gradient_checkpointing: int = 0
     # None: what the launcher says (ACCELERATE_USE_DEEPSPEED), which is no DeepSpeed under plain python.
     zero_stage: Literal[0, 1, 2, 3] | None = None
+    # A DeepSpeed JSON of your own, merged under ours: it may not contradict the rest of this configuration.
+    deepspeed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,15 +91,21 @@ def default_device(device: str = "auto") -> torch.device:
 def zero_stage(config: RuntimeConfig) -> int | None:
     """The DeepSpeed ZeRO stage of this run, or None without DeepSpeed. Stage 0 shards nothing and is plain DDP."""
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2)) if launched else None
-    if config.zero_stage is None:
-        return stage or None
-    if stage is not None and stage != config.zero_stage:
-        raise ConfigError(
-            f"runtime.zero_stage={config.zero_stage}, but the launcher's configuration says stage {stage}; "
-            "leave one of them out"
-        )
-    return config.zero_stage or None
+    path = deepspeed_file(config.deepspeed)
+    said = {"runtime.zero_stage": config.zero_stage, str(path): file_stage(path)}
+    if launched:
+        # A launcher that was given a file names no stage.
+        default = None if path else 2
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", default)
+        said["the launcher's configuration"] = None if stage is None else int(stage)
+    stages = {source: stage for source, stage in said.items() if stage is not None}
+    if len(set(stages.values())) > 1:
+        both = ", ".join(f"{source} says {stage}" for source, stage in stages.items())
+        raise ConfigError(f"the ZeRO stage is not one: {both}; leave out all but one of them")
+    stage = next(iter(stages.values()), 2 if path else None)
+    if path and not stage:
+        raise ConfigError(f"runtime.deepspeed={path}, but runtime.zero_stage=0 runs without DeepSpeed; leave one out")
+    return stage or None
 
 
 def keep_freed_memory() -> None:
@@ -122,6 +132,7 @@ def start_processes(config: RuntimeConfig) -> PartialState:
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     os.environ["ACCELERATE_USE_DEEPSPEED"] = str(stage is not None).lower()
     if stage is not None:
+        os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = str(stage)
         # DeepSpeed wants a process group even for one process.
         for key, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_ADDR", "127.0.0.1")):
             os.environ.setdefault(key, str(value))
@@ -132,6 +143,8 @@ def start_processes(config: RuntimeConfig) -> PartialState:
     backend = {"backend": "nccl" if device.type == "cuda" else "gloo"} if distributed else {}
     # One rank may tokenise a large corpus while the others wait.
     timeout = {"timeout": timedelta(hours=6)} if distributed else {}
+    if stage is not None and device.type == "cpu":
+        skip_shared_memory_build()
     processes = PartialState(cpu=device.type == "cpu" and stage is None, **backend, **timeout)
     if processes.num_processes != world_size:
         raise ConfigError(
@@ -139,6 +152,16 @@ def start_processes(config: RuntimeConfig) -> PartialState:
             "start with `accelerate launch` or `torchrun`"
         )
     return processes
+
+
+def skip_shared_memory_build() -> None:
+    """Keep DeepSpeed from compiling, at its first start on a CPU, a collective that only its inference calls.
+
+    That takes a C++ compiler and half a minute, on a busy machine many.
+    """
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def make_accelerator(
@@ -152,8 +175,15 @@ def make_accelerator(
     if stage is not None:
         # The launcher lists what its own file set, and Accelerate refuses to have that beside a configuration.
         os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
+        path = deepspeed_file(config.deepspeed)
+        ranks = PartialState().num_processes
+        settings = deepspeed_config(
+            stage, precision, accumulation, micro_batch_size, max_grad_norm, ranks=ranks, path=path
+        )
+        if PartialState().is_main_process:
+            print(f"DeepSpeed configuration{f', {path} under ours' if path else ''}: {json.dumps(settings)}")
         plugin = DeepSpeedPlugin(
-            hf_ds_config=deepspeed_config(stage, precision, accumulation, micro_batch_size, max_grad_norm),
+            hf_ds_config=settings,
             zero3_init_flag=False,
         )
     return Accelerator(
@@ -163,28 +193,6 @@ def make_accelerator(
         deepspeed_plugin=plugin,
         step_scheduler_with_optimizer=False,
     )
-
-
-def deepspeed_config(
-    stage: int, precision: str, accumulation: int, micro_batch_size: int, max_grad_norm: float
-) -> dict[str, Any]:
-    """The DeepSpeed configuration that says what ours says."""
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        # DeepSpeed clips at 1.0 when nothing is written.
-        "gradient_clipping": max_grad_norm,
-        "zero_optimization": {
-            "stage": stage,
-            "overlap_comm": False,
-            "stage3_gather_16bit_weights_on_model_save": True,
-        },
-        # The default is the model's own type, which would accumulate in bf16.
-        "data_types": {"grad_accum_dtype": "fp32"},
-    }
-    if precision in ("bf16", "fp16"):
-        config[precision] = {"enabled": True}
-    return config
 
 
 def prepare_model(model: nn.Module, config: RuntimeConfig) -> nn.Module:

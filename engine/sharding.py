@@ -4,14 +4,18 @@ The canonical form is independent of ranks and ZeRO stage: fp32 weights by param
 "<parameter>/<state>". Every function here is collective: all ranks call it.
 """
 
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError
+from engine.optim import Placement, ShardedMatrices
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+MUON_MOMENTS = ("momentum_buffer",)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -29,17 +33,19 @@ def gather_state(model: nn.Module, optimizer: Any) -> tuple[dict[str, Tensor], d
     """(weights, optimizer state) in canonical form."""
     moments = {}
     inner = _innermost(optimizer)
+    kinds = _state_keys(optimizer)
     for name, parameter in unwrap(model).named_parameters():
-        if _is_sharded(parameter):
-            from deepspeed.utils import safe_get_full_optimizer_state
-
-            for key in ADAM_MOMENTS:
-                moments[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key).float().cpu().clone()
-            step = next(state["step"] for state in inner.state.values() if "step" in state)
-            moments[f"{name}/step"] = torch.as_tensor(step, dtype=torch.float32).cpu().clone()
-        else:
+        if not _is_sharded(parameter):
             for key, value in inner.state[parameter].items():
                 moments[f"{name}/{key}"] = value.detach().float().cpu().clone()
+        elif parameter.requires_grad:
+            from deepspeed.utils import safe_get_full_optimizer_state
+
+            for key in kinds[parameter]:
+                moments[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key).float().cpu().clone()
+            if kinds[parameter] == ADAM_MOMENTS:
+                step = next(state["step"] for state in inner.state.values() if "step" in state)
+                moments[f"{name}/step"] = torch.as_tensor(step, dtype=torch.float32).cpu().clone()
     return gather_weights(model), moments
 
 
@@ -53,15 +59,16 @@ def restore_state(model: nn.Module, optimizer: Any, weights: dict[str, Tensor], 
         if name not in states:
             raise CheckpointError(f"the checkpoint's optimizer state names '{name}', which this model does not have")
         states[name][state] = value
-    sharded = any(_is_sharded(parameter) for parameter in named.values())
-    for name, state in states.items():
-        if moments and sharded and not set(ADAM_MOMENTS) <= set(state):
+    kinds = _state_keys(optimizer)
+    for name, parameter in named.items():
+        missing = set(kinds.get(parameter, ())) - set(states[name])
+        if moments and missing:
             raise CheckpointError(
-                f"the checkpoint holds {', '.join(state)} for {name}; ZeRO needs AdamW's: it was written with "
-                "optim.name=muon, go on with that or start again with optim.name=adamw"
+                f"the checkpoint holds {', '.join(states[name]) or 'nothing'} for {name}, this run's optimizer needs "
+                f"{', '.join(kinds[parameter])}: go on with the optim.name it was written with, or start a new run"
             )
-    if moments and sharded:
-        create_sharded_state(optimizer, next(value for key, value in moments.items() if key.endswith("/step")))
+    if moments and any(_is_sharded(parameter) for parameter in named.values()):
+        create_sharded_state(optimizer, next((v for key, v in moments.items() if key.endswith("/step")), None))
     inner = _innermost(optimizer)
     for name, parameter in named.items():
         if not _is_sharded(parameter):
@@ -69,28 +76,65 @@ def restore_state(model: nn.Module, optimizer: Any, weights: dict[str, Tensor], 
             inner.state[parameter] = {key: value.clone().to(parameter.device) for key, value in states[name].items()}
             continue
         _set_full(parameter, weights[name], None)
-        for key in ADAM_MOMENTS if moments else ():
+        for key in kinds.get(parameter, ()) if moments else ():
             _set_full(parameter, states[name][key], key)
 
 
 def create_sharded_state(optimizer: Any, step: Tensor | None = None) -> None:
-    """Give every flat fp32 shard its AdamW state now.
+    """Give every flat fp32 shard its optimizer state now, and tell Muon which matrices it is a part of.
 
     DeepSpeed 0.19 links shards to parameters after the step of its first parameter group, when the other groups have
     no state yet, and never again; made beforehand, all of it is linked.
     """
     zero = optimizer.optimizer
     inner = _innermost(optimizer)
-    shards = getattr(zero, "fp32_partitioned_groups_flat", None) or [p for g in inner.param_groups for p in g["params"]]
-    for shard in shards:
-        inner.state[shard] = {
-            "step": torch.zeros(()) if step is None else step.clone(),
-            "exp_avg": torch.zeros_like(shard),
-            "exp_avg_sq": torch.zeros_like(shard),
-        }
+    for shard, group, _, matrices in _shards(zero):
+        inner.state[shard] = {key: torch.zeros_like(shard) for key in _keys(group)}
+        if "momentum" in group:
+            inner.sharded[shard] = matrices
+        else:
+            start = torch.zeros(()) if step is None else step.clone()
+            inner.state[shard]["step"] = start.to(shard.device)
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
         zero._hp_optimizer_states_linked = False
         zero._lazy_init_hp_params_optimizer_state()
+
+
+def _shards(zero: Any) -> Iterator[tuple[Tensor, dict[str, Any], list[nn.Parameter], ShardedMatrices]]:
+    """(flat fp32 shard of this rank, its settings, the parameters in it, where they lie), for each group under ZeRO."""
+    groups = zero.optimizer.param_groups
+    if hasattr(zero, "fp32_partitioned_groups_flat"):
+        for i, shard in enumerate(zero.fp32_partitioned_groups_flat):
+            placements, start = [], 0
+            for p in zero.fp16_groups[i]:
+                placements.append(Placement(p.ds_shape, start, p.partition_numel()))
+                start += p.partition_numel()
+            layout = ShardedMatrices(placements, zero.sub_group_process_groups[i], zero.fp16_groups[i][0].device)
+            yield shard, groups[zero.sub_group_to_group_id[i]], zero.fp16_groups[i], layout
+        return
+    # The optimizer of ZeRO 1 in bf16 has names of its own and no padding between parameters.
+    all_parameters = getattr(zero, "round_robin_bit16_groups", None) or zero.bf16_groups
+    for i, (group, parameters) in enumerate(zip(groups, all_parameters, strict=True)):
+        ends = accumulate(p.numel() for p in parameters)
+        starts = getattr(zero, "round_robin_bit16_offsets", None)
+        starts = starts[i] if starts else [end - p.numel() for end, p in zip(ends, parameters, strict=True)]
+        placements = [Placement(p.shape, start) for p, start in zip(parameters, starts, strict=True)]
+        layout = ShardedMatrices(placements, zero.real_dp_process_group[i], parameters[0].device)
+        yield group["params"][0], group, parameters, layout
+
+
+def _keys(group: dict[str, Any]) -> tuple[str, ...]:
+    return MUON_MOMENTS if "momentum" in group else ADAM_MOMENTS
+
+
+def _state_keys(optimizer: Any) -> dict[nn.Parameter, tuple[str, ...]]:
+    """Names of the moments that the optimizer keeps of each of the model's parameters."""
+    zero = getattr(optimizer, "optimizer", None)
+    if any(hasattr(zero, name) for name in ("fp16_groups", "bit16_groups", "bf16_groups")):
+        groups = ((parameters, group) for _, group, parameters, _ in _shards(zero))
+    else:
+        groups = ((group["params"], group) for group in _innermost(optimizer).param_groups)
+    return {parameter: _keys(group) for parameters, group in groups for parameter in parameters}
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer:

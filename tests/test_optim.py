@@ -5,8 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from engine import optim
 from engine.errors import ConfigError
-from engine.optim import MuonAdamW, OptimConfig, make_optimizer, orthogonalize, parameter_groups
+from engine.optim import MuonAdamW, OptimConfig, Placement, make_optimizer, orthogonalize, parameter_groups
 from engine.schedule import Schedule, ScheduleConfig
 from model import CausalLM
 from tests.test_model import decoder, tokens
@@ -44,6 +45,19 @@ def test_muon_agrees_with_torch():
             mine.step()
             reference.step()
         assert (ours - theirs).abs().max() < 0.02
+
+
+def test_the_update_is_momentum_orthogonalized_and_scaled_after_decay():
+    """The first step by hand: momentum 0.05 g, Nesterov 0.0975 g; the scale of the gradient is lost."""
+    torch.manual_seed(0)
+    gradient = torch.randn(40, 16)
+    p = torch.nn.Parameter(torch.ones(40, 16))
+    p.grad = gradient.clone()
+    optimizer = MuonAdamW([{"params": [p], "lr": 0.1, "momentum": 0.95, "weight_decay": 0.1}])
+    optimizer.step()
+    expected = 0.99 - 0.1 * (40 / 16) ** 0.5 * orthogonalize(gradient.T[None])[0].T
+    torch.testing.assert_close(p.data, expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(optimizer.state[p]["momentum_buffer"], 0.05 * gradient)
 
 
 def test_stacking_does_not_mix_matrices():
@@ -88,11 +102,46 @@ def test_a_model_learns_a_fixed_batch(name):
     assert loss.item() < 0.3
 
 
-def test_muon_under_zero_is_refused_and_auto_takes_adamw():
+@pytest.mark.parametrize("name", ["auto", "muon"])
+def test_under_zero_the_same_matrices_take_muon_in_groups_of_bounded_size(name, monkeypatch):
     model = CausalLM(decoder())
-    with pytest.raises(ConfigError, match="adamw"):
-        make_optimizer(model, OptimConfig(name="muon"), 2)
-    assert isinstance(make_optimizer(model, OptimConfig(), 2), torch.optim.AdamW)
+    whole = make_optimizer(model, OptimConfig(name=name), None)
+    monkeypatch.setattr(optim, "GATHERED", 3000)
+    parts = make_optimizer(model, OptimConfig(name=name), 2)
+    assert isinstance(parts, MuonAdamW)
+    (expected,) = [group["params"] for group in whole.param_groups if "momentum" in group]
+    groups = [group for group in parts.param_groups if "momentum" in group]
+    assert [id(p) for group in groups for p in group["params"]] == [id(p) for p in expected]
+    for group in groups:
+        assert len(group["params"]) == 1 or sum(p.numel() for p in group["params"]) <= 3000
+        assert {key: group[key] for key in ("lr", "momentum", "weight_decay")} == {
+            "lr": 0.02,
+            "momentum": 0.95,
+            "weight_decay": 0.01,
+        }
+    assert len(groups) > 1 and any(len(group["params"]) > 1 for group in groups)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_placement_reads_and_writes_its_matrix_and_nothing_else(stage, ranks):
+    """Shards as ZeRO 2 lays them (end to end) and as ZeRO 3 does (each matrix over all ranks, padded)."""
+    shapes = [torch.Size((5, 7)), torch.Size((2, 3)), torch.Size((4, 4))]
+    matrices = [torch.arange(float(shape.numel())).view(shape) + 100 * i for i, shape in enumerate(shapes, 1)]
+    if stage == 3:
+        widths = [-(-shape.numel() // ranks) for shape in shapes]
+        starts = [sum(widths[:i]) for i in range(3)]
+        placements = [Placement(*fields) for fields in zip(shapes, starts, widths, strict=True)]
+        shards = torch.zeros(ranks, sum(widths))
+    else:
+        starts = [0, 35, 41]
+        placements = [Placement(*fields) for fields in zip(shapes, starts, strict=True)]
+        shards = torch.zeros(ranks, -(-57 // ranks))
+    for placement, matrix in zip(placements, matrices, strict=True):
+        placement.write(shards, matrix)
+    for placement, matrix in zip(placements, matrices, strict=True):
+        assert torch.equal(placement.read(shards), matrix)
+    assert shards.sum() == sum(matrix.sum() for matrix in matrices)
 
 
 def test_linear_schedule_warms_up_stays_and_falls_to_zero():
