@@ -61,6 +61,9 @@ class ScriptedModel(nn.Module):
         cache.length += input_ids.size(1)
         return nn.functional.one_hot(torch.tensor([[next(self.script)]]), VOCABULARY).float()
 
+    def predict(self, hidden):
+        return self.lm_head(hidden)
+
 
 def tiny_config(**changes):
     sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STAGES = {"tokenizer", "pretrain", "finetune", "generate"}
+STAGES = {"tokenizer", "pretrain", "finetune", "generate", "export"}
 PACKAGES = STAGES | {"corpus", "model", "engine"}
 ALLOWED = {
     "model": set(),
@@ -19,6 +19,7 @@ ALLOWED = {
     "pretrain": {"corpus", "engine", "model", "tokenizer"},
     "finetune": {"corpus", "engine", "model", "tokenizer"},
     "generate": {"corpus", "engine", "model", "tokenizer"},
+    "export": {"engine", "model", "tokenizer"},
 }
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
@@ -109,7 +110,9 @@ def test_the_first_token_and_the_first_step_import_nothing_heavy():
 
 
 def configurations() -> list[Path]:
-    return sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "accelerate")
+    """Of runs: those of launches are Accelerate's, those of architectures are tested in test_presets.py."""
+    paths = (ROOT / "configs").rglob("*.yaml")
+    return sorted(path for path in paths if path.parent.name not in ("accelerate", "model"))
 
 
 @pytest.mark.parametrize("path", configurations(), ids=lambda path: str(path.relative_to(ROOT)))
