@@ -226,3 +226,43 @@ def test_the_page_runs_in_a_browser(family, head, directory, tmp_path):
     else:
         assert document.count("aria-selected=") == len(seen.lens.positions) * len(seen.lens.ids)
     assert "<script>alert" not in document
+
+
+# What a person does: point at the second token and at the map, walk from the first head with the arrow keys.
+HAND = """
+const wait = setInterval(() => {
+  if (document.documentElement.dataset.state !== "drawn") return;
+  clearInterval(wait);
+  const read = () => document.querySelector("#attention .readout").textContent;
+  const [first] = document.querySelectorAll(".heads button");
+  first.focus();
+  for (const key of ["ArrowDown", "ArrowRight"]) {
+    document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  }
+  const told = [document.querySelector("#head").textContent];
+  document.querySelectorAll(".queries .token")[1].dispatchEvent(new PointerEvent("pointerenter"));
+  told.push(read());
+  const map = document.querySelector(".map canvas").getBoundingClientRect();
+  const at = { clientX: map.right - 6, clientY: map.bottom - 6, bubbles: true };
+  document.querySelector(".map canvas").dispatchEvent(new PointerEvent("pointermove", at));
+  told.push(read());
+  document.body.append(Object.assign(document.createElement("pre"), { id: "told", textContent: told.join("|") }));
+}, 20);
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_pointer_and_arrow_keys_show_what_a_token_looks_at(directory, tmp_path):
+    page = tmp_path / "page.html"
+    seen = write_inspection(directory("bert", "masked"), "def one", page)
+    html = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text())
+    page.write_text(html.replace("</body>", f"<script>{HAND}</script></body>"))
+    document, log = browse(page, "layer=1&head=1", tmp_path / "profile")
+    assert not log, log
+    head, token, cell = re.search(r'id="told">(.*?)</pre>', document, re.S)[1].split("|")
+    assert head == "Attention: layer 2, head 2"
+    weights = seen.maps[0].weights[1, 1]
+    assert "(2) looks at " in token and f"({weights[1].argmax() + 1}): " in token
+    last = len(weights)
+    shown = int(re.search(rf"\({last}\) looks at .* \({last}\): (\d+)", cell)[1])
+    assert abs(shown - 100 * weights[-1, -1].item()) < 1
