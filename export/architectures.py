@@ -70,6 +70,11 @@ def _needs(family: str, config: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
         "t5": {
             "feed_forward_proj": ("relu or gated-gelu", _t5_activation(config)),
             "relative_attention_max_distance": (T5_MAX_DISTANCE, config.relative_max_distance),
+            # Its cache has one entry per layer of the encoder.
+            "num_decoder_layers": (
+                f"at most num_layers = {config.num_hidden_layers}",
+                config.num_decoder_layers if (config.num_decoder_layers or 0) > config.num_hidden_layers else None,
+            ),
         },
     }[family]
     return ((key, needed, found) for key, (needed, found) in needs.items() if found not in (needed, None))

@@ -224,6 +224,7 @@ REFUSED = [
         "layer_types = full_attention .not sliding_attention.",
     ),
     ("t5", "seq2seq", {**GATED, "relative_max_distance": 64}, "relative_attention_max_distance = 128 .not 64."),
+    ("t5", "seq2seq", {**GATED, "num_decoder_layers": 3}, "num_decoder_layers = at most num_layers = 2 .not 3."),
     ("t5", "seq2seq", {**GATED, "hidden_act": "silu"}, "feed_forward_proj = relu or gated-gelu"),
 ]
 

@@ -10,8 +10,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from engine.errors import CheckpointError
 from export.encoders import make_encoder
-from export.vocabulary import read_vocabulary
-from tokenizer import Tokenizer
+from export.vocabulary import PRE_TOKENIZERS, read_vocabulary
+from tokenizer import Tokenizer, load_tokenizer
 
 VOCABULARY = 384
 
@@ -98,3 +98,22 @@ def test_a_byte_level_tokenizer_that_cuts_words_in_its_own_way_is_refused(tmp_pa
     path.write_text(json.dumps(tree | {"normalizer": {"type": "Lowercase"}}))
     with pytest.raises(CheckpointError, match="without a name in llama"):
         read_vocabulary(tmp_path, VOCABULARY, "causal")
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS.values())
+def test_the_known_ways_to_cut_words_go_by_llama_cpps_names(name, tmp_path):
+    write_byte_level(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    pattern = next(pattern for pattern, known in PRE_TOKENIZERS.items() if known == name)
+    if pattern is not None:
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        tree["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, level]}
+        tree["model"]["ignore_merges"] = name == "llama-bpe"
+    path.write_text(json.dumps(tree))
+    vocabulary = read_vocabulary(tmp_path, VOCABULARY, "causal")
+    assert vocabulary.pre == name
+    encoder, tokenizer = make_encoder(vocabulary), load_tokenizer(tmp_path)
+    for text in ("the span of 123456 the  spans\n\n\tDON'T", "strong,don't", "caf\u00e9 \U0001f600 <|endoftext|>"):
+        assert encoder.encode(text) == tokenizer.encode(text)
