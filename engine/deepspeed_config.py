@@ -76,7 +76,9 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The DeepSpeed configuration that says what ours says, over the user's file `path`.
 
-    Raises ConfigError when the file says otherwise, with both values; "auto" there leaves a value to us.
+    bf16 is autocast, so that losses are those of a run without DeepSpeed. A file with bf16.enabled=true has DeepSpeed's
+    own, with half the memory for weights: bf16 throughout, normalisation and residuals too.
+    Raises ConfigError when the file says otherwise than we do, with both values; "auto" there leaves a value to us.
     """
     ours: dict[str, Any] = {
         "train_batch_size": micro_batch_size * accumulation * ranks,
@@ -94,16 +96,16 @@ def deepspeed_config(
         # Offloaded states are stepped by our own optimizer.
         "zero_force_ds_cpu_optimizer": False,
     }
-    for name in ("bf16", "fp16"):
-        if precision == name:
-            ours[name] = {"enabled": True}
+    theirs = read_deepspeed(path) if path else {}
+    if precision == "bf16" and theirs.get("bf16", {}).get("enabled") is not True:
+        # Autocast with fp32 weights, as without DeepSpeed; gathered and reduced in fp32, as by DDP.
+        ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    elif precision != "fp32":
+        ours[precision] = {"enabled": True}
     for part in ("optimizer", "param"):
         device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part.upper()}_DEVICE", "none")
         if device != "none":
             ours["zero_optimization"][f"offload_{part}"] = {"device": device}
-    if path is None:
-        return ours
-    theirs = read_deepspeed(path)
     said = dict(_leaves(theirs))
     expected = {**dict.fromkeys(OWNERS, False), **dict(_leaves(ours))}
     wrong = [
@@ -113,8 +115,9 @@ def deepspeed_config(
     ]
     if wrong:
         raise ConfigError("\n".join([f"runtime.deepspeed={path} contradicts this run's configuration:", *wrong]))
-    owned = {key: value for key, value in _leaves(ours) if key in OWNERS}
-    return _merge(_merge(ours, theirs), _tree(owned))
+    merged = {**dict(_leaves(ours)), **{key: value for key, value in said.items() if value != "auto"}}
+    # What is left to us and has no value of ours is DeepSpeed's default.
+    return _tree(merged)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -135,12 +138,3 @@ def _tree(leaves: dict[str, Any]) -> dict[str, Any]:
             node = node.setdefault(section, {})
         node[name] = value
     return tree
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` in place of its own."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged

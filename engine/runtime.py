@@ -172,6 +172,7 @@ def make_accelerator(
     precision = resolve_precision(config.precision, device)
     stage = zero_stage(config)
     plugin = None
+    mixed = "no" if precision == "fp32" else precision
     if stage is not None:
         # The launcher lists what its own file set, and Accelerate refuses to have that beside a configuration.
         os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
@@ -182,13 +183,15 @@ def make_accelerator(
         )
         if PartialState().is_main_process:
             print(f"DeepSpeed configuration{f', {path} under ours' if path else ''}: {json.dumps(settings)}")
+        # Accelerate would switch on DeepSpeed's own bf16 beside its autocast.
+        mixed = "no" if "torch_autocast" in settings else mixed
         plugin = DeepSpeedPlugin(
             hf_ds_config=settings,
             zero3_init_flag=False,
         )
     return Accelerator(
         cpu=device.type == "cpu" and stage is None,
-        mixed_precision={"fp32": "no"}.get(precision, precision),
+        mixed_precision=mixed,
         gradient_accumulation_steps=accumulation,
         deepspeed_plugin=plugin,
         step_scheduler_with_optimizer=False,
