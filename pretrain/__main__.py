@@ -1,10 +1,11 @@
-"""The command line: `python -m pretrain [CONFIG.yaml] [key=value ...]`."""
+"""The command line of stage 2: `python -m pretrain` trains, `python -m pretrain plan` says beforehand what it needs."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from engine.cli import EXIT_CODES, command_app, run_app
+from engine.cli import EXIT_CODES, run_app
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -29,7 +30,8 @@ encoder-decoders corrupted spans, or pairs of texts.
   python -m pretrain --model t5 --data reviews.jsonl.gz pairs.task=restore\n
   python -m pretrain --init models/Qwen3-0.6B --data input.txt optim.name=adamw optim.lr=1e-5\n
   python -m pretrain configs/pretrain/gpt.yaml max_steps=1000 budget=null\n
-  accelerate launch --config_file configs/accelerate/zero2.yaml -m pretrain
+  accelerate launch --config_file configs/accelerate/zero2.yaml -m pretrain\n
+  python -m pretrain plan configs/pretrain/gpt-124m.yaml --ranks 8 --zero 2
 
 [bold]Settings[/bold]
 
@@ -39,13 +41,37 @@ encoder-decoders corrupted spans, or pairs of texts.
   pairs.*: path, source, target, validation, test, or task=restore (give sentences their capitals and marks back)\n
   tokenizer=DIR, vocab_size=N, corpus.*: sources, split; tracking.*: Weights & Biases
 
+All options of training: python -m pretrain train --help
+
 {EXIT_CODES}"""
 
-app = command_app(HELP)
+PLAN_HELP = f"""What a run would be and need, before any work: parameters, FLOPs, memory of each process by part and \
+ZeRO stage, disk, and the time it takes at the speed of a few real steps. Refuses what does not fit.
+
+[bold]Examples[/bold]
+
+  python -m pretrain plan\n
+  python -m pretrain plan --model mlm sizes.hidden_size=512 micro_batch_size=8\n
+  python -m pretrain plan configs/pretrain/gpt-124m.yaml --ranks 8 --zero 2 --memory 80GB --tokens 10B
+
+{EXIT_CODES}"""
+
+
+class TrainByDefault(TyperGroup):
+    """Arguments that name no command are those of `train`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {*self.commands, *ctx.help_option_names, *(o for p in self.params for o in p.opts)}
+        return super().parse_args(ctx, args if args and args[0] in known else ["train", *args])
+
+
+app = typer.Typer(
+    cls=TrainByDefault, help=HELP, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False
+)
 
 
 @app.command(help=HELP)
-def main(
+def train(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", help="Settings.", show_default=False)
     ] = None,
@@ -64,9 +90,36 @@ def main(
     flags = {"model": model, "init": init, "corpus.sources": data or None, "budget": budget, "run": run}
     config = read_settings(arguments or [], flags)
 
+    from pretrain.plan_command import check_fits
     from pretrain.run import pretrain
 
+    check_fits(config)
     pretrain(config)
+
+
+@app.command(help=PLAN_HELP)
+def plan(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", help="Settings.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="gpt, mlm, another preset, or a YAML file.")] = None,
+    data: Annotated[list[str] | None, typer.Option(metavar="PATH", help="As in training.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Wall time of training: 30s, 10m, 4h.")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Processes. [default: 1]")] = None,
+    zero: Annotated[int | None, typer.Option(min=0, max=3, help="ZeRO stage. [default: runtime.zero_stage]")] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of each GPU (80GB), to plan for other machines.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="N", help="Of the corpus (300M, 10B). [default: by the size of its files]")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    config = read_settings(arguments or [], {"model": model, "corpus.sources": data or None, "budget": budget})
+
+    from pretrain.plan_command import parse_count, show_plan
+
+    show_plan(config, ranks, zero, parse_count(memory, "--memory"), parse_count(tokens, "--tokens"))
 
 
 def read_settings(arguments: list[str], flags: dict[str, object]) -> "PretrainConfig":

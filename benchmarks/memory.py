@@ -1,0 +1,133 @@
+"""Peak memory of training, predicted by `python -m pretrain plan` and measured in fresh processes.
+
+    python -m benchmarks.memory table
+    python -m benchmarks.memory table --tensors
+
+Three sizes on one process, one of them on two ranks without ZeRO and with stage 2, each with and without gradient
+checkpointing. Two steps of two micro-batches on random tokens; the peak of resident memory (VmHWM) less what a process
+held before there was a model. --tensors: every large tensor gets pages of its own and gives them back, so that resident
+memory is what tensors hold, without the holes that glibc's heap keeps.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ROOT = Path(__file__).parent.parent
+# hidden_size, num_hidden_layers, vocab_size, length, rows
+SIZES = {"256 x 4": (256, 4, 8192, 256, 4), "384 x 6": (384, 6, 8192, 256, 4), "512 x 8": (512, 8, 8192, 512, 2)}
+TWO_RANKS = "384 x 6"
+STEPS = 2
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def table(
+    only: Annotated[str, typer.Option(help="Sizes whose name begins so.")] = "",
+    optimizer: Annotated[str, typer.Option(help="adamw or muon")] = "muon",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
+    ranks: Annotated[int, typer.Option(help="Only cases of so many ranks.")] = 0,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Without the heap's holes.")] = False,
+) -> None:
+    """Run every case in processes of its own and print predicted, measured and their ratio."""
+    cases = [(name, 1, 0) for name in SIZES] + [(TWO_RANKS, 2, 0), (TWO_RANKS, 2, 2)]
+    print("size      ranks ZeRO checkpointing  predicted  measured  ratio  moment")
+    for name, processes, stage in cases:
+        for every in (0, 1):
+            if name.startswith(only) and ranks in (0, processes):
+                settings = [name, str(processes), str(stage), str(every), optimizer, precision]
+                for found in _run(settings, processes, stage, tensors):
+                    predicted, measured = found["predicted"] / 1e6, found["measured"] / 1e6
+                    print(
+                        f"{name:9} {processes:5} {stage:4} {every:13} {predicted:7,.0f} MB {measured:6,.0f} MB "
+                        f"{predicted / measured:6.2f}  {found['moment']}",
+                        flush=True,
+                    )
+
+
+def _run(settings: list[str], ranks: int, stage: int, tensors: bool) -> list[dict]:
+    launcher = [sys.executable, "-m"]
+    if ranks > 1:
+        launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "ACCELERATE_USE_DEEPSPEED": str(stage > 0).lower(),
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
+    }
+    if tensors:
+        environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000", "BENCHMARK_TENSORS": "1"}
+    result = subprocess.run(
+        [*launcher, "benchmarks.memory", "case", *settings], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+    if result.returncode:
+        sys.exit(result.stderr[-3000:])
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"predicted"')]
+
+
+@app.command()
+def case(name: str, ranks: int, stage: int, every: int, optimizer: str, precision: str) -> None:
+    """One case in this process (or rank); prints a line of JSON."""
+    from dataclasses import replace
+
+    import torch
+
+    from engine import runtime
+    from engine.config import build_config
+    from model import ModelConfig
+    from pretrain.config import PretrainConfig
+    from pretrain.memory import memory
+    from pretrain.plan import make_plan
+    from pretrain.plan_command import DraftTokenizer, setup_of
+    from pretrain.rehearsal import rehearse
+
+    width, layers, vocabulary, length, rows = SIZES[name]
+    tree = {
+        "budget": None,
+        "micro_batch_size": rows,
+        "global_batch_size": 2 * rows * ranks,
+        "sizes": {"hidden_size": width, "num_hidden_layers": layers, "max_position_embeddings": length},
+        "runtime": {"gradient_checkpointing": every, "precision": precision, "device": "cpu"},
+        "optim": {"name": optimizer},
+    }
+    config, device = build_config(PretrainConfig, tree, "benchmark"), torch.device("cpu")
+    plan = make_plan(config, None, DraftTokenizer(vocabulary), 10**9, None, ranks, device)
+    setup = setup_of(config, plan, ranks, stage, device)
+    if os.environ.get("BENCHMARK_TENSORS"):
+        runtime.keep_freed_memory = lambda: None
+    runtime.start_processes(config.runtime)
+    # What the first step imports and loads is the process's, not the model's.
+    tiny = ModelConfig(64, 64, 1, 1, 8, causal=True)
+    rehearse(config, tiny, replace(setup, rows=1, length=8, labels=8), 2, 1e9)
+    before = _resident("VmRSS")
+    found = memory(plan.config, setup)
+    seconds = rehearse(config, plan.config, setup, STEPS, 1e9)
+    measured = _resident("VmHWM") - before
+    # One write, so that the lines of two ranks do not mix.
+    sys.stdout.write(
+        json.dumps(
+            {
+                "predicted": found.tensors if os.environ.get("BENCHMARK_TENSORS") else found.resident,
+                "measured": measured,
+                "moment": found.moment,
+                "seconds": seconds,
+            }
+        )
+        + "\n"
+    )
+
+
+def _resident(key: str) -> float:
+    """Bytes, from /proc: VmRSS now, VmHWM at most so far (ru_maxrss would count the parent's too)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * float(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,101 @@
+"""What autograd keeps of a forward pass for the backward pass, in bytes per token of a row.
+
+Counted on a CPU, where an RMSNorm is made of several operations; one kernel of a GPU keeps less. Without the tables of
+positions, which all rows share. tests/test_memory_plan.py holds this against what autograd saves.
+"""
+
+from dataclasses import dataclass
+
+from model import ModelConfig
+
+# Activations whose result, which the next product keeps anyway, is all that their gradient needs.
+FROM_RESULT = ("relu", "tanh")
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Bytes of an element: of the residual stream, and of the operands of matrix products.
+
+    fp32: 4, 4. Autocast: 4, 2. A module cast to half precision (DeepSpeed): 2, 2.
+    """
+
+    stream: int
+    product: int
+
+    @property
+    def autocast(self) -> bool:
+        return self.stream != self.product
+
+    def inputs(self, size: int, products: int) -> int:
+        """The input of `products` matrix products: autocast makes and keeps a copy for each."""
+        return self.product * size * (products if self.autocast else 1)
+
+
+def norm_bytes(config: ModelConfig, widths: Widths, size: int, width: int | None = None) -> int:
+    """One norm over `size` channels: its input and statistics; RMSNorm also the normalised input, both in fp32."""
+    if config.norm == "rmsnorm":
+        return 8 * size + 4
+    return (widths.stream if width is None else width) * size + 2 * widths.stream
+
+
+def block_bytes(
+    config: ModelConfig, widths: Widths, length: int, across: int = 0, masks: float = 0.0, first: bool = False
+) -> float:
+    """One block. `across`: tokens of the memory that cross-attention reads. `masks`: rows' share of an attention mask,
+    1 where every row has its own, 1 / rows where they share one, 0 without. `first`: the block that may lack a norm."""
+    size, inner = config.hidden_size, config.intermediate_size
+    norm = norm_bytes(config, widths, size)
+    total = (norm if config.first_attention_norm or not first else 0) + widths.inputs(size, 3)
+    total += attention_bytes(config, widths, length, length, config.position == "relative", masks)
+    parts = 2
+    if config.cross_attention:
+        # Without autocast all blocks keep the one memory, which the encoder's last norm leaves.
+        memory = widths.inputs(size, 2) * across / length if widths.autocast else 0
+        total += norm + widths.inputs(size, 1) + memory
+        total += attention_bytes(config, widths, length, across, False, 0.0)
+        parts = 3
+    total += norm + widths.inputs(size, 2 if config.gated_mlp else 1)
+    from_result = config.hidden_act in FROM_RESULT
+    kept = (4 if config.gated_mlp else 2) - from_result
+    total += widths.product * inner * kept
+    return total + (widths.product * size * parts if config.dropout else 0)
+
+
+def attention_bytes(config: ModelConfig, widths: Widths, length: int, keys: int, scored: bool, masks: float) -> float:
+    """Queries, keys, values, result; `scored`: with a bias that is learned, the softmax too, all in fp32."""
+    heads, size = config.num_attention_heads, config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim * keys / length
+    total = 0.0
+    if config.qk_norm:
+        per_head = norm_bytes(config, widths, config.head_dim, widths.product)
+        total += heads * per_head + config.num_key_value_heads * keys / length * per_head
+    if scored:
+        return total + 4 * (size + 2 * size * keys / length + heads * keys) + widths.product * size
+    # One number per head and query beside them: the logarithm of the softmax's denominator.
+    total += widths.product * (2 * size + 2 * kv) + 4 * heads
+    if config.qk_norm:
+        # The result is laid out like the normed queries, and copied for the output product.
+        total += widths.product * size
+    return total + widths.product * keys * masks
+
+
+def edge_bytes(config: ModelConfig, widths: Widths) -> float:
+    """Beside the blocks: token ids, embedding norm, final norm."""
+    norms = int(config.embedding_norm) + int(config.final_norm)
+    total = 8 + norms * norm_bytes(config, widths, config.hidden_size)
+    return total + (widths.stream * config.hidden_size if config.dropout else 0)
+
+
+def head_bytes(config: ModelConfig, widths: Widths) -> float:
+    """Per position that reaches the vocabulary head: its input, and the transform of an encoder's."""
+    size = config.hidden_size
+    total = widths.product * size
+    if not config.causal and not config.is_encoder_decoder:
+        kept = 2 - (config.head_act in FROM_RESULT)
+        total += kept * widths.product * size + norm_bytes(config, widths, size, widths.product)
+    return total
+
+
+def loss_bytes(config: ModelConfig, widths: Widths) -> float:
+    """Per position that reaches the head, at the worst moment: logits, their log-softmax, and the gradients of both."""
+    return (widths.stream + 12) * config.vocab_size

@@ -1,0 +1,263 @@
+"""How much memory a training process needs, part by part, before it is started. All sizes in bytes.
+
+Weights, gradients and optimizer state follow Rajbhandari et al. 2020 ("ZeRO", section 3), with what DeepSpeed 0.19 and
+DDP hold beside them; activations are in activations.py. The peak is the largest of a few moments of a step, since not
+all parts are there at once: activations are gone when the optimizer needs its own room.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from engine.errors import ConfigError
+from engine.optim import GATHERED
+from model import ModelConfig
+from pretrain.activations import Widths, block_bytes, edge_bytes, head_bytes, loss_bytes
+from pretrain.parameters import Parameters, count_parameters
+
+STAGES = (0, 1, 2, 3)
+# glibc's heap, which engine/runtime.py keeps from returning memory (for speed), hardly reuses the room of one part for
+# another: resident memory is the sum of all parts and a share of holes. Fitted to benchmarks/memory.py, nothing more.
+HEAP = 1.22
+# DeepSpeed's defaults, in elements: gradients are reduced, and weights kept gathered by stage 3, up to these.
+REDUCE_BUCKET, LIVE_WEIGHTS = 500_000_000, 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What memory depends on beside the model.
+
+    rows: of a micro-batch. length, target_length: tokens of a row for the encoder or decoder, and for the decoder of an
+    encoder-decoder. labels: positions of a row that reach the vocabulary head. padded: rows have masks of their own.
+    """
+
+    rows: int
+    length: int
+    labels: int
+    target_length: int = 0
+    accumulation: int = 1
+    ranks: int = 1
+    stage: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    checkpoint_every: int = 0
+    muon: bool = False
+    padded: bool = False
+    device: str = "cpu"
+    # Bytes of an element in Muon's iteration (engine/optim.py: orthogonalize_dtype).
+    iterate: int = 4
+
+    @property
+    def widths(self) -> Widths:
+        if self.precision == "fp32":
+            return Widths(stream=4, product=4)
+        # DeepSpeed casts the whole module; otherwise autocast casts the operands of products.
+        return Widths(stream=2, product=2) if self.stage else Widths(stream=4, product=2)
+
+
+def muon_bytes(matrices: Counter[tuple[int, int]], width: int) -> float:
+    """Room that Muon takes beside its momentum for matrices of these shapes, as engine/optim.py: muon_updates.
+
+    All updates in fp32 before and after; of one stack of equal shapes also its copy in fp32, the iterate, its scaled
+    copy, and either the Gram matrix and its products or the product and the sum: `width` bytes each.
+    """
+    most, done, total = 0.0, 0.0, matrices.total()
+    for (rows, columns), count in matrices.items():
+        gram = rows / columns
+        working = count * (4 + width * max(2 + 4 * gram, 4 + gram))
+        most = max(most, 4 * total + done + max(working, 8 * count))
+        done += 4 * count
+    return most
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process by part, and what tensors and process hold at the moments when that may be most."""
+
+    parts: dict[str, float]
+    moments: dict[str, float]
+    on_cpu: bool
+
+    @property
+    def tensors(self) -> float:
+        """The most that is alive at one moment of a step."""
+        return max(number for moment, number in self.moments.items() if moment != "saving")
+
+    @property
+    def resident(self) -> float:
+        """What a step takes from the machine: on a CPU more than is alive, since the heap gives nothing back."""
+        if not self.on_cpu:
+            return self.tensors
+        process = self.parts["process"]
+        return max(self.tensors, process + HEAP * (sum(self.parts.values()) - process))
+
+    @property
+    def peak(self) -> float:
+        return max(self.resident, *self.moments.values())
+
+    @property
+    def moment(self) -> str:
+        """When most is alive."""
+        return max(self.moments, key=self.moments.__getitem__)
+
+
+def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: Parameters | None = None) -> Memory:
+    """What one process of `setup` holds when it trains `config`; `process`: Python and its libraries."""
+    parameters = parameters or count_parameters(config)
+    total, shard = parameters.total, parameters.total / (setup.ranks if setup.stage else 1)
+    half = setup.precision != "fp32" and setup.stage > 0
+    width = 2 if half else 4
+    adam = parameters.total - (parameters.hidden if setup.muon else 0)
+    parts = {
+        "process": process,
+        "weights": width * total if setup.stage < 3 else width * (shard + min(total, LIVE_WEIGHTS)),
+        "fp32 master weights": _master(setup, half, shard),
+        "gradients": 0.0,
+        "optimizer": (8 * adam + 4 * (total - adam)) * shard / total,
+        "communication": _communication(setup, width, total),
+        "activations": activations(config, setup),
+        "logits and loss": loss_bytes(config, setup.widths) * setup.rows * setup.labels,
+        "update": 0.0,
+    }
+    kept, made, update = _gradients(setup, parameters, width, shard)
+    # A second gradient of the largest table is made before it is added to the first.
+    twice = width * parameters.table if config.tie_word_embeddings or setup.accumulation > 1 else 0
+    # What autocast casts, and the loop's hold on the logits until the next micro-batch.
+    products = parameters.hidden + config.vocab_size * config.hidden_size
+    casts = 2 * products if setup.widths.autocast else 0
+    logits = 4 * setup.rows * setup.labels * config.vocab_size
+    parts |= {
+        "bf16 copies of weights": casts,
+        "recomputed block": _largest_block(config, setup) if setup.checkpoint_every else 0.0,
+        "gradients": kept + made + twice,
+        "update": update,
+    }
+    states = sum(parts[name] for name in ("process", "weights", "fp32 master weights", "optimizer", "communication"))
+    earlier = made if setup.accumulation > 1 and setup.stage == 0 else 0
+    moments = {
+        "loss": states + kept + earlier + parts["activations"] + casts + parts["logits and loss"],
+        "backward": states + parts["gradients"] + parts["recomputed block"] + logits,
+        "update": states + kept + made + update + logits,
+    }
+    if setup.device == "cpu":
+        # All of weights and optimizer state is copied before it is written.
+        moments["saving"] = states + kept + 8 * total + 4 * adam
+    return Memory(parts, moments, setup.device == "cpu")
+
+
+def _master(setup: Setup, half: bool, shard: float) -> float:
+    """DeepSpeed's fp32 weights; stage 3 in fp32 updates its own shard."""
+    return 4 * shard if setup.stage in (1, 2) or (setup.stage == 3 and half) else 0.0
+
+
+def _communication(setup: Setup, width: int, total: int) -> float:
+    """Buckets in which gradients are reduced. Those of DeepSpeed are allocated whole, but a CPU fills what it uses."""
+    if setup.stage == 0:
+        return 4.0 * total if setup.ranks > 1 else 0.0
+    if setup.stage == 1 and width == 2:
+        return 0.0
+    return width * (min(total, REDUCE_BUCKET) if setup.device == "cpu" else REDUCE_BUCKET)
+
+
+def _gradients(setup: Setup, parameters: Parameters, width: int, shard: float) -> tuple[float, float, float]:
+    """(kept from step to step, made in the backward pass, made by the update)."""
+    total = parameters.total
+    if setup.stage == 0:
+        return 0.0, 4.0 * total, muon_bytes(parameters.matrices, setup.iterate) if setup.muon else 0.0
+    update = _sharded_muon_bytes(setup, parameters) if setup.muon else 0.0
+    if setup.stage == 1 and width == 2:
+        return 4.0 * total, 2.0 * total, update
+    if setup.stage == 3:
+        return 4 * shard, width * parameters.table, 4 * shard + update
+    made = width * shard + (4 * shard if width == 2 else 0)
+    return 0.0, made + (4 * total if setup.stage == 1 else width * parameters.table), 4 * shard + update
+
+
+def _sharded_muon_bytes(setup: Setup, parameters: Parameters) -> float:
+    """Muon under ZeRO gathers one group at a time, and each rank computes its share of it."""
+    group = min(parameters.hidden, GATHERED)
+    mine = group / setup.ranks
+    return 4 * group + 8 * mine + muon_bytes(parameters.matrices, setup.iterate) * mine / max(parameters.hidden, 1)
+
+
+def activations(config: ModelConfig, setup: Setup) -> float:
+    """What autograd keeps for the backward pass, without the loss."""
+    tokens = setup.rows * setup.labels
+    total = head_bytes(config, setup.widths) * tokens
+    for trunk, length, across in _trunks(config, setup):
+        blocks = _blocks(trunk, setup, length, across)
+        total += edge_bytes(trunk, setup.widths) * setup.rows * length
+        for i, block in enumerate(blocks):
+            recomputed = setup.checkpoint_every and i % setup.checkpoint_every == 0
+            total += setup.widths.stream * trunk.hidden_size * setup.rows * length if recomputed else block
+    return total
+
+
+def _blocks(trunk: ModelConfig, setup: Setup, length: int, across: int) -> list[float]:
+    """Bytes of each block of one trunk."""
+    found = []
+    for i, kind in enumerate(trunk.layer_types):
+        masks = 1.0 if setup.padded else 1 / setup.rows if kind == "sliding_attention" else 0.0
+        found.append(block_bytes(trunk, setup.widths, length, across, masks, i == 0) * setup.rows * length)
+    return found
+
+
+def _trunks(config: ModelConfig, setup: Setup) -> list[tuple[ModelConfig, int, int]]:
+    """(trunk, its tokens a row, tokens it attends to across)."""
+    if not config.is_encoder_decoder:
+        return [(config, setup.length, 0)]
+    return [(config.encoder(), setup.length, 0), (config.decoder(), setup.target_length, setup.length)]
+
+
+def _largest_block(config: ModelConfig, setup: Setup) -> float:
+    return max(max(_blocks(trunk, setup, length, across)) for trunk, length, across in _trunks(config, setup))
+
+
+def fit(config: ModelConfig, setup: Setup, limit: float, process: float, ranks_here: int, origin: str) -> Memory:
+    """The memory of `setup`; raises ConfigError where it exceeds `limit` (of this machine, for its ranks), saying which
+    part is largest and what would fit."""
+    parameters = count_parameters(config)
+
+    def needed(trial: Setup) -> float:
+        return memory(config, trial, process, parameters).peak * ranks_here
+
+    found = memory(config, setup, process, parameters)
+    if needed(setup) <= limit:
+        return found
+    largest = max(found.parts, key=found.parts.__getitem__)
+    times = f" in each of {ranks_here} processes" if ranks_here > 1 else ""
+    raise ConfigError(
+        f"this run does not fit: it needs about {size(found.peak)}{times} (most at: {found.moment}), "
+        f"{origin} has {size(limit)}. The largest part: {largest}, {size(found.parts[largest])}, of a model of "
+        f"{parameters.total:,} parameters. {_remedy(setup, needed, limit, parameters, process)}"
+    )
+
+
+def _remedy(
+    setup: Setup, needed: Callable[[Setup], float], limit: float, parameters: Parameters, process: float
+) -> str:
+    """The smallest change that fits."""
+    checkpointed = replace(setup, checkpoint_every=1)
+    if not setup.checkpoint_every and needed(checkpointed) <= limit:
+        return f"runtime.gradient_checkpointing=1 would fit: {size(needed(checkpointed))}"
+    for trial, also in ((setup, ""), (checkpointed, " runtime.gradient_checkpointing=1")):
+        rows = setup.rows
+        while rows > 1:
+            rows //= 2
+            smaller = replace(trial, rows=rows)
+            if needed(smaller) <= limit:
+                return f"micro_batch_size={rows}{also} would fit: {size(needed(smaller))}"
+    if needed(replace(checkpointed, rows=1, muon=False)) <= limit:
+        return "micro_batch_size=1 runtime.gradient_checkpointing=1 optim.name=adamw would fit"
+    if setup.device == "cuda":
+        for ranks in (2**i for i in range(1, 11)):
+            sharded = replace(checkpointed, rows=1, ranks=max(ranks, setup.ranks), stage=3, muon=False)
+            if needed(sharded) <= limit:
+                return f"runtime.zero_stage=3 on {sharded.ranks} ranks, micro_batch_size=1 and checkpointing would fit"
+    most = max(0.0, limit - process) / 16
+    return f"No setting fits: a model of at most about {most:,.0f} parameters would (fewer layers or a smaller width)"
+
+
+def size(number: float) -> str:
+    """Bytes for readers."""
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"

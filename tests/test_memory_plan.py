@@ -1,0 +1,264 @@
+"""`python -m pretrain plan`: its arithmetic against what autograd, the optimizers and ZeRO's authors say."""
+
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import build_config
+from engine.errors import ConfigError
+from engine.optim import OptimConfig, make_optimizer, parameter_groups
+from model import HEADS, ModelConfig
+from pretrain.config import PretrainConfig
+from pretrain.memory import Setup, activations, fit, memory
+from pretrain.parameters import count_parameters
+from pretrain.plan_command import parse_count
+from pretrain.presets import shape_of
+from pretrain.rehearsal import random_batch, rehearse
+
+ROWS, LENGTH = 6, 24
+
+
+def config(**changes) -> ModelConfig:
+    sizes = {
+        "vocab_size": 384,
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+        "intermediate_size": 100,
+        "causal": True,
+    }
+    return ModelConfig(**{**sizes, **changes})
+
+
+def setup(**changes) -> Setup:
+    return Setup(**{"rows": ROWS, "length": LENGTH, "labels": LENGTH, **changes})
+
+
+def saved_bytes(model: torch.nn.Module, batch: dict, precision: str) -> int:
+    """Bytes of what autograd keeps in a forward pass, each storage once, without weights and their casts."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    shapes = {tuple(parameter.shape) for parameter in model.parameters() if parameter.dim() == 2}
+    shapes |= {shape[::-1] for shape in shapes}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        is_cast = precision != "fp32" and tuple(tensor.shape) in shapes and tensor.dtype != torch.float32
+        if tensor.untyped_storage().data_ptr() not in weights and not is_cast:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    casting = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+    with casting, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(**batch)
+    del output
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+ARCHITECTURES = {
+    "gated, RMSNorm, rotary, QK-norm": {},
+    "grouped heads": {"num_key_value_heads": 2, "head_dim": 8},
+    "no QK-norm": {"qk_norm": False},
+    "LayerNorm, no gate, biases, learned positions": {
+        "norm": "layernorm",
+        "norm_bias": True,
+        "qk_norm": False,
+        "gated_mlp": False,
+        "hidden_act": "gelu",
+        "attention_bias": True,
+        "mlp_bias": True,
+        "position": "learned",
+    },
+    "LayerNorm with QK-norm": {"norm": "layernorm"},
+    "ReLU": {"gated_mlp": False, "hidden_act": "relu"},
+    "gated tanh": {"hidden_act": "tanh"},
+    "post-norm": {"norm_place": "post", "final_norm": False, "norm": "layernorm", "qk_norm": False},
+    "sliding window": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "sliding_window": 5,
+    },
+    "dropout": {"dropout": 0.1},
+    "encoder": {"causal": False},
+    "encoder without the first norm": {
+        "causal": False,
+        "embedding_norm": True,
+        "first_attention_norm": False,
+        "norm": "layernorm",
+    },
+    "relative positions": {"position": "relative", "qk_norm": False, "num_key_value_heads": 4},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "half"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_activations_are_what_autograd_keeps(name, precision):
+    model_config = config(**ARCHITECTURES[name])
+    model = HEADS["causal" if model_config.causal else "masked"](model_config).train()
+    chosen = setup(precision="fp32" if precision == "fp32" else "bf16", stage=int(precision == "half"))
+    if precision == "half":
+        model = model.bfloat16()
+    ids = torch.randint(model_config.vocab_size, (ROWS, LENGTH))
+    found = saved_bytes(model, {"input_ids": ids}, precision)
+    assert activations(model_config, chosen) == pytest.approx(found, rel=0.02)
+
+
+SHAPES = {
+    **ARCHITECTURES,
+    "untied head": {"tie_word_embeddings": False},
+    "BERT": {
+        "causal": False,
+        "norm": "layernorm",
+        "norm_bias": True,
+        "type_vocab_size": 2,
+        "next_sentence": True,
+        "position": "learned",
+        "embedding_norm": True,
+        "head_bias": True,
+        "decoder_bias": True,
+    },
+    "encoder-decoder": {
+        "causal": False,
+        "is_encoder_decoder": True,
+        "num_decoder_layers": 2,
+        "position": "relative",
+        "qk_norm": False,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_are_those_of_the_model(name):
+    model_config = config(**SHAPES[name])
+    model = HEADS[shape_of(model_config.causal, model_config.is_encoder_decoder)](model_config)
+    counted = count_parameters(model_config)
+    assert counted.total == sum(parameter.numel() for parameter in model.parameters())
+    groups = parameter_groups(model, OptimConfig(), muon=True)
+    assert counted.hidden == sum(p.numel() for group in groups if "momentum" in group for p in group["params"])
+    assert counted.table == max(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_optimizer_state_is_what_the_optimizer_keeps(muon):
+    model_config = config()
+    model = HEADS["causal"](model_config)
+    optimizer = make_optimizer(model, OptimConfig(name="muon" if muon else "adamw"), None)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    kept = sum(v.numel() * v.element_size() for s in optimizer.state.values() for v in s.values() if v.dim())
+    assert memory(model_config, setup(muon=muon)).parts["optimizer"] == kept
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_states_per_parameter_are_those_of_the_zero_paper(ranks):
+    """Rajbhandari et al. 2020, figure 1, in half precision with AdamW: 2 (weights) + 12 (fp32 weights and moments)."""
+    model_config = config()
+    total = count_parameters(model_config).total
+    for stage, sharded_weights in ((1, False), (2, False), (3, True)):
+        parts = memory(model_config, setup(stage=stage, ranks=ranks, precision="bf16")).parts
+        assert parts["fp32 master weights"] + parts["optimizer"] == pytest.approx(12 * total / ranks)
+        # Stage 3 keeps weights gathered up to DeepSpeed's stage3_max_live_parameters, a billion.
+        assert parts["weights"] == pytest.approx(2 * total * (1 + 1 / ranks if sharded_weights else 1))
+
+
+def test_a_large_model_is_gathered_in_part_only():
+    model_config = config(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11008)
+    total = count_parameters(model_config).total
+    parts = memory(model_config, setup(stage=3, ranks=64, precision="bf16", device="cuda")).parts
+    assert total > 6e9
+    assert parts["weights"] == pytest.approx(2 * total / 64 + 2e9)
+
+
+def test_checkpointing_keeps_the_input_of_every_block_instead():
+    model_config = config(num_hidden_layers=12)
+    kept, every, second = (activations(model_config, setup(checkpoint_every=n)) for n in (0, 1, 2))
+    inputs = 4 * 64 * ROWS * LENGTH
+    blocks = kept - every + 12 * inputs
+    assert second == pytest.approx(kept - blocks / 2 + 6 * inputs)
+    assert memory(model_config, setup(checkpoint_every=1)).peak < memory(model_config, setup()).peak
+
+
+def test_what_does_not_fit_is_refused_with_what_would():
+    model_config = config()
+    wanted = setup(rows=128)
+    needed = memory(model_config, wanted).peak
+    assert fit(model_config, wanted, needed, 0.0, 1, "here").peak == needed
+    with pytest.raises(ConfigError, match=r"largest part: .*gradient_checkpointing=1 would fit"):
+        fit(model_config, wanted, 0.95 * needed, 0.0, 1, "here")
+    with pytest.raises(ConfigError, match=r"micro_batch_size=\d+ .*would fit"):
+        fit(model_config, wanted, 0.3 * needed, 0.0, 1, "here")
+    with pytest.raises(ConfigError, match=r"No setting fits: a model of at most about"):
+        fit(model_config, wanted, 1e4, 0.0, 1, "here")
+    with pytest.raises(ConfigError, match=r"in each of 2 processes"):
+        fit(model_config, wanted, needed, 0.0, 2, "here")
+
+
+def test_what_is_said_to_fit_fits():
+    model_config, limit = config(), memory(config(), setup(rows=128)).peak / 4
+    with pytest.raises(ConfigError) as refusal:
+        fit(model_config, setup(rows=128), limit, 0.0, 1, "here")
+    said = dict(word.split("=") for word in str(refusal.value).split() if "=" in word)
+    remedy = setup(rows=int(said["micro_batch_size"]), checkpoint_every=int("runtime.gradient_checkpointing" in said))
+    assert memory(model_config, remedy).peak <= limit
+
+
+RANDOM = {
+    "decoder": ({}, {}),
+    "encoder": ({"causal": False}, {"labels": 7}),
+    "encoder that starts as a decoder": ({"causal": False}, {}),
+    "BERT": (SHAPES["BERT"], {"labels": 7}),
+    "encoder-decoder": (SHAPES["encoder-decoder"], {"target_length": 9, "labels": 9}),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_rehearsal_takes_real_steps_of_every_shape(name):
+    changes, batch = RANDOM[name]
+    model_config, trial = config(**changes), setup(**batch)
+    labels = random_batch(model_config, trial)["labels"]
+    assert labels.shape == (ROWS, trial.labels)
+    tree = {"runtime": {"device": "cpu", "precision": "fp32"}}
+    assert len(rehearse(build_config(PretrainConfig, tree, "test"), model_config, trial, 2, 60)) == 2
+
+
+@pytest.mark.parametrize("text, number", [("80GB", 80e9), ("300M", 3e8), ("10B", 1e10), ("7", 7), ("1.5 T", 1.5e12)])
+def test_counts_are_read(text, number):
+    assert parse_count(text, "--tokens") == number
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-3", "1.2.3", "0", "10 apples"])
+def test_a_count_that_is_none_is_refused(text):
+    with pytest.raises(ConfigError, match="--tokens"):
+        parse_count(text, "--tokens")
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pretrain", *arguments]
+    root = str(Path(__file__).parent.parent)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+TINY = ["sizes.hidden_size=32", "sizes.max_position_embeddings=32", "micro_batch_size=2", "global_batch_size=4"]
+
+
+def test_the_command_prints_memory_speed_and_disk_and_leaves_nothing(tmp_path):
+    result = run(tmp_path, "plan", *TINY, "--ranks", "2", "--zero", "2", "--tokens", "1M")
+    assert result.returncode == 0, result.stderr
+    for words in ("ZeRO 2 *", "activations", "peak", "parameters", "measured here", "a checkpoint", "token store"):
+        assert words in result.stdout
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["plan", "--tokens", "1M"], []])
+def test_a_run_that_cannot_fit_is_refused_before_any_work(tmp_path, command):
+    sizes = ["sizes.hidden_size=16384", "sizes.num_hidden_layers=500", "vocab_size=4096"]
+    result = run(tmp_path, *command, *sizes)
+    assert result.returncode == 2
+    assert "does not fit" in result.stderr and "largest part" in result.stderr and "Traceback" not in result.stderr
+    assert not any(tmp_path.iterdir())
