@@ -18,11 +18,11 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.table import Table
 
-from engine.loop import LoopConfig, prepare, train_step
+from engine.loop import LoopConfig, Training, prepare, train_step
 from engine.optim import OptimConfig
 from engine.runtime import RuntimeConfig, Share, make_accelerator, seed_step, start_processes
 from model import CausalLM, ModelConfig
@@ -30,6 +30,8 @@ from model import CausalLM, ModelConfig
 BOUNDS = {"fp32": 1e-5, "bf16": 2e-3}
 LAYOUTS = {"DDP": None, "ZeRO 1": 1, "ZeRO 2": 2, "ZeRO 3": 3}
 VOCABULARY, LENGTH, ROWS, MICRO = 96, 32, 8, 2
+# Below the norm of nearly every gradient.
+CLIP = 0.5
 
 app = typer.Typer(add_completion=False)
 
@@ -95,24 +97,31 @@ def work(out: Path, steps: int, optimizers: list[str], precisions: list[str]) ->
 
 
 def train(stage: int | None, optimizer: str, precision: str, steps: int) -> list[float]:
-    """Losses of `steps` steps of a decoder with matrices of several shapes, on this process's share of the rows."""
+    """Losses of `steps` steps on this process's share of the rows."""
+    return [loss for loss, _ in advance(start(stage, optimizer, precision), range(steps))]
+
+
+def start(stage: int | None, optimizer: str, precision: str, clip: float = CLIP, file: str | None = None) -> Training:
+    """A decoder with matrices of several shapes, prepared; `file`: a DeepSpeed configuration of the user's own."""
     AcceleratorState._reset_state(reset_partial_state=True)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     os.environ.pop("ACCELERATE_DEEPSPEED_ZERO_STAGE", None)
-    runtime = RuntimeConfig(device="cpu", precision=precision, zero_stage=stage or 0)
-    # Clipped in most steps: the norm is above this.
-    config = LoopConfig(runtime=runtime, optim=OptimConfig(name=optimizer, max_grad_norm=0.5))
-    start_processes(runtime)
-    state = PartialState()
-    share = Share(ROWS, MICRO, state.num_processes, state.process_index)
-    accelerator = make_accelerator(runtime, share.accumulation, MICRO, config.optim.max_grad_norm)
-    training = prepare(tiny_decoder(), config, accelerator)
-    losses = []
-    for step in range(steps):
-        seed_step(0, step, state.process_index)
-        micro_batches = [batch(rows) for rows in share.split(text(step))]
-        losses.append(train_step(training, micro_batches, 1.0, config.optim.max_grad_norm)[0])
-    return losses
+    runtime = RuntimeConfig(device="cpu", precision=precision, zero_stage=stage or 0, deepspeed=file)
+    config = LoopConfig(runtime=runtime, optim=OptimConfig(name=optimizer, max_grad_norm=clip))
+    processes = start_processes(runtime)
+    accelerator = make_accelerator(runtime, ROWS // MICRO // processes.num_processes, MICRO, clip)
+    return prepare(tiny_decoder(), config, accelerator)
+
+
+def advance(training: Training, steps: range, clip: float = CLIP) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of each step."""
+    accelerator = training.accelerator
+    share = Share(ROWS, MICRO, accelerator.num_processes, accelerator.process_index)
+    results = []
+    for step in steps:
+        seed_step(0, step, accelerator.process_index)
+        results.append(train_step(training, [batch(rows) for rows in share.split(text(step))], 1.0, clip))
+    return results
 
 
 def tiny_decoder() -> CausalLM:
