@@ -17,9 +17,6 @@ from pretrain.activations import Widths, block_bytes, edge_bytes, head_bytes, lo
 from pretrain.parameters import Parameters, count_parameters
 
 STAGES = (0, 1, 2, 3)
-# glibc's heap, which engine/runtime.py keeps from returning memory (for speed), hardly reuses the room of one part for
-# another: resident memory is the sum of all parts and a share of holes. Fitted to benchmarks/memory.py, nothing more.
-HEAP = 1.22
 # DeepSpeed's defaults, in elements: gradients are reduced, and weights kept gathered by stage 3, up to these.
 REDUCE_BUCKET, LIVE_WEIGHTS = 500_000_000, 1_000_000_000
 
@@ -85,11 +82,16 @@ class Memory:
 
     @property
     def resident(self) -> float:
-        """What a step takes from the machine: on a CPU more than is alive, since the heap gives nothing back."""
+        """What steps take from the machine.
+
+        On a CPU more than is alive: glibc's heap, which engine/runtime.py keeps from returning memory (for speed),
+        hardly gives the room of one part to another. Found by benchmarks/memory.py: all parts, and once more the
+        larger of activations and update.
+        """
         if not self.on_cpu:
             return self.tensors
-        process = self.parts["process"]
-        return max(self.tensors, process + HEAP * (sum(self.parts.values()) - process))
+        again = max(self.parts["activations"] + self.parts["recomputed block"], self.parts["update"])
+        return sum(self.parts.values()) + again
 
     @property
     def peak(self) -> float:

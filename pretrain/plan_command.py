@@ -75,7 +75,7 @@ def show_plan(
     draft = draft_plan(config, ranks, device, None if tokens is None else int(tokens))
     setup = setup_of(config, draft.plan, ranks, stage, device)
     if per_rank is not None:
-        setup = replace(setup, device="cuda")
+        setup = replace(setup, device="cuda", iterate=2)
     parameters = count_parameters(draft.plan.config)
     console.print(draft.plan.table())
     console.print(_memory_table(draft.plan, setup, parameters))
