@@ -38,6 +38,7 @@ class Setup:
     stage: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     checkpoint_every: int = 0
+    cast: bool = False
     muon: bool = False
     padded: bool = False
     device: str = "cpu"
@@ -45,11 +46,15 @@ class Setup:
     iterate: int = 4
 
     @property
+    def has_own_bf16(self) -> bool:
+        """DeepSpeed has an optimizer of its own for bf16 in stage 1, with whole gradients in fp32."""
+        return self.stage == 1 and self.cast and self.precision == "bf16"
+
+    @property
     def widths(self) -> Widths:
         if self.precision == "fp32":
             return Widths(stream=4, product=4)
-        # DeepSpeed casts the whole module; otherwise autocast casts the operands of products.
-        return Widths(stream=2, product=2) if self.stage else Widths(stream=4, product=2)
+        return Widths(stream=2, product=2) if self.cast else Widths(stream=4, product=2)
 
 
 def muon_bytes(matrices: Counter[tuple[int, int]], width: int) -> float:
@@ -107,13 +112,12 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
     """What one process of `setup` holds when it trains `config`; `process`: Python and its libraries."""
     parameters = parameters or count_parameters(config)
     total, shard = parameters.total, parameters.total / (setup.ranks if setup.stage else 1)
-    half = setup.precision != "fp32" and setup.stage > 0
-    width = 2 if half else 4
+    width = 2 if setup.cast else 4
     adam = parameters.total - (parameters.hidden if setup.muon else 0)
     parts = {
         "process": process,
         "weights": width * total if setup.stage < 3 else width * (shard + min(total, LIVE_WEIGHTS)),
-        "fp32 master weights": _master(setup, half, shard),
+        "fp32 master weights": _master(setup, shard),
         "gradients": 0.0,
         "optimizer": (8 * adam + 4 * (total - adam)) * shard / total,
         "communication": _communication(setup, width, total),
@@ -147,16 +151,16 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
     return Memory(parts, moments, setup.device == "cpu")
 
 
-def _master(setup: Setup, half: bool, shard: float) -> float:
+def _master(setup: Setup, shard: float) -> float:
     """DeepSpeed's fp32 weights; stage 3 in fp32 updates its own shard."""
-    return 4 * shard if setup.stage in (1, 2) or (setup.stage == 3 and half) else 0.0
+    return 4 * shard if setup.stage in (1, 2) or (setup.stage == 3 and setup.cast) else 0.0
 
 
 def _communication(setup: Setup, width: int, total: int) -> float:
     """Buckets in which gradients are reduced. Those of DeepSpeed are allocated whole, but a CPU fills what it uses."""
     if setup.stage == 0:
         return 4.0 * total if setup.ranks > 1 else 0.0
-    if setup.stage == 1 and width == 2:
+    if setup.has_own_bf16:
         return 0.0
     return width * (min(total, REDUCE_BUCKET) if setup.device == "cpu" else REDUCE_BUCKET)
 
@@ -167,7 +171,7 @@ def _gradients(setup: Setup, parameters: Parameters, width: int, shard: float) -
     if setup.stage == 0:
         return 0.0, 4.0 * total, muon_bytes(parameters.matrices, setup.iterate) if setup.muon else 0.0
     update = _sharded_muon_bytes(setup, parameters) if setup.muon else 0.0
-    if setup.stage == 1 and width == 2:
+    if setup.has_own_bf16:
         return 4.0 * total, 2.0 * total, update
     if setup.stage == 3:
         return 4 * shard, width * parameters.table, 4 * shard + update

@@ -17,6 +17,7 @@ from corpus.config import STDLIB
 from corpus.fingerprint import source_bytes
 from corpus.shards import token_dtype
 from corpus.stdlib import iter_stdlib_files
+from engine.deepspeed_config import deepspeed_file, read_deepspeed
 from engine.errors import ConfigError
 from engine.flops import flops_per_token
 from engine.optim import orthogonalize_dtype
@@ -78,7 +79,7 @@ def show_plan(
         setup = replace(setup, device="cuda", iterate=2)
     parameters = count_parameters(draft.plan.config)
     console.print(draft.plan.table())
-    console.print(_memory_table(draft.plan, setup, parameters))
+    console.print(_memory_table(config, draft.plan, setup, parameters))
     check(draft.plan, setup, per_rank)
     console.print(_run_table(config, draft, setup, parameters, device, per_rank is None))
     for note in draft.notes:
@@ -195,6 +196,7 @@ def _corpus_tokens(config: PretrainConfig) -> int | None:
 def setup_of(config: PretrainConfig, plan: Plan, ranks: int, stage: int, device: torch.device) -> Setup:
     """What the memory of this run depends on."""
     model, rows = plan.config, plan.micro_batch_size
+    precision = resolve_precision(config.runtime.precision, device)
     length, target, labels = plan.length, 0, plan.length
     if model.is_encoder_decoder:
         target = labels = max(1, round(plan.rows.tokens * plan.rows.label_share))
@@ -209,8 +211,9 @@ def setup_of(config: PretrainConfig, plan: Plan, ranks: int, stage: int, device:
         accumulation=max(1, plan.global_batch_size // (rows * ranks)),
         ranks=ranks,
         stage=stage,
-        precision=resolve_precision(config.runtime.precision, device),
+        precision=precision,
         checkpoint_every=config.runtime.gradient_checkpointing,
+        cast=stage > 0 and _casts(config, precision),
         muon=config.optim.name != "adamw",
         padded=config.pairs is not None,
         device=device.type,
@@ -218,7 +221,13 @@ def setup_of(config: PretrainConfig, plan: Plan, ranks: int, stage: int, device:
     )
 
 
-def _memory_table(plan: Plan, setup: Setup, parameters: Parameters) -> Table:
+def _casts(config: PretrainConfig, precision: str) -> bool:
+    """Whether DeepSpeed casts the model, as engine/deepspeed_config.py decides."""
+    path = deepspeed_file(config.runtime.deepspeed)
+    return precision == "fp16" or (path is not None and read_deepspeed(path).get("bf16", {}).get("enabled") is True)
+
+
+def _memory_table(config: PretrainConfig, plan: Plan, setup: Setup, parameters: Parameters) -> Table:
     """Parts by ZeRO stage; the chosen stage has a star."""
     where = "rank" if setup.ranks > 1 else "process"
     optimizer = "Muon and AdamW" if setup.muon else "AdamW"
@@ -231,7 +240,8 @@ def _memory_table(plan: Plan, setup: Setup, parameters: Parameters) -> Table:
     for stage in STAGES:
         name = "no ZeRO" if stage == 0 else f"ZeRO {stage}"
         table.add_column(f"{name} *" if stage == setup.stage else name, justify="right")
-    trials = [replace(setup, stage=stage) for stage in STAGES]
+    casts = _casts(config, setup.precision)
+    trials = [replace(setup, stage=stage, cast=stage > 0 and casts) for stage in STAGES]
     found = [memory(plan.config, trial, process_bytes(trial), parameters) for trial in trials]
     for part in found[0].parts:
         if any(m.parts[part] for m in found):
@@ -299,8 +309,10 @@ def _speed(
     basis = f"estimated: {EXPECTED_MFU:.0%} of {ceiling / 1e9:,.0f} GFLOP/s"
     if expected > MEASURED_SECONDS:
         return estimate, f"{basis}; one micro-batch would take {_duration(expected)}"
-    alone = config.model_copy(update={"runtime": config.runtime.model_copy(update={"zero_stage": None})})
-    trial = replace(setup, ranks=1, stage=0, accumulation=min(setup.accumulation, MEASURED_ACCUMULATION))
+    alone = config.model_copy(
+        update={"runtime": config.runtime.model_copy(update={"zero_stage": None, "deepspeed": None})}
+    )
+    trial = replace(setup, ranks=1, stage=0, cast=False, accumulation=min(setup.accumulation, MEASURED_ACCUMULATION))
     start_processes(alone.runtime)
     first, *others = rehearse(alone, plan.config, trial, MEASURED_STEPS, MEASURED_SECONDS)
     seconds = median(others or [first])

@@ -99,7 +99,7 @@ ARCHITECTURES = {
 def test_activations_are_what_autograd_keeps(name, precision):
     model_config = config(**ARCHITECTURES[name])
     model = HEADS["causal" if model_config.causal else "masked"](model_config).train()
-    chosen = setup(precision="fp32" if precision == "fp32" else "bf16", stage=int(precision == "half"))
+    chosen = setup(precision="fp32" if precision == "fp32" else "bf16", cast=precision == "half")
     if precision == "half":
         model = model.bfloat16()
     ids = torch.randint(model_config.vocab_size, (ROWS, LENGTH))
@@ -160,7 +160,7 @@ def test_states_per_parameter_are_those_of_the_zero_paper(ranks):
     model_config = config()
     total = count_parameters(model_config).total
     for stage, sharded_weights in ((1, False), (2, False), (3, True)):
-        parts = memory(model_config, setup(stage=stage, ranks=ranks, precision="bf16")).parts
+        parts = memory(model_config, setup(stage=stage, ranks=ranks, precision="bf16", cast=True)).parts
         assert parts["fp32 master weights"] + parts["optimizer"] == pytest.approx(12 * total / ranks)
         # Stage 3 keeps weights gathered up to DeepSpeed's stage3_max_live_parameters, a billion.
         assert parts["weights"] == pytest.approx(2 * total * (1 + 1 / ranks if sharded_weights else 1))
@@ -169,7 +169,7 @@ def test_states_per_parameter_are_those_of_the_zero_paper(ranks):
 def test_a_large_model_is_gathered_in_part_only():
     model_config = config(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11008)
     total = count_parameters(model_config).total
-    parts = memory(model_config, setup(stage=3, ranks=64, precision="bf16", device="cuda")).parts
+    parts = memory(model_config, setup(stage=3, ranks=64, precision="bf16", cast=True, device="cuda")).parts
     assert total > 6e9
     assert parts["weights"] == pytest.approx(2 * total / 64 + 2e9)
 
