@@ -48,7 +48,7 @@ def preset_path(model: str) -> Path:
         near = difflib.get_close_matches(model, preset_names(), 1)
         raise ConfigError(
             f"unknown model '{model}'{f', did you mean {near[0]}?' if near else ''}; "
-            f"known are {', '.join(preset_names())}, and paths to YAML files like {PRESETS.name}/t5.yaml"
+            f"known are {', '.join(preset_names())}, and paths to YAML files like configs/model/t5.yaml"
         )
     return PRESETS / f"{ALIASES.get(model, model)}.yaml"
 
