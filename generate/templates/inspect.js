@@ -8,6 +8,7 @@ const chosen = {};
 let bytes, colours;
 
 const word = (id) => data.words[id];
+const short = (id) => (word(id).length > 12 ? word(id).slice(0, 11) + "\u2026" : word(id));
 const percent = (share) => (share < 0.0005 ? "< 0.1 %" : (share * 100).toFixed(1) + " %");
 // One byte holds a weight to about 0.1 points below 10 %, 0.4 above.
 const weight = (share) => (share * 100).toFixed(share < 0.0995 ? 1 : 0) + " %";

@@ -144,7 +144,6 @@ function drawMap(query, key) {
   const context = canvas.getContext("2d");
   const font = '12px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace';
   context.font = font;
-  const short = (id) => (word(id).length > 12 ? word(id).slice(0, 11) + "\u2026" : word(id));
   const sides = [maps.queries, maps.keys].map((name) => data.sequences[name].map(short));
   const edges = sides.map((names) => Math.max(...names.map((name) => context.measureText(name).width)) + 8);
   const labelled = Math.min((available - edges[0]) / keys, 640 / queries) >= 11;

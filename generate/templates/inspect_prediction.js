@@ -64,10 +64,10 @@ function buildLens() {
   if (truth) head.append(element("th", { textContent: truth }));
   const body = element("tbody");
   positions.forEach((position, row) => {
-    const line = element("tr", {}, element("th", { className: "side", textContent: word(data.sequences[sequence][position]), title: `token ${position + 1}` }));
+    const line = element("tr", {}, element("th", { className: "side", textContent: short(data.sequences[sequence][position]), title: `token ${position + 1}` }));
     names.forEach((_, column) => {
       const best = ids[column][row][0];
-      const cell = element("td", { textContent: word(best), onclick: () => openGuess(row, column) });
+      const cell = element("td", { textContent: short(best), onclick: () => openGuess(row, column) });
       cell.addEventListener("focus", () => openGuess(row, column));
       cell.addEventListener("pointerenter", () => tellGuess(row, column));
       cell.classList.toggle("true", best === expected[row]);
@@ -75,7 +75,7 @@ function buildLens() {
       guesses.push(cell);
       line.append(cell);
     });
-    if (truth) line.append(element("td", { className: "truth", textContent: expected[row] === null ? "" : word(expected[row]) }));
+    if (truth) line.append(element("td", { className: "truth", textContent: expected[row] === null ? "" : short(expected[row]) }));
     body.append(line);
   });
   find("table", lens).append(element("thead", {}, head));
