@@ -73,8 +73,11 @@ class LoopConfig(Config):
         return parse_duration(self.budget) if self.budget else None
 
 
-# Keys that may change between launches of one run: they decide what is recorded, not what is learned.
-HARMLESS = ("log_every", "evaluate_every", "save_every", "keep_last", "patience", "runtime.compile")
+# Keys that may change between launches of one run: they decide what is recorded and where, not what is learned.
+HARMLESS = (
+    *("log_every", "evaluate_every", "save_every", "keep_last", "patience"),
+    *("runtime.compile", "runtime.zero_stage", "runtime.deepspeed"),
+)
 
 
 @dataclass
