@@ -22,8 +22,8 @@ from tokenizer.gate import hostile_strings
 
 PROMPTS = ("The ", "def read_lines(path):\n    ", "Once upon a time", "import os\n", "What is the meaning of")
 LENGTH = 64  # tokens of greedy text
-# Sums in another order: two tokens whose logits differ by less are one choice.
-TIE = 1e-2
+# The most by which logits of an F32 file may differ: llama.cpp's GELU is a table of F16 values.
+TOLERANCE = 0.1
 
 
 @dataclass
@@ -90,14 +90,14 @@ def check_runtime(source: Source, file: Path, fields: dict[str, Any]) -> list[Fi
         count, gap, difference = compare_greedy(source.model, runtime, ids, length)
         furthest = max(furthest, difference)
         agreed.append(count)
-        ties += count < length and gap < TIE
+        ties += count < length and gap <= 2 * difference
     seen = (
         f"{agreed.count(length)} of {len(agreed)} texts equal for {length} tokens"
         f" ({', '.join(map(str, agreed))}); logits differ by {furthest:.2g} at most"
     )
     if ties:
-        seen += f"; {ties} parted where the two best logits are less than {TIE} apart"
-    passed = (agreed.count(length) + ties == len(agreed)) if exact else None
+        seen += f"; {ties} parted where that decides which token is the best"
+    passed = (agreed.count(length) + ties == len(agreed) and furthest <= TOLERANCE) if exact else None
     return [*findings, Finding("greedy text, llama.cpp itself", seen, passed)]
 
 
