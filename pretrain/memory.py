@@ -246,13 +246,13 @@ def _remedy(
     checkpointed = replace(setup, checkpoint_every=1)
     if not setup.checkpoint_every and needed(checkpointed) <= limit:
         return f"runtime.gradient_checkpointing=1 would fit: {size(needed(checkpointed))}"
+    mine = setup.rows * setup.accumulation
+    fewer = [rows for rows in range(setup.rows - 1, 0, -1) if mine % rows == 0]
     for trial, also in ((setup, ""), (checkpointed, " runtime.gradient_checkpointing=1")):
-        rows = setup.rows
-        while rows > 1:
-            rows //= 2
-            smaller = replace(trial, rows=rows)
-            if needed(smaller) <= limit:
-                return f"micro_batch_size={rows}{also} would fit: {size(needed(smaller))}"
+        for rows in fewer:
+            smaller = needed(replace(trial, rows=rows, accumulation=mine // rows))
+            if smaller <= limit:
+                return f"micro_batch_size={rows}{also} would fit: {size(smaller)}"
     if needed(replace(checkpointed, rows=1, muon=False)) <= limit:
         return "micro_batch_size=1 runtime.gradient_checkpointing=1 optim.name=adamw would fit"
     if setup.device == "cuda":

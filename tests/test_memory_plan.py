@@ -203,7 +203,10 @@ def test_what_is_said_to_fit_fits():
     with pytest.raises(ConfigError) as refusal:
         fit(model_config, setup(rows=128), limit, 0.0, 1, "here")
     said = dict(word.split("=") for word in str(refusal.value).split() if "=" in word)
-    remedy = setup(rows=int(said["micro_batch_size"]), checkpoint_every=int("runtime.gradient_checkpointing" in said))
+    rows = int(said["micro_batch_size"])
+    assert 128 % rows == 0
+    every = int("runtime.gradient_checkpointing" in said)
+    remedy = setup(rows=rows, accumulation=128 // rows, checkpoint_every=every)
     assert memory(model_config, remedy).peak <= limit
 
 
