@@ -22,9 +22,10 @@ from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.table import Table
 
-from engine.loop import LoopConfig, Training, prepare, train_step
+from engine.loop import LoopConfig
 from engine.optim import OptimConfig
 from engine.runtime import RuntimeConfig, Share, make_accelerator, seed_step, start_processes
+from engine.step import Training, prepare, train_step
 from model import CausalLM, ModelConfig
 
 BOUNDS = {"fp32": 1e-5, "bf16": 2e-3}

@@ -5,8 +5,8 @@ import time
 import torch
 
 from engine.evaluate import Batch
-from engine.loop import prepare, train_step
 from engine.runtime import make_accelerator
+from engine.step import prepare, train_step
 from model import HEADS, ModelConfig
 from pretrain.config import PretrainConfig
 from pretrain.memory import Setup

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from engine.checkpoint import find_damage, latest_checkpoint
 from engine.errors import CheckpointError, NonFiniteError
 from engine.evaluate import IGNORE_INDEX, cross_entropy_sum, evaluate_loss
-from engine.loop import LoopConfig, prepare, train, train_step
+from engine.loop import LoopConfig, train
 from engine.optim import OptimConfig
 from engine.run_directory import RunDirectory
 from engine.runtime import RuntimeConfig, Share
 from engine.schedule import Schedule, ScheduleConfig
 from engine.sharding import gather_state
 from engine.signals import Interrupted
+from engine.step import prepare, train_step
 from engine.tracking import Tracker, TrackingConfig
 from model import CausalLM
 from tests.test_model import VOCABULARY, decoder

@@ -18,7 +18,8 @@ from transformers import (
 from engine.config import load_config
 from engine.errors import ConfigError
 from engine.flops import flops_per_token
-from engine.loop import LoopConfig, prepare, train_step
+from engine.loop import LoopConfig
+from engine.step import prepare, train_step
 from model import HEADS, ModelConfig, load_model, save_model
 from pretrain.config import PretrainConfig
 from pretrain.plan import model_config

@@ -1,0 +1,98 @@
+"""One optimizer step: forward, backward, update, on one process or many, with or without DeepSpeed.
+
+The loss is the summed cross-entropy over labels != -100 divided by their number over all micro-batches and ranks;
+where a model has two outputs, with labels of their own, the sum of both losses. What is learned is therefore
+independent of micro-batch size, accumulation and rank count.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from engine.errors import NonFiniteError
+from engine.evaluate import IGNORE_INDEX, LABELS, Batch, cross_entropy_sum, pop_labels, run_model, to_device
+from engine.optim import make_optimizer
+from engine.runtime import prepare_model, zero_stage
+from engine.sharding import create_sharded_state
+
+if TYPE_CHECKING:
+    from engine.loop import LoopConfig
+
+
+@dataclass
+class Training:
+    """A prepared model and everything that advances it."""
+
+    model: nn.Module
+    optimizer: Any
+    accelerator: Accelerator
+    learning_rates: list[float]
+
+
+def prepare(model: nn.Module, config: "LoopConfig", accelerator: Accelerator) -> Training:
+    """Optimizer, checkpointing, compilation and Accelerate's wrapping for `model`."""
+    stage = zero_stage(config.runtime)
+    model.train().to(accelerator.device)
+    prepare_model(model, config.runtime)
+    optimizer = make_optimizer(model, config.optim, stage)
+    learning_rates = [group["lr"] for group in optimizer.param_groups]
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if stage is not None:
+        create_sharded_state(optimizer)
+    return Training(model, optimizer, accelerator, learning_rates)
+
+
+def train_step(
+    training: Training,
+    micro_batches: list[Batch],
+    factor: float,
+    max_grad_norm: float,
+    class_weights: Tensor | None = None,
+) -> tuple[float, float]:
+    """One optimizer step on this rank's micro-batches; returns the global mean loss and the gradient norm.
+
+    Non-finite: the step is left out on every rank, with parameters and optimizer untouched.
+    """
+    accelerator, model, optimizer = training.accelerator, training.model, training.optimizer
+    for group, rate in zip(optimizer.param_groups, training.learning_rates, strict=True):
+        group["lr"] = rate * factor
+    counts = torch.stack([_counts(batch, class_weights) for batch in micro_batches]).sum(0)
+    totals = [max(total, 1e-9) for total in accelerator.reduce(counts.to(accelerator.device), "sum").tolist()]
+    # Ranks average gradients, and Accelerate and DeepSpeed divide by the accumulation: undo both.
+    scales = [accelerator.num_processes * len(micro_batches) / total for total in totals]
+    loss_sums = torch.zeros(len(totals), device=accelerator.device)
+    norm = float("nan")
+    for batch in micro_batches:
+        batch = to_device(batch, accelerator.device)
+        answers = pop_labels(batch)
+        with accelerator.accumulate(model):
+            with accelerator.autocast():
+                predictions = run_model(model, batch)
+            losses = [cross_entropy_sum(*pair, class_weights) for pair in zip(predictions, answers, strict=True)]
+            loss_sums += torch.stack(losses).detach()
+            loss = sum(part * scale for part, scale in zip(losses, scales, strict=True))
+            if accelerator.distributed_type == "DEEPSPEED" and not math.isfinite(loss.item()):
+                # The engine steps inside backward, so nothing can be taken back afterwards.
+                raise NonFiniteError("the loss is not finite; lower optim.lr, or use precision=fp32")
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
+                norm = float(norm) if norm is not None else float("nan")
+                # A loss scaler skips by itself, and must see the overflow to lower its scale.
+                if math.isfinite(norm) or accelerator.scaler or accelerator.distributed_type == "DEEPSPEED":
+                    optimizer.step()
+            optimizer.zero_grad()
+    sums = accelerator.reduce(loss_sums.double(), "sum").tolist()
+    return sum(part / total for part, total in zip(sums, totals, strict=True)), norm
+
+
+def _counts(batch: Batch, class_weights: Tensor | None) -> Tensor:
+    """How many labels of each kind count, or what they weigh."""
+    counted = [batch[name][batch[name] != IGNORE_INDEX] for name in LABELS if name in batch]
+    if class_weights is not None:
+        return torch.stack([class_weights.cpu()[labels].sum() for labels in counted])
+    return torch.tensor([float(labels.numel()) for labels in counted])
