@@ -70,11 +70,13 @@ def fresh(seed: int = 0) -> CausalLM:
     return CausalLM(decoder(dropout=0.1))
 
 
-def run(path: Path, settings: LoopConfig, share: Share = Share(8, 8), make=batches, model=None, **options):
+def run(
+    path: Path, settings: LoopConfig, share: Share = Share(8, 8), make=batches, model=None, evaluate=None, **options
+):
     """One launch of a run; returns the scores."""
     engine = accelerator(share.accumulation)
 
-    def evaluate(model) -> dict[str, float]:
+    def held_out_loss(model) -> dict[str, float]:
         held_out = [{"input_ids": rows(9999)[:, :-1], "labels": rows(9999)[:, 1:]}]
         return {"val/loss": evaluate_loss(model, held_out, engine)["loss"]}
 
@@ -85,7 +87,7 @@ def run(path: Path, settings: LoopConfig, share: Share = Share(8, 8), make=batch
         return train(
             model or fresh(),
             lambda step: make(step, share),
-            evaluate,
+            evaluate or held_out_loss,
             settings,
             engine,
             directory,
@@ -194,14 +196,42 @@ def test_patience_stops_early(tmp_path):
     assert max(steps) == 4
 
 
-def test_a_budget_bounds_the_steps(tmp_path):
-    run(tmp_path, config(max_steps=None, evaluate_every=None, save_every=None, budget="4s"))
-    timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
-    assert 1.5 < timing[-1]["elapsed"] < 6
-    rates = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    rates = [row["train/lr"] for row in rows_with(rates, "train/lr")]
-    assert rates[-1] < 0.05 * max(rates)
-    assert json.loads((tmp_path / "plan.json").read_text())["schedule"]["total"] == timing[-1]["step"]
+class Clock:
+    """Time that passes only when something is done."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+
+@pytest.mark.parametrize("slower", [1.0, 2.5])
+def test_a_budget_bounds_the_steps(slower, tmp_path, monkeypatch):
+    """A step takes 50 ms, an evaluation 200 ms; half-way through the machine may become slower."""
+    clock = Clock()
+    monkeypatch.setattr("engine.pace.time", clock)
+    monkeypatch.setattr("engine.loop.time", clock)
+    monkeypatch.setattr("engine.pace.SECONDS_FOR_SAVING", 0.5)
+
+    def timed(step: int, share: Share):
+        clock.now += 0.05 * (1.0 if clock.now < 5 else slower)
+        return batches(step, share)
+
+    def evaluate(model) -> dict[str, float]:
+        clock.now += 0.2
+        return {"val/loss": 1.0 / (1 + clock.now)}
+
+    settings = config(max_steps=None, evaluate_every=None, save_every=None, budget="10s")
+    run(tmp_path, settings, make=timed, evaluate=evaluate)
+    assert 0.9 * 10 < clock.now <= 10 - 0.5 + 0.25
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["train/lr"] for row in rows_with(rows, "train/lr")]
+    assert rates[-1] < (0.05 if slower == 1.0 else 0.9) * max(rates)
+    assert rows_with(rows, "val/loss")[-1]["step"] == rows[-1]["step"]
+    assert json.loads((tmp_path / "plan.json").read_text())["schedule"]["total"] == rows[-1]["step"]
 
 
 @pytest.mark.parametrize("stop_at", [None, 2, 4, 6])
