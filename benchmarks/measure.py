@@ -1,0 +1,115 @@
+"""What every benchmark shares: interleaved repeats, medians, the machine, one JSON file and a table with ratios.
+
+figures = interleave({"ours": lambda: tokens / seconds(step), "peer": ...}, repeats=3)
+publish([Comparison("training, 6 x 384", "tokens/s", figures, goals={"peer": 1.25})], "training", out)
+"""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("torch", "numpy", "transformers", "sentencepiece", "tokenizers", "tiktoken", "llama-cpp-python")
+
+
+def interleave(cases: dict[str, Callable[[], float]], repeats: int = 3, say: bool = True) -> dict[str, list[float]]:
+    """Run every case `repeats` times, in turns and every other round backwards, so that a slow moment of the machine
+    meets all of them. Each case returns its figure."""
+    figures: dict[str, list[float]] = {name: [] for name in cases}
+    for i in range(repeats):
+        for name in list(cases)[:: 1 if i % 2 == 0 else -1]:
+            figures[name].append(float(cases[name]()))
+            if say:
+                print(f"  round {i + 1}: {name}: {figures[name][-1]:,.4g}", file=sys.stderr, flush=True)
+    return figures
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+@dataclass
+class Comparison:
+    """Figures of ours and of peers in one unit. The first case is ours; `goals`: case -> least ratio ours / case, or
+    greatest where `lower_is_better`."""
+
+    title: str
+    unit: str
+    figures: dict[str, list[float]]
+    lower_is_better: bool = False
+    goals: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def medians(self) -> dict[str, float]:
+        return {name: median(values) for name, values in self.figures.items()}
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Median of ours divided by the median of each other case."""
+        ours, *others = self.medians
+        return {name: self.medians[ours] / self.medians[name] for name in others}
+
+    def missed(self) -> list[str]:
+        """Cases whose goal is not reached."""
+        sign = -1 if self.lower_is_better else 1
+        return [name for name, goal in self.goals.items() if sign * self.ratios.get(name, -sign * 1e9) < sign * goal]
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and software that the figures are of."""
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = {"cpu": names[0] if names else platform.processor(), "cores": cores, "python": platform.python_version()}
+    found |= {"memory_gb": round(memory[0] / 1e6, 1)} if memory else {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    torch = sys.modules.get("torch")
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch and torch.cuda.is_available() else {})
+
+
+def publish(comparisons: Sequence[Comparison], name: str, out: Path | None = None) -> None:
+    """Print the table; given a folder, write `out`/`name`.json too: figures, ratios, commit, command, machine."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measured", "case", "median", "lowest", "highest", "ours / it", "goal", title=name)
+    for comparison in comparisons:
+        for case, values in comparison.figures.items():
+            ratio, goal = comparison.ratios.get(case), comparison.goals.get(case)
+            sign = "<=" if comparison.lower_is_better else ">="
+            row = (f"{figure:,.4g}" for figure in (median(values), min(values), max(values)))
+            verdict = f"{sign} {goal:g}{' missed' if case in comparison.missed() else ''}" if goal is not None else ""
+            table.add_row(
+                f"{comparison.title}, {comparison.unit}", case, *row, f"{ratio:.3f}" if ratio else "", verdict
+            )
+    Console(width=140).print(table)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+        command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+        head = {"commit": commit, "command": command, "date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine()}
+        rows = [asdict(c) | {"medians": c.medians, "ratios": c.ratios, "missed": c.missed()} for c in comparisons]
+        (out / f"{name}.json").write_text(json.dumps(head | {"comparisons": rows}, indent=1) + "\n")
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).is_file() else []
