@@ -30,7 +30,7 @@ class NotHere(Exception):
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen. lost_steps: steps that had to be computed again, at most, or None where there is no such number."""
+    """What was seen. lost_steps: the most steps that had to be computed again; None where there is no such number."""
 
     what: str
     lost_steps: int | None = None
