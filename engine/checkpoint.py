@@ -4,14 +4,17 @@ checkpoints/step-00000100/
     model/                 Hugging Face directory, fp32
     optimizer.safetensors  "<parameter>/<state>", whole tensors whatever the number of ranks or ZeRO stage
     state.json             step, elapsed seconds, best so far
-    manifest.json          size and sha256 of every file above, written last
+    manifest.json          what it was written by, size and sha256 of every file above, and its own; written last
+checkpoints/best-00000080/ model/ and manifest.json: the weights of the best evaluation
+checkpoints/damaged-*      found damaged and set aside
 """
 
+import hashlib
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,136 +23,219 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError
-from engine.sharding import gather_state, gather_weights, restore_state, unwrap
+from engine.faults import fault_point
+from engine.files import atomic_directory, read_json
+from engine.sharding import restore_state
 from engine.tracking import sha256
 from model import load_model, save_model
 
 Decorate = Callable[[Path], None]
 
+VERSION = 2
+MANIFEST = "manifest.json"
+# A manifest has some hundred bytes a file.
+_LARGEST_MANIFEST = 10 << 20
 
-def save_checkpoint(
-    root: Path,
-    model: nn.Module,
-    optimizer: Any,
-    accelerator: Accelerator,
-    state: dict[str, Any],
-    decorate: Decorate,
-    keep_last: int,
-) -> None:
-    """Write checkpoints/step-<state["step"]> and remove older ones beyond `keep_last`. Every rank must call this.
 
-    `decorate(directory)` adds what else belongs into the model directory (the tokenizer's files).
+@dataclass
+class Snapshot:
+    """All of a checkpoint, in memory. `facts` goes into the manifest: what the run is and how it was launched."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    state: dict[str, Any]
+    scaler: dict[str, Any] | None
+    facts: dict[str, Any]
+
+
+def write_checkpoint(root: Path, model: nn.Module, snapshot: Snapshot, decorate: Decorate) -> Path:
+    """Write checkpoints/step-<state["step"]>. Raises OSError or SafetensorError, and then leaves nothing behind.
+
+    `model` says the architecture; `decorate(directory)` adds what else belongs into a model directory.
     """
-    weights, moments = gather_state(model, optimizer)
-    if accelerator.is_main_process:
-        parent = root / "checkpoints"
-        with _publish(parent / f"step-{state['step']:08d}") as directory:
-            save_model(unwrap(model), directory / "model", weights)
-            decorate(directory / "model")
-            save_file(moments, str(directory / "optimizer.safetensors"))
-            if accelerator.scaler is not None:
-                (directory / "scaler.json").write_text(json.dumps(accelerator.scaler.state_dict()) + "\n")
-            (directory / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-            write_manifest(directory)
-        for old in sorted(parent.glob("step-*"))[:-keep_last]:
+    step = snapshot.state["step"]
+    target = root / "checkpoints" / f"step-{step:08d}"
+    with atomic_directory(target) as directory:
+        save_model(model, directory / "model", snapshot.weights)
+        fault_point("save:model")
+        decorate(directory / "model")
+        save_file(snapshot.moments, str(directory / "optimizer.safetensors"))
+        fault_point("save:optimizer")
+        if snapshot.scaler is not None:
+            (directory / "scaler.json").write_text(json.dumps(snapshot.scaler) + "\n")
+        (directory / "state.json").write_text(json.dumps(snapshot.state, indent=2) + "\n")
+        fault_point("save:state")
+        write_manifest(directory, {"step": step, **snapshot.facts})
+        fault_point("save:manifest")
+    return target
+
+
+def write_best(root: Path, model: nn.Module, step: int, weights: dict[str, Tensor], decorate: Decorate) -> None:
+    """Write checkpoints/best-<step>. Raises OSError or SafetensorError."""
+    with atomic_directory(best_path(root, step)) as directory:
+        save_model(model, directory / "model", weights)
+        fault_point("best:model")
+        decorate(directory / "model")
+        write_manifest(directory, {"step": step})
+
+
+def best_path(root: Path, step: int) -> Path:
+    return root / "checkpoints" / f"best-{step:08d}"
+
+
+def remove_old(root: Path, keep_last: int) -> None:
+    """Remove checkpoints beyond the newest `keep_last`, and best weights that no checkpoint names any more."""
+    found = _checkpoints(root)
+    for old in found[:-keep_last]:
+        shutil.rmtree(old)
+        fault_point("save:pruned")
+    states = [read_json(path / "state.json") for path in found[-keep_last:]]
+    named = {best_path(root, state["best_step"]) for state in states if state and state.get("best_step") is not None}
+    for old in (root / "checkpoints").glob("best-*"):
+        if old not in named:
             shutil.rmtree(old)
-        for old in parent.glob("best-*"):
-            if old.name != f"best-{state.get('best_step') or 0:08d}":
-                shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def save_best(root: Path, step: int, model: nn.Module, accelerator: Accelerator, decorate: Decorate) -> None:
-    """Write checkpoints/best-<step>, a model directory. Every rank must call this."""
-    weights = gather_weights(model)
-    if accelerator.is_main_process:
-        export_model(root / "checkpoints" / f"best-{step:08d}", unwrap(model), weights, decorate)
-    accelerator.wait_for_everyone()
 
 
 def export_model(directory: Path, model: nn.Module, weights: dict[str, Tensor] | None, decorate: Decorate) -> None:
     """Write a model directory atomically."""
-    with _publish(directory) as temporary:
+    with atomic_directory(directory) as temporary:
         save_model(model, temporary, weights)
+        fault_point("export:model")
         decorate(temporary)
 
 
-class _publish:
-    """Context: a temporary sibling directory that is synced and renamed to `target` on success, removed on failure."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
-
-    def __enter__(self) -> Path:
-        self.temporary.mkdir(parents=True)
-        return self.temporary
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.temporary, ignore_errors=True)
-            return
-        for path in [*self.temporary.rglob("*"), self.temporary]:
-            _fsync(path)
-        if self.target.exists():
-            aside = self.temporary.with_name(self.temporary.name + "-old")
-            os.rename(self.target, aside)
-            os.rename(self.temporary, self.target)
-            shutil.rmtree(aside)
-        else:
-            os.rename(self.temporary, self.target)
-        _fsync(self.target.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_manifest(directory: Path) -> None:
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "manifest.json")
+def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Write manifest.json for the files below `directory`."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
     entries = {
-        str(path.relative_to(directory)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files
+        path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files
     }
-    (directory / "manifest.json").write_text(json.dumps({"version": 1, "files": entries}, indent=2) + "\n")
+    (directory / MANIFEST).write_text(_manifest_text({"version": VERSION, **facts, "files": entries}))
+
+
+def _manifest_text(content: dict[str, Any]) -> str:
+    own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": own}, indent=2) + "\n"
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest, which is what was written. Raises CheckpointError."""
+    path = directory / MANIFEST
+    try:
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            raise ValueError("too large")
+        text = path.read_text()
+        content = json.loads(text)
+        version, entries = content["version"], content["files"]
+        if version > VERSION:
+            raise CheckpointError(f"{MANIFEST}: version {version}, of a newer release than this one ({VERSION})")
+        own = content.pop("sha256", None)
+        # Version 1 had no hash of its own.
+        if version == VERSION and (own is None or text != _manifest_text(content)):
+            raise ValueError("is damaged (sha256 differs)")
+        for name, entry in entries.items():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"'{name}' leaves the directory")
+            int(entry["size"]), str(entry["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{MANIFEST}: {getattr(error, 'strerror', None) or error}") from None
+    return content
 
 
 def find_damage(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file, or None when every file is as the manifest says."""
+    """What is wrong with a checkpoint, naming the file, or None when all of it is as the manifest says."""
     try:
-        entries = json.loads((directory / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"manifest.json: {error}"
-    for name, entry in entries.items():
-        path = directory / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            return f"manifest.json: '{name}' leaves the directory"
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["size"]:
-            return f"{name} has {path.stat().st_size} bytes, expected {entry['size']}"
-        if sha256(path) != entry["sha256"]:
-            return f"{name} is damaged (sha256 differs)"
+        content = read_manifest(directory)
+        links = [path for path in (directory, *directory.rglob("*")) if path.is_symlink()]
+        present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+        if links:
+            return f"{links[0].relative_to(directory.parent)} is a symbolic link"
+        for name, entry in content["files"].items():
+            path = directory / name
+            if name not in present:
+                return f"{name} is missing"
+            if path.stat().st_size != entry["size"]:
+                return f"{name} has {path.stat().st_size} bytes, expected {entry['size']}"
+            if sha256(path) != entry["sha256"]:
+                return f"{name} is damaged (sha256 differs)"
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return f"{Path(error.filename or directory).name}: {error.strerror}"
+    if added := sorted(present - set(content["files"]) - {MANIFEST}):
+        return f"{added[0]} is not part of it"
+    if "step" in content and content["step"] != int(directory.name.rpartition("-")[2]):
+        return f"{MANIFEST}: is of step {content['step']}"
     return None
 
 
-def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files are all intact; `say` names those passed over.
+def latest_checkpoint(root: Path, say: Callable[[str], None], set_aside: bool = False) -> Path | None:
+    """The newest checkpoint whose files, and those of the best weights it names, are all intact.
 
-    Raises CheckpointError when there are checkpoints and none is intact: starting from zero must be asked for.
+    `say` names those passed over; `set_aside` renames them to damaged-*. Where every one lacks its best weights, the
+    newest is taken all the same. Raises CheckpointError when there are checkpoints and none is intact: starting from
+    zero must be asked for.
     """
-    found = sorted((root / "checkpoints").glob("step-*"), reverse=True)
-    for directory in found:
-        damage = find_damage(directory)
-        if damage is None:
-            return directory
-        say(f"{directory}: {damage}; taking the one before")
-    if found:
+    damaged, without_best = [], []
+    chosen = None
+    for directory in reversed(_checkpoints(root)):
+        if (damage := find_damage(directory)) is not None:
+            say(f"{directory}: {damage}; taking the one before")
+            damaged.append(directory)
+        elif (damage := damage_of_best(root, read_json(directory / "state.json").get("best_step"))) is not None:
+            say(f"{directory}: {damage}; looking for one before it")
+            without_best.append(directory)
+        else:
+            chosen = directory
+            break
+    if chosen is None and without_best:
+        chosen = without_best[0]
+        say(f"{chosen}: taken without the best weights so far")
+    if chosen is None and damaged:
         raise CheckpointError(f"{root}: no checkpoint is intact. To start again, delete {root} or use another RUN=name")
-    return None
+    if set_aside:
+        # Newer than the chosen one, they would be in the way of those to come.
+        for directory in (path for path in (*damaged, *without_best) if path.name > chosen.name):
+            _set_aside(directory)
+    return chosen
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    return sorted(path for path in (root / "checkpoints").glob("step-*") if path.name[5:].isdigit())
+
+
+def damage_of_best(root: Path, step: int | None) -> str | None:
+    """What is wrong with the best weights that a checkpoint names, or None."""
+    if step is None:
+        return None
+    best = best_path(root, step)
+    # Version 1 wrote a model directory without a manifest.
+    if (best / "config.json").is_file():
+        return None
+    damage = find_damage(best)
+    return f"its best weights, {best.name}/{damage}" if damage else None
+
+
+def _set_aside(directory: Path) -> None:
+    aside = directory.with_name(f"damaged-{directory.name}")
+    for number in range(2, 1000):
+        if not aside.exists():
+            break
+        aside = directory.with_name(f"damaged-{directory.name}-{number}")
+    os.rename(directory, aside)
+
+
+def load_best(root: Path, step: int) -> dict[str, Tensor]:
+    """Weights of checkpoints/best-<step>. Raises CheckpointError when a file of it is not as it was written."""
+    best = best_path(root, step)
+    if (best / "config.json").is_file():
+        return load_model(best).state_dict()
+    if damage := find_damage(best):
+        raise CheckpointError(
+            f"{best}: {damage}, and these are the weights to publish. The last ones are in "
+            f"{_checkpoints(root)[-1] / 'model'}"
+        )
+    return load_model(best / "model").state_dict()
 
 
 def load_checkpoint(directory: Path, model: nn.Module, optimizer: Any, accelerator: Accelerator) -> dict[str, Any]:

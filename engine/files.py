@@ -1,12 +1,21 @@
-"""Writing a file so that a reader sees the old one or the whole new one, and values as strict JSON."""
+"""Writing a file or directory so that a reader sees the old one or the whole new one, and values as strict JSON."""
 
+import ctypes
 import json
 import math
 import os
+import re
+import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from engine.faults import fault_point
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
@@ -34,10 +43,64 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     _sync_directory(path.parent)
 
 
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """A directory to fill, which becomes `target` at the end of the block, in place of one that is there.
+
+    All of it is on disk before it gets its name. Raises OSError; a failure leaves the old one and nothing else.
+    """
+    temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        fault_point("directory:made")
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        fault_point("directory:synced")
+        if target.exists():
+            _exchange(temporary, target)
+            fault_point("directory:exchanged")
+        else:
+            os.rename(temporary, target)
+        _sync_directory(target.parent)
+        fault_point("directory:published")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what writers killed on their way left in `directory`; put a directory back that was being replaced."""
+    for path in directory.glob(".*tmp-*"):
+        aside = re.fullmatch(r"\.tmp-(.+)-[0-9a-f]{8}-old", path.name)
+        if aside and not path.with_name(aside[1]).exists():
+            os.rename(path, path.with_name(aside[1]))
+        elif re.fullmatch(r"\.tmp-.+-[0-9a-f]{8}(-old)?", path.name) and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif re.fullmatch(r"\..+\.tmp-\d+", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two directories: in one step where the system can (Linux, renameat2), else in two renames."""
+    library = ctypes.CDLL(None, use_errno=True)
+    names = (os.fsencode(one), os.fsencode(other))
+    if hasattr(library, "renameat2") and not library.renameat2(
+        _AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE
+    ):
+        return
+    aside = one.with_name(one.name + "-old")
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
+
+
 def _sync_directory(path: Path) -> None:
     # The new name is safe on disk only once the directory is: POSIX systems alone can open one.
-    if os.name != "posix":
-        return
+    if os.name == "posix":
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

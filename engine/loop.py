@@ -1,9 +1,10 @@
 """The one training loop, for pretraining and fine-tuning alike: steps, evaluations, checkpoints, signals, resume."""
 
 import math
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -11,14 +12,17 @@ from accelerate import Accelerator
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from engine.checkpoint import Decorate, export_model, latest_checkpoint, load_checkpoint, save_best, save_checkpoint
+from engine.capacity import check_space, out_of_memory_explained
+from engine.checkpoint import Decorate
 from engine.cli import parse_duration
 from engine.config import Config
 from engine.errors import NonFiniteError
 from engine.evaluate import Batch
+from engine.faults import fault_point
 from engine.optim import OptimConfig
-from engine.pace import Pace, broadcast
+from engine.pace import Pace
 from engine.progress import Progress
+from engine.resume import Progressed, export, resume
 from engine.run_directory import RunDirectory
 from engine.runtime import (
     DTYPES,
@@ -26,13 +30,13 @@ from engine.runtime import (
     matmul_ceiling,
     resolve_precision,
     seed_step,
+    zero_stage,
 )
+from engine.saving import Saver
 from engine.schedule import ScheduleConfig
-from engine.sharding import gather_weights, unwrap
 from engine.signals import Interrupted, StopRequest
-from engine.step import Training, prepare, train_step
+from engine.step import prepare, train_step
 from engine.tracking import Tracker
-from model import load_model
 
 # Consecutive steps with a non-finite loss or gradient after which the run gives up.
 MAX_NON_FINITE = 10
@@ -70,22 +74,9 @@ class LoopConfig(Config):
 # Keys that may change between launches of one run: they decide what is recorded and where, not what is learned.
 HARMLESS = (
     *("log_every", "evaluate_every", "save_every", "keep_last", "patience"),
-    *("runtime.compile", "runtime.zero_stage", "runtime.deepspeed"),
+    *("runtime.compile", "runtime.zero_stage", "runtime.deepspeed", "runtime.precision"),
+    *("runtime.gradient_checkpointing", "micro_batch_size"),
 )
-
-
-@dataclass
-class Progressed:
-    """What a checkpoint remembers beside tensors."""
-
-    step: int = 0
-    elapsed: float = 0.0
-    # Steps in a row that were left out because loss or gradient was not finite.
-    bad: int = 0
-    best_step: int | None = None
-    best: dict[str, float] = field(default_factory=dict)
-    # Evaluations since the best one.
-    waited: int = 0
 
 
 def train(
@@ -104,6 +95,7 @@ def train(
     early_batches: Callable[[int], list[Batch]] | None = None,
     flops_per_token: Callable[[float], float] | None = None,
     class_weights: Tensor | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train, evaluate, save, resume; leaves run.model and returns the evaluation of the weights in it.
 
@@ -111,43 +103,56 @@ def train(
     its place until the learning rate begins to fall.
     flops_per_token(share): of a step in which this share of the positions has a label.
     evaluate(model): metrics over the whole validation set, the same on every rank.
-    Raises Interrupted after a signal and NonFiniteError after MAX_NON_FINITE bad steps in a row.
+    facts: for the manifest of checkpoints; those of BINDING must be the same when the run goes on.
+    Raises Interrupted after a signal, NonFiniteError after MAX_NON_FINITE bad steps in a row, CheckpointError when the
+    last save fails or no checkpoint is intact, ConfigError when memory or disk do not suffice.
     """
     main = accelerator.is_main_process
     pace = Pace(run, config, evaluation_in_steps, accelerator)
     training = prepare(model, config, accelerator)
     if class_weights is not None:
         class_weights = class_weights.to(accelerator.device)
-    state = _resume(run, training, tracker)
+    precision = resolve_precision(config.runtime.precision, accelerator.device)
+    launch = {"ranks": accelerator.num_processes, "zero_stage": zero_stage(config.runtime), "precision": precision}
+    facts = {**launch, **(facts or {})}
+    state = resume(run, training, tracker, facts)
     pace.elapsed_before = state.elapsed
-    dtype = DTYPES[resolve_precision(config.runtime.precision, accelerator.device)]
-    ceiling = matmul_ceiling(accelerator.device, dtype) * accelerator.num_processes if flops_per_token else 0.0
+    ranks = accelerator.num_processes
+    ceiling = matmul_ceiling(accelerator.device, DTYPES[precision]) * ranks if flops_per_token else 0.0
 
     def save() -> None:
         state.elapsed = pace.elapsed
         tracker.sync()
-        save_checkpoint(
-            run.path, training.model, training.optimizer, accelerator, asdict(state), decorate, config.keep_last
-        )
+        saver.save(asdict(state))
 
     def look() -> dict[str, float]:
         """Evaluate, record, and keep the weights when they are the best so far."""
         start = time.perf_counter()
+        fault_point("evaluate")
         metrics = evaluate(training.model)
         pace.evaluation_took(time.perf_counter() - start)
         tracker.log(state.step, metrics)
         sign = 1 if larger_is_better else -1
         state.waited += 1
+        state.latest = metrics
         if not state.best or sign * metrics[metric] > sign * state.best[metric]:
             state.best, state.best_step, state.waited = metrics, state.step, 0
-            save_best(run.path, state.step, training.model, accelerator, decorate)
+            saver.keep_best(state.step)
         if main:
             progress.log(f"step {state.step}: " + ", ".join(f"{name} {number:.4f}" for name, number in metrics.items()))
         return metrics
 
-    metrics: dict[str, float] = {}
-    with StopRequest() as stop, Progress(pace.total, start=state.step, main_process=main) as progress:
-        while state.step < pace.total:
+    def patience_is_over() -> bool:
+        return config.patience is not None and state.waited >= config.patience
+
+    if main and state.step < pace.total and (warning := check_space(run.path, training, config.keep_last)):
+        print(warning, file=sys.stderr)
+    with (
+        StopRequest() as stop,
+        Progress(pace.total, start=state.step, main_process=main) as progress,
+        Saver(run.path, training, decorate, config.keep_last, facts) as saver,
+    ):
+        while state.step < pace.total and not patience_is_over():
             if pace.review(state.step):
                 progress.set_total(pace.total)
             start = time.perf_counter()
@@ -155,14 +160,16 @@ def train(
             seed_step(config.seed, state.step, accelerator.process_index)
             early = early_batches is not None and not pace.schedule.falling(state.step)
             micro_batches = early_batches(state.step) if early else batches(state.step)
-            loss, norm = train_step(training, micro_batches, factor, config.optim.max_grad_norm, class_weights)
+            fault_point("step")
+            with out_of_memory_explained():
+                loss, norm = train_step(training, micro_batches, factor, config.optim.max_grad_norm, class_weights)
             seconds = time.perf_counter() - start
             state.step += 1
             pace.step_took(seconds)
             _check_finite(loss, norm, state, accelerator, progress)
             rate = training.learning_rates[0] * factor
             tokens = sum(_tokens(batch) for batch in micro_batches)
-            speed = tokens * accelerator.num_processes / seconds
+            speed = tokens * ranks / seconds
             mfu = 0.0
             if flops_per_token is not None:
                 share = sum(batch["labels"].numel() for batch in micro_batches) / tokens
@@ -173,41 +180,26 @@ def train(
                 timing = {"tokens_per_second": speed, "mfu": mfu, "elapsed": pace.elapsed}
                 tracker.log(state.step, {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm}, timing)
             if last or state.step % pace.evaluate_every == 0:
-                metrics = look()
+                look()
             stopped = _agree(stop.number, accelerator)
-            if stopped or last or state.step % pace.save_every == 0:
+            over = last or patience_is_over()
+            if stopped or over or state.step % pace.save_every == 0:
                 save()
             if stopped and not last:
+                saver.finish()
                 raise Interrupted(f"stopped at step {state.step}; saved. The same command goes on from there", stopped)
-            if config.patience and state.waited >= config.patience:
-                if main:
-                    progress.log(f"no better {metric} in {state.waited} evaluations: stopping early")
-                save()
-                break
-    if config.keep == "best" or not metrics:
-        metrics = state.best
-    _export(config, training, run, state, decorate)
-    return metrics
+            if over and not last and main:
+                progress.log(f"no better {metric} in {state.waited} evaluations: stopping early")
+        saver.finish()
+        decorate = saver.decorate
+    best = config.keep == "best" and state.best_step is not None
+    export(training, run, state.best_step if best else None, decorate)
+    return state.best if best else state.latest
 
 
 def _tokens(batch: Batch) -> int:
     """Positions computed, those of the encoder and of the decoder."""
     return sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
-
-
-def _resume(run: RunDirectory, training: Training, tracker: Tracker) -> Progressed:
-    """Continue from the newest intact checkpoint, or start."""
-    accelerator = training.accelerator
-    found = latest_checkpoint(run.path, print) if accelerator.is_main_process else None
-    found = broadcast(found, accelerator)
-    if found is None:
-        tracker.rewind(0)
-        return Progressed()
-    state = Progressed(**load_checkpoint(found, training.model, training.optimizer, accelerator))
-    tracker.rewind(state.step)
-    if accelerator.is_main_process:
-        print(f"{run.path}: going on from step {state.step}")
-    return state
 
 
 def _check_finite(loss: float, norm: float, state: Progressed, accelerator: Accelerator, progress: Progress) -> None:
@@ -233,14 +225,3 @@ def _agree(number: int, accelerator: Accelerator) -> int:
     flag = torch.tensor(number, device=accelerator.device)
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
     return int(flag.item())
-
-
-def _export(config: LoopConfig, training: Training, run: RunDirectory, state: Progressed, decorate: Decorate) -> None:
-    """Write run.model from the best or the last weights."""
-    accelerator = training.accelerator
-    weights = gather_weights(training.model)
-    if accelerator.is_main_process:
-        if config.keep == "best":
-            weights = load_model(run.path / "checkpoints" / f"best-{state.best_step:08d}").state_dict()
-        export_model(run.model, unwrap(training.model), weights, decorate)
-    accelerator.wait_for_everyone()

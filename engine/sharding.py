@@ -137,6 +137,12 @@ def _state_keys(optimizer: Any) -> dict[nn.Parameter, tuple[str, ...]]:
     return {parameter: _keys(group) for parameters, group in groups for parameter in parameters}
 
 
+def optimizer_numbers(optimizer: Any) -> int:
+    """How many numbers the optimizer's state holds, over all ranks."""
+    kinds = _state_keys(optimizer).items()
+    return sum(len(keys) * getattr(parameter, "ds_numel", parameter.numel()) for parameter, keys in kinds)
+
+
 def _innermost(optimizer: Any) -> torch.optim.Optimizer:
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
