@@ -22,8 +22,9 @@ HEAD_DIM = 64
 VOCABULARY_MULTIPLE = 64
 # Hoffmann et al. 2022. Measured at 4e12 FLOPs of reviews: 64 wide is better than 128, and 128 than 192, GPT and MLM.
 TOKENS_PER_WEIGHT = 20
-# Fewer steps than this leave the schedule no room; more make each step wasteful.
-STEPS_WANTED = 500
+# Measured on 2e6 tokens of reviews, 96 wide: 1,000 steps of 2,048 tokens end at a masked loss of 4.65, 250 steps of
+# 8,192 at 4.91. Steps below 2,048 tokens no longer fill the machine.
+STEPS_WANTED = 2000
 SMALLEST_STEP, LARGEST_STEP = 2048, 524_288
 LONGEST_PAIR, LENGTH_MULTIPLE = 512, 64
 
