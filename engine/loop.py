@@ -1,6 +1,5 @@
 """The one training loop, for pretraining and fine-tuning alike: steps, evaluations, checkpoints, signals, resume."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -11,10 +10,10 @@ from accelerate import Accelerator
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from engine.anomalies import Anomalies, Documents
 from engine.checkpoint import Decorate, export_model, latest_checkpoint, load_checkpoint, save_best, save_checkpoint
 from engine.cli import parse_duration
 from engine.config import Config
-from engine.errors import NonFiniteError
 from engine.evaluate import Batch
 from engine.optim import OptimConfig
 from engine.pace import Pace, broadcast
@@ -33,9 +32,6 @@ from engine.signals import Interrupted, StopRequest
 from engine.step import Training, prepare, train_step
 from engine.tracking import Tracker
 from model import load_model
-
-# Consecutive steps with a non-finite loss or gradient after which the run gives up.
-MAX_NON_FINITE = 10
 
 
 class LoopConfig(Config):
@@ -67,10 +63,11 @@ class LoopConfig(Config):
         return parse_duration(self.budget) if self.budget else None
 
 
-# Keys that may change between launches of one run: they decide what is recorded and where, not what is learned.
+# Keys that may change between launches of one run: how the same steps are computed and recorded, not which ones.
 HARMLESS = (
-    *("log_every", "evaluate_every", "save_every", "keep_last", "patience"),
+    *("log_every", "evaluate_every", "save_every", "keep_last", "patience", "micro_batch_size"),
     *("runtime.compile", "runtime.zero_stage", "runtime.deepspeed"),
+    *("runtime.precision", "runtime.gradient_checkpointing", "runtime.hang_timeout"),
 )
 
 
@@ -80,12 +77,11 @@ class Progressed:
 
     step: int = 0
     elapsed: float = 0.0
-    # Steps in a row that were left out because loss or gradient was not finite.
-    bad: int = 0
     best_step: int | None = None
     best: dict[str, float] = field(default_factory=dict)
     # Evaluations since the best one.
     waited: int = 0
+    anomalies: Anomalies = field(default_factory=Anomalies)
 
 
 def train(
@@ -104,12 +100,14 @@ def train(
     early_batches: Callable[[int], list[Batch]] | None = None,
     flops_per_token: Callable[[float], float] | None = None,
     class_weights: Tensor | None = None,
+    documents: Documents | None = None,
 ) -> dict[str, float]:
     """Train, evaluate, save, resume; leaves run.model and returns the evaluation of the weights in it.
 
     batches(step): this rank's micro-batches, a pure function of the step, each with "labels"; early_batches(step) takes
     its place until the learning rate begins to fall.
     flops_per_token(share): of a step in which this share of the positions has a label.
+    documents(step, rank, early): names of the documents in each micro-batch of a rank.
     evaluate(model): metrics over the whole validation set, the same on every rank.
     Raises Interrupted after a signal and NonFiniteError after MAX_NON_FINITE bad steps in a row.
     """
@@ -141,9 +139,12 @@ def train(
         if not state.best or sign * metrics[metric] > sign * state.best[metric]:
             state.best, state.best_step, state.waited = metrics, state.step, 0
             save_best(run.path, state.step, training.model, accelerator, decorate)
-        if main:
-            progress.log(f"step {state.step}: " + ", ".join(f"{name} {number:.4f}" for name, number in metrics.items()))
+        say(f"step {state.step}: " + ", ".join(f"{name} {number:.4f}" for name, number in metrics.items()))
         return metrics
+
+    def say(line: str) -> None:
+        if main:
+            progress.log(line)
 
     metrics: dict[str, float] = {}
     with StopRequest() as stop, Progress(pace.total, start=state.step, main_process=main) as progress:
@@ -159,7 +160,7 @@ def train(
             seconds = time.perf_counter() - start
             state.step += 1
             pace.step_took(seconds)
-            _check_finite(loss, norm, state, accelerator, progress)
+            state.anomalies.check(state.step, loss, norm, early, training, tracker, documents, say)
             rate = training.learning_rates[0] * factor
             tokens = sum(_tokens(batch) for batch in micro_batches)
             speed = tokens * accelerator.num_processes / seconds
@@ -180,8 +181,7 @@ def train(
             if stopped and not last:
                 raise Interrupted(f"stopped at step {state.step}; saved. The same command goes on from there", stopped)
             if config.patience and state.waited >= config.patience:
-                if main:
-                    progress.log(f"no better {metric} in {state.waited} evaluations: stopping early")
+                say(f"no better {metric} in {state.waited} evaluations: stopping early")
                 save()
                 break
     if config.keep == "best" or not metrics:
@@ -203,27 +203,12 @@ def _resume(run: RunDirectory, training: Training, tracker: Tracker) -> Progress
     if found is None:
         tracker.rewind(0)
         return Progressed()
-    state = Progressed(**load_checkpoint(found, training.model, training.optimizer, accelerator))
+    saved = load_checkpoint(found, training.model, training.optimizer, accelerator)
+    state = Progressed(**{**saved, "anomalies": Anomalies(**saved.get("anomalies", {}))})
     tracker.rewind(state.step)
     if accelerator.is_main_process:
         print(f"{run.path}: going on from step {state.step}")
     return state
-
-
-def _check_finite(loss: float, norm: float, state: Progressed, accelerator: Accelerator, progress: Progress) -> None:
-    """Count bad steps in a row. A scaler's own overflow (finite loss) is part of its work."""
-    steps_itself = accelerator.scaler is not None or accelerator.distributed_type == "DEEPSPEED"
-    if math.isfinite(loss) and (math.isfinite(norm) or steps_itself):
-        state.bad = 0
-        return
-    state.bad += 1
-    if accelerator.is_main_process:
-        progress.log(f"step {state.step}: loss {loss}, gradient norm {norm}: step left out")
-    if state.bad >= MAX_NON_FINITE:
-        raise NonFiniteError(
-            f"loss or gradient was not finite for {state.bad} steps, up to step {state.step}. "
-            "Lower optim.lr and optim.muon_lr, or use runtime.precision=fp32"
-        )
 
 
 def _agree(number: int, accelerator: Accelerator) -> int:
