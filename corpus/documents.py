@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from corpus.config import CorpusConfig, SourceConfig
 from corpus.hashes import HashSet
 from corpus.report import ReadReport
-from corpus.sources import TextFile, read_source
+from corpus.sources import Origin, TextFile, read_source
 from engine.errors import DataError
 
 MAX_DOCUMENT_BYTES = 4 << 20
@@ -28,11 +28,12 @@ Split = Literal["given", "hash", "tail"]
 
 
 class Document(NamedTuple):
-    """A distinct text and the part it belongs to; the digest is of the text, salted with the corpus seed."""
+    """A distinct text, its part and its origin; the digest is of the text, salted with the corpus seed."""
 
     part: str
     text: str
     digest: bytes
+    origin: Origin
 
 
 def iter_documents(
@@ -83,7 +84,7 @@ def resolve_split(config: CorpusConfig) -> Split:
         return config.split
     seen, documents, validation = HashSet(), 0, False
     for source in config.sources:
-        for chunks in read_source(source, config.on_invalid, ReadReport()):
+        for _, chunks in read_source(source, config.on_invalid, ReadReport()):
             new = False
             for data in cut(chunks):
                 digest = _digest(data, config.seed)
@@ -126,7 +127,7 @@ def _documents(
     config: CorpusConfig, source: SourceConfig, part: str, split: Split, report: ReadReport
 ) -> Iterator[Document]:
     """Every document of a source, cut to size, with its part."""
-    for chunks in read_source(source, config.on_invalid, report):
+    for origin, chunks in read_source(source, config.on_invalid, report):
         groups = _tail(chunks, config) if split == "tail" else [(part, chunks)]
         pieces = 0
         for name, group in groups:
@@ -137,7 +138,7 @@ def _documents(
                 pieces += 1
                 digest = _digest(data, config.seed)
                 by_hash = "validation" if split == "hash" and _in_validation(digest, config) else name
-                yield Document(by_hash, text, digest)
+                yield Document(by_hash, text, digest, origin)
         report.empty += pieces == 0
         report.cut += pieces > (2 if split == "tail" else 1)
 

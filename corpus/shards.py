@@ -1,7 +1,8 @@
 """Writing tokens as shards, each of which is kept when the process is killed.
 
 tokens-00000.bin: the ids of whole documents, one after another, little-endian uint16 or uint32.
-documents-00000.bin: for each of these documents (tokens, UTF-8 bytes of its text), little-endian uint32.
+documents-00000.bin: for each of these documents (tokens, UTF-8 bytes of its text, file, row), little-endian uint32;
+    `file` counts the files of all shards in the order in which they were read, `row` is 0 for a whole file.
 shard-00000.json: counts, sizes and hashes of the two; written last, so a shard with it is whole.
 """
 
@@ -14,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from corpus.fingerprint import file_sha256
+from corpus.sources import Origin
 from engine.errors import DataError
 
 SHARD_TOKENS = 32 << 20
 BATCH_BYTES = 2 << 20
+# Of a documents file: tokens, bytes, file, row.
+COLUMNS = 4
 
 
 class ShardWriter:
@@ -35,18 +39,25 @@ class ShardWriter:
         self.shards = _finished(directory)
         self.kept = len(self.shards)
         self._skip = sum(shard["documents"] for shard in self.shards)
-        self._batch: list[str] = []
+        self._batch: list[tuple[str, Origin]] = []
         self._batch_bytes = 0
-        self._sizes = array("I")  # tokens and bytes of each document of the open shard
+        self._sizes = array("I")  # tokens, bytes, file and row of each document of the open shard
+        self._files: dict[str, int] = {}  # in the order in which they were read
         self._tokens = 0
         self._file: Any = None
 
-    def add(self, text: str) -> bool:
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that documents came from, in the order of their numbers."""
+        return list(self._files)
+
+    def add(self, text: str, origin: Origin) -> bool:
         """Take a document; whether that completed a batch."""
+        self._files.setdefault(origin.file, len(self._files))
         if self._skip:
             self._skip -= 1
             return False
-        self._batch.append(text)
+        self._batch.append((text, origin))
         self._batch_bytes += len(text)
         if self._batch_bytes < BATCH_BYTES:
             return False
@@ -69,9 +80,11 @@ class ShardWriter:
         first = [] if self.tokenizer.bos_id is None else [np.array([self.tokenizer.bos_id])]
         last = [] if self.tokenizer.eos_id is None else [np.array([self.tokenizer.eos_id])]
         pieces: list[np.ndarray] = []
-        for text, ids in zip(self._batch, self.tokenizer.encode_batch(self._batch), strict=True):
+        texts = [text for text, _ in self._batch]
+        for (text, origin), ids in zip(self._batch, self.tokenizer.encode_batch(texts), strict=True):
             pieces += [*first, np.asarray(ids, dtype=np.int64), *last]
-            self._sizes.extend((len(first) + len(ids) + len(last), len(text.encode())))
+            tokens = len(first) + len(ids) + len(last)
+            self._sizes.extend((tokens, len(text.encode()), self._files[origin.file], origin.row))
         flat = np.concatenate(pieces)  # (tokens of the batch,)
         if len(flat) and not 0 <= flat.min() <= flat.max() < self.tokenizer.vocab_size:
             raise DataError(
@@ -97,8 +110,8 @@ class ShardWriter:
         documents = _publish(self._path("documents", ".bin.tmp"))
         shard = {
             "tokens": self._tokens,
-            "documents": len(sizes) // 2,
-            "bytes": int(sizes[1::2].sum(dtype=np.int64)),
+            "documents": len(sizes) // COLUMNS,
+            "bytes": int(sizes[1::COLUMNS].sum(dtype=np.int64)),
             "tokens_file": tokens.name,
             "tokens_sha256": file_sha256(tokens),
             "documents_file": documents.name,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from corpus.config import STDLIB, SourceConfig
 from corpus.paths import find_files, is_hub_name, saved_dataset, table_format
@@ -25,27 +26,37 @@ class TextFile:
         return read_text(self.path, self.on_invalid, self.report)
 
 
-def read_source(source: SourceConfig, on_invalid: str, report: ReadReport) -> Iterator[Iterable[str]]:
-    """Documents of a source: a file of text, or a row of a table. Raises DataError.
+class Origin(NamedTuple):
+    """Where a document came from; `row` counts from 1 and is 0 for a whole file."""
+
+    file: str
+    row: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file} row {self.row:,}" if self.row else self.file
+
+
+def read_source(source: SourceConfig, on_invalid: str, report: ReadReport) -> Iterator[tuple[Origin, Iterable[str]]]:
+    """Documents of a source, each with its origin: a file of text, or a row of a table. Raises DataError.
 
     `datasets` serves Hub names and save_to_disk folders. Its text reader gives lines, not documents, and takes the rest
     of a line after 10 MB in one piece; tables.py says why the files of tables are read here too.
     """
     if source.path == STDLIB:
-        for _, text in iter_stdlib_files():
+        for name, text in iter_stdlib_files():
             report.files += 1
-            yield [text]
+            yield Origin(name), [text]
     elif is_hub_name(source.path) or saved_dataset(source.path):
         rows = iter_rows(source.path, source.split, [source.text], source.streaming, on_invalid, report)
-        yield from _texts((row[source.text] for row in rows), report)
+        yield from _texts(source.path, (row[source.text] for row in rows), report)
     else:
         for path in readable_files(source, report):
             if is_table(path, source):
                 rows = iter_file_rows(path, [source.text], on_invalid, report)
-                yield from _texts((row[source.text] for row in rows), report)
+                yield from _texts(str(path), (row[source.text] for row in rows), report)
             else:
                 report.files += 1
-                yield TextFile(path, on_invalid, report)
+                yield Origin(str(path)), TextFile(path, on_invalid, report)
 
 
 def readable_files(source: SourceConfig, report: ReadReport) -> Iterator[Path]:
@@ -71,9 +82,11 @@ def is_table(path: Path, source: SourceConfig) -> bool:
     return kind is not None
 
 
-def _texts(values: Iterable[str | int | float | None], report: ReadReport) -> Iterator[list[str]]:
-    for value in values:
+def _texts(
+    file: str, values: Iterable[str | int | float | None], report: ReadReport
+) -> Iterator[tuple[Origin, list[str]]]:
+    for row, value in enumerate(values, start=1):
         if value is None:
             report.empty += 1
         else:
-            yield [str(value)]
+            yield Origin(file, row), [str(value)]

@@ -89,7 +89,7 @@ def _build(config: CorpusConfig, tokenizer: Any, folder: Path, fingerprint: str)
         for document in iter_parts(config, split, report):
             report.documents += 1
             report.bytes += len(document.text.encode())
-            if writers[document.part].add(document.text):
+            if writers[document.part].add(document.text, document.origin):
                 show()
     shards = {part: writer.finish() for part, writer in writers.items()}
     for part in PARTS:
@@ -97,7 +97,10 @@ def _build(config: CorpusConfig, tokenizer: Any, folder: Path, fingerprint: str)
             shutil.rmtree(partial)
             raise no_text(config, "training" if part == "train" else part, report)
         manifest = _manifest(config, tokenizer, partial / part, shards[part], split, report)
-        write_json(partial / part / MANIFEST, {**manifest, "fingerprint": fingerprint, "part": part})
+        write_json(
+            partial / part / MANIFEST,
+            {**manifest, "fingerprint": fingerprint, "part": part, "files": writers[part].files},
+        )
     partial.rename(folder)
     stores = {part: TokenStore.open(folder / part) for part in PARTS}
     seconds = max(time.monotonic() - start, 1e-9)

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from corpus.fingerprint import file_sha256
-from corpus.shards import token_dtype
+from corpus.shards import COLUMNS, token_dtype
+from corpus.sources import Origin
 from engine.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -38,7 +39,7 @@ class TokenStore:
             item = token_dtype(manifest["vocab_size"]).itemsize
             for shard in manifest["shards"]:
                 _check_size(path, shard["tokens_file"], shard["tokens"] * item)
-                _check_size(path, shard["documents_file"], shard["documents"] * 8)
+                _check_size(path, shard["documents_file"], shard["documents"] * 4 * COLUMNS)
         except FileNotFoundError:
             raise DataError(
                 f"{path}: not a token store (no {MANIFEST}); it is written when a corpus is tokenized"
@@ -80,6 +81,12 @@ class TokenStore:
         """UTF-8 bytes of each document's text: (num_documents,) int64."""
         return self._documents[1]
 
+    def origins(self, start: int, count: int) -> list[Origin]:
+        """Where the documents of tokens start..start+count came from, in order."""
+        first, last = np.searchsorted(self.offsets, [start, start + count - 1], side="right") - 1
+        files = self.manifest["files"]
+        return [Origin(files[file], int(row)) for file, row in self._documents[2][first : last + 1]]
+
     def unigram_entropy(self) -> float:
         """Nats per token of the best guess that knows frequencies alone, over text tokens (bos and eos left out)."""
         return float(self.manifest["unigram_entropy"])
@@ -98,10 +105,10 @@ class TokenStore:
         return [np.memmap(self.path / shard["tokens_file"], dtype, "r") for shard in self.manifest["shards"]]
 
     @cached_property
-    def _documents(self) -> tuple[np.ndarray, np.ndarray]:
+    def _documents(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         files = [self.path / shard["documents_file"] for shard in self.manifest["shards"]]
-        sizes = np.concatenate([np.fromfile(file, "<u4") for file in files]).reshape(-1, 2).astype(np.int64)
-        return np.concatenate([[0], np.cumsum(sizes[:, 0])]), sizes[:, 1].copy()
+        sizes = np.concatenate([np.fromfile(file, "<u4") for file in files]).reshape(-1, COLUMNS).astype(np.int64)
+        return np.concatenate([[0], np.cumsum(sizes[:, 0])]), sizes[:, 1].copy(), sizes[:, 2:].copy()
 
 
 def _check_size(folder: Path, name: str, size: int) -> None:

@@ -1,6 +1,5 @@
 """The one training loop, for pretraining and fine-tuning alike: steps, evaluations, checkpoints, signals, resume."""
 
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -12,17 +11,17 @@ from accelerate import Accelerator
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from engine.anomalies import Documents
 from engine.capacity import check_space, out_of_memory_explained
 from engine.checkpoint import Decorate
 from engine.cli import parse_duration
 from engine.config import Config
-from engine.errors import NonFiniteError
 from engine.evaluate import Batch
 from engine.faults import fault_point
 from engine.optim import OptimConfig
 from engine.pace import Pace
 from engine.progress import Progress
-from engine.resume import Progressed, export, resume
+from engine.resume import export, resume
 from engine.run_directory import RunDirectory
 from engine.runtime import (
     DTYPES,
@@ -37,9 +36,6 @@ from engine.schedule import ScheduleConfig
 from engine.signals import Interrupted, StopRequest
 from engine.step import prepare, train_step
 from engine.tracking import Tracker
-
-# Consecutive steps with a non-finite loss or gradient after which the run gives up.
-MAX_NON_FINITE = 10
 
 
 class LoopConfig(Config):
@@ -71,11 +67,11 @@ class LoopConfig(Config):
         return parse_duration(self.budget) if self.budget else None
 
 
-# Keys that may change between launches of one run: they decide what is recorded and where, not what is learned.
+# Keys that may change between launches of one run: how the same steps are computed and recorded, not which ones.
 HARMLESS = (
-    *("log_every", "evaluate_every", "save_every", "keep_last", "patience"),
+    *("log_every", "evaluate_every", "save_every", "keep_last", "patience", "micro_batch_size"),
     *("runtime.compile", "runtime.zero_stage", "runtime.deepspeed", "runtime.precision"),
-    *("runtime.gradient_checkpointing", "micro_batch_size"),
+    *("runtime.gradient_checkpointing", "runtime.hang_timeout"),
 )
 
 
@@ -96,12 +92,14 @@ def train(
     flops_per_token: Callable[[float], float] | None = None,
     class_weights: Tensor | None = None,
     facts: Mapping[str, Any] | None = None,
+    documents: Documents | None = None,
 ) -> dict[str, float]:
     """Train, evaluate, save, resume; leaves run.model and returns the evaluation of the weights in it.
 
     batches(step): this rank's micro-batches, a pure function of the step, each with "labels"; early_batches(step) takes
     its place until the learning rate begins to fall.
     flops_per_token(share): of a step in which this share of the positions has a label.
+    documents(step, rank, early): names of the documents in each micro-batch of a rank.
     evaluate(model): metrics over the whole validation set, the same on every rank.
     facts: for the manifest of checkpoints; those of BINDING must be the same when the run goes on.
     Raises Interrupted after a signal, NonFiniteError after MAX_NON_FINITE bad steps in a row, CheckpointError when the
@@ -138,9 +136,12 @@ def train(
         if not state.best or sign * metrics[metric] > sign * state.best[metric]:
             state.best, state.best_step, state.waited = metrics, state.step, 0
             saver.keep_best(state.step)
-        if main:
-            progress.log(f"step {state.step}: " + ", ".join(f"{name} {number:.4f}" for name, number in metrics.items()))
+        say(f"step {state.step}: " + ", ".join(f"{name} {number:.4f}" for name, number in metrics.items()))
         return metrics
+
+    def say(line: str) -> None:
+        if main:
+            progress.log(line)
 
     def patience_is_over() -> bool:
         return config.patience is not None and state.waited >= config.patience
@@ -166,7 +167,7 @@ def train(
             seconds = time.perf_counter() - start
             state.step += 1
             pace.step_took(seconds)
-            _check_finite(loss, norm, state, accelerator, progress)
+            state.anomalies.check(state.step, loss, norm, early, training, tracker, documents, say)
             rate = training.learning_rates[0] * factor
             tokens = sum(_tokens(batch) for batch in micro_batches)
             speed = tokens * ranks / seconds
@@ -188,8 +189,8 @@ def train(
             if stopped and not last:
                 saver.finish()
                 raise Interrupted(f"stopped at step {state.step}; saved. The same command goes on from there", stopped)
-            if over and not last and main:
-                progress.log(f"no better {metric} in {state.waited} evaluations: stopping early")
+            if over and not last:
+                say(f"no better {metric} in {state.waited} evaluations: stopping early")
         saver.finish()
         decorate = saver.decorate
     best = config.keep == "best" and state.best_step is not None
@@ -200,22 +201,6 @@ def train(
 def _tokens(batch: Batch) -> int:
     """Positions computed, those of the encoder and of the decoder."""
     return sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
-
-
-def _check_finite(loss: float, norm: float, state: Progressed, accelerator: Accelerator, progress: Progress) -> None:
-    """Count bad steps in a row. A scaler's own overflow (finite loss) is part of its work."""
-    steps_itself = accelerator.scaler is not None or accelerator.distributed_type == "DEEPSPEED"
-    if math.isfinite(loss) and (math.isfinite(norm) or steps_itself):
-        state.bad = 0
-        return
-    state.bad += 1
-    if accelerator.is_main_process:
-        progress.log(f"step {state.step}: loss {loss}, gradient norm {norm}: step left out")
-    if state.bad >= MAX_NON_FINITE:
-        raise NonFiniteError(
-            f"loss or gradient was not finite for {state.bad} steps, up to step {state.step}. "
-            "Lower optim.lr and optim.muon_lr, or use runtime.precision=fp32"
-        )
 
 
 def _agree(number: int, accelerator: Accelerator) -> int:

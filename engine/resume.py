@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from engine.anomalies import Anomalies
 from engine.checkpoint import (
     Decorate,
     damage_of_best,
@@ -38,13 +39,12 @@ class Progressed:
 
     step: int = 0
     elapsed: float = 0.0
-    # Steps in a row that were left out because loss or gradient was not finite.
-    bad: int = 0
     best_step: int | None = None
     best: dict[str, float] = field(default_factory=dict)
     latest: dict[str, float] = field(default_factory=dict)
     # Evaluations since the best one.
     waited: int = 0
+    anomalies: Anomalies = field(default_factory=Anomalies)
 
 
 def resume(run: RunDirectory, training: Training, tracker: Tracker, facts: Mapping[str, Any]) -> Progressed:
@@ -58,6 +58,7 @@ def resume(run: RunDirectory, training: Training, tracker: Tracker, facts: Mappi
         return Progressed()
     notes = _compare_facts(found, read_manifest(found), facts)
     loaded = load_checkpoint(found, training.model, training.optimizer, accelerator)
+    loaded["anomalies"] = Anomalies(**loaded.get("anomalies", {}))
     state = Progressed(**{f.name: loaded[f.name] for f in fields(Progressed) if f.name in loaded})
     lost = broadcast(damage_of_best(run.path, state.best_step) if main else None, accelerator)
     if lost:

@@ -1,19 +1,21 @@
 """One optimizer step: forward, backward, update, on one process or many, with or without DeepSpeed.
 
+A loss that is not finite on one rank makes the gradients of all ranks NaN, and the step is then left out everywhere: by
+the norm of the gradient here, by DeepSpeed's own check of it under ZeRO.
+
 The loss is the summed cross-entropy over labels != -100 divided by their number over all micro-batches and ranks;
 where a model has two outputs, with labels of their own, the sum of both losses. What is learned is therefore
 independent of micro-batch size, accumulation and rank count.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from engine.errors import NonFiniteError
 from engine.evaluate import IGNORE_INDEX, LABELS, Batch, cross_entropy_sum, pop_labels, run_model, to_device
 from engine.optim import make_optimizer
 from engine.runtime import prepare_model, zero_stage
@@ -31,6 +33,15 @@ class Training:
     optimizer: Any
     accelerator: Accelerator
     learning_rates: list[float]
+    # Loss sums of this rank's micro-batches in the last step (micro-batches, outputs).
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @property
+    def overflow_is_expected(self) -> bool:
+        """Whether a loss scaler is still finding its scale: its overflows are then part of its work."""
+        if self.accelerator.distributed_type == "DEEPSPEED":
+            return self.model.fp16_enabled() and self.optimizer.optimizer.loss_scale > 1
+        return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1
 
 
 def prepare(model: nn.Module, config: "LoopConfig", accelerator: Accelerator) -> Training:
@@ -64,7 +75,7 @@ def train_step(
     totals = [max(total, 1e-9) for total in accelerator.reduce(counts.to(accelerator.device), "sum").tolist()]
     # Ranks average gradients, and Accelerate and DeepSpeed divide by the accumulation: undo both.
     scales = [accelerator.num_processes * len(micro_batches) / total for total in totals]
-    loss_sums = torch.zeros(len(totals), device=accelerator.device)
+    sums = []
     norm = float("nan")
     for batch in micro_batches:
         batch = to_device(batch, accelerator.device)
@@ -73,12 +84,9 @@ def train_step(
             with accelerator.autocast():
                 predictions = run_model(model, batch)
             losses = [cross_entropy_sum(*pair, class_weights) for pair in zip(predictions, answers, strict=True)]
-            loss_sums += torch.stack(losses).detach()
+            sums.append(torch.stack(losses).detach())
             loss = sum(part * scale for part, scale in zip(losses, scales, strict=True))
-            if accelerator.distributed_type == "DEEPSPEED" and not math.isfinite(loss.item()):
-                # The engine steps inside backward, so nothing can be taken back afterwards.
-                raise NonFiniteError("the loss is not finite; lower optim.lr, or use precision=fp32")
-            accelerator.backward(loss)
+            accelerator.backward(loss * torch.where(loss.detach().isfinite(), 1.0, float("nan")))
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
                 norm = float(norm) if norm is not None else float("nan")
@@ -86,8 +94,9 @@ def train_step(
                 if math.isfinite(norm) or accelerator.scaler or accelerator.distributed_type == "DEEPSPEED":
                     optimizer.step()
             optimizer.zero_grad()
-    sums = accelerator.reduce(loss_sums.double(), "sum").tolist()
-    return sum(part / total for part, total in zip(sums, totals, strict=True)), norm
+    training.losses = torch.stack(sums)
+    global_sums = accelerator.reduce(sum(sums).double(), "sum").tolist()
+    return sum(part / total for part, total in zip(global_sums, totals, strict=True)), norm
 
 
 def _counts(batch: Batch, class_weights: Tensor | None) -> Tensor:

@@ -92,6 +92,11 @@ class Tracker:
         if self._mirror is not None:
             self._mirror.table(name, content["columns"], content["rows"], step)
 
+    def alert(self, title: str, text: str) -> None:
+        """Tell whoever follows the run on W&B."""
+        if self._mirror is not None:
+            self._mirror.alert(title, text)
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Merge final figures into summary.json. The keys that reports read are listed in engine/report.py."""
         if not self.main_process:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.environment import redact_tree
+from engine.environment import redact, redact_tree
 from engine.files import read_json, write_json
 
 INIT_TIMEOUT = 20.0
@@ -108,6 +108,10 @@ class WandbMirror:
             run.log({name: table} if step is None else {name: table, STEP: step})
 
         self._submit(call)
+
+    def alert(self, title: str, text: str) -> None:
+        """Send an alert, as W&B is set to: by mail or chat."""
+        self._submit(lambda run: run.alert(title=title, text=redact(text)))
 
     def artifact(self, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any]) -> None:
         """Log `files` (name inside the artifact -> path) as an artifact. They are referred to in place, not copied."""

@@ -146,9 +146,11 @@ def _train(
     ranks = processes.num_processes
     device = default_device(config.runtime.device)
     accumulation = _accumulation(config, training.lengths, ranks, device)
-    batches = LengthBatches(
-        training.lengths, config.batch_size, config.seed, ranks, processes.process_index, accumulation
-    )
+
+    def dealt_to(rank: int) -> LengthBatches:
+        return LengthBatches(training.lengths, config.batch_size, config.seed, ranks, rank, accumulation)
+
+    batches = dealt_to(processes.process_index)
     accelerator = make_accelerator(
         config.runtime, accumulation, max(1, config.batch_size // (accumulation * ranks)), config.optim.max_grad_norm
     )
@@ -198,6 +200,7 @@ def _train(
         larger_is_better=config.metric != "loss",
         evaluation_in_steps=held_out.lengths.sum() / (config.batch_size * mean_length),
         flops_per_token=lambda share: flops_per_token(model.config, round(mean_length), 0.0),
+        documents=lambda step, rank, _: [[splits.train[i].source for i in rows] for rows in dealt_to(rank).batch(step)],
         class_weights=_class_weights(labels, len(splits.names)) if config.class_weights == "balanced" else None,
     )
 

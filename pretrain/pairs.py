@@ -28,6 +28,8 @@ SHOWN = 5
 class Pair(NamedTuple):
     source: str
     target: str
+    # The table and row, where it is of one.
+    origin: str = ""
 
 
 @dataclass
@@ -94,7 +96,7 @@ def read_pairs(config: PairsConfig, path: str, split: str, notes: list[str]) -> 
         if any(text is None or text != text or not str(text).strip() for text in texts):
             missing.append(number)
         else:
-            pairs.append(Pair(*map(str, texts)))
+            pairs.append(Pair(*map(str, texts), f"{path} row {number:,}"))
     if missing and config.on_null == "stop":
         shown = ", ".join(map(str, missing[:SHOWN])) + (f" and {len(missing) - SHOWN:,} more" * (len(missing) > SHOWN))
         raise DataError(
@@ -157,10 +159,14 @@ class PairsObjective:
         self._order: LengthBatches | None = None
 
     def batches(self, step: int, share: Share) -> list[Batch]:
-        if self._order is None:
+        return [self.collate(self.pairs, rows) for rows in self.rows(step, share)]
+
+    def rows(self, step: int, share: Share) -> list[np.ndarray]:
+        """Indices of the pairs in each micro-batch of `share`."""
+        if self._order is None or self._order.rank != share.rank:
             dealt = (share.ranks, share.rank, share.accumulation)
             self._order = LengthBatches(self.lengths, share.global_batch_size, self.seed, *dealt)
-        return [self.collate(self.pairs, rows) for rows in self._order.batch(step)]
+        return self._order.batch(step)
 
     def evaluation(self, pairs: EncodedPairs, rows: int) -> list[Batch]:
         """All of `pairs` once, the short ones first."""

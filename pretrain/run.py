@@ -20,6 +20,7 @@ from model import load_model
 from pretrain.config import PretrainConfig
 from pretrain.data import Data, make_model, make_objective, objective_name, prepare_data
 from pretrain.objectives import CausalObjective
+from pretrain.origins import make_documents
 from pretrain.plan import Plan, make_plan
 from tokenizer.export import save_tokenizer
 
@@ -103,7 +104,7 @@ def _train(
             metrics["val/next_sentence_accuracy"] = sums["next_sentence_accuracy"]
         return metrics
 
-    early = None
+    early, first = None, None
     starts_anew = data.shape == "masked" and data.source is None
     if starts_anew and config.causal_start and not plan.config.next_sentence:
         # Every token is a label there, three times as many as masked ones; with few tokens seen, that decides
@@ -128,6 +129,7 @@ def _train(
         / (plan.global_batch_size * plan.rows.length),
         early_batches=early,
         flops_per_token=lambda share: flops_per_token(plan.config, plan.rows.length, share),
+        documents=make_documents(data, objective, first, share),
     )
 
 

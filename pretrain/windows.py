@@ -27,13 +27,17 @@ class Windows:
 
     def batch(self, step: int, size: int) -> np.ndarray:
         """The `size` windows (size, length + extra) int64 of optimizer step `step`."""
-        samples = range(step * size, (step + 1) * size)
-        return np.stack([self._window(*divmod(sample, self.per_epoch)) for sample in samples])
+        return np.stack([self.store.read(start, self.length + self.extra) for start in self.starts(step, size)])
 
-    def _window(self, epoch: int, index: int) -> np.ndarray:
+    def starts(self, step: int, size: int) -> list[int]:
+        """Where in the store the windows of optimizer step `step` begin."""
+        samples = range(step * size, (step + 1) * size)
+        return [self._start(*divmod(sample, self.per_epoch)) for sample in samples]
+
+    def _start(self, epoch: int, index: int) -> int:
         if epoch != self._epoch:
             generator = np.random.default_rng((self.seed, epoch))
             self._offset = int(generator.integers(self.length)) if epoch else 0
             self._order = generator.permutation(self.per_epoch)
             self._epoch = epoch
-        return self.store.read(self._offset + int(self._order[index]) * self.length, self.length + self.extra)
+        return self._offset + int(self._order[index]) * self.length
