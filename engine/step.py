@@ -14,7 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from engine.errors import NonFiniteError
-from engine.evaluate import IGNORE_INDEX, LABELS, Batch, cross_entropy_sum, pop_labels, run_model, to_device
+from engine.evaluate import LABELS, pop_labels, to_device
+from engine.loss import IGNORE_INDEX, Batch
+from engine.loss import loss_sums as summed_losses
 from engine.optim import make_optimizer
 from engine.runtime import prepare_model, zero_stage
 from engine.sharding import create_sharded_state
@@ -71,8 +73,7 @@ def train_step(
         answers = pop_labels(batch)
         with accelerator.accumulate(model):
             with accelerator.autocast():
-                predictions = run_model(model, batch)
-            losses = [cross_entropy_sum(*pair, class_weights) for pair in zip(predictions, answers, strict=True)]
+                losses = summed_losses(model, batch, answers, class_weights)
             loss_sums += torch.stack(losses).detach()
             loss = sum(part * scale for part, scale in zip(losses, scales, strict=True))
             if accelerator.distributed_type == "DEEPSPEED" and not math.isfinite(loss.item()):
