@@ -1,25 +1,15 @@
-"""Loss sums: the one loss line, and evaluation over a whole set, the same number on any batch size or rank count."""
+"""Evaluation over a whole set: the same number on any batch size or rank count."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-IGNORE_INDEX = -100
+from engine.loss import IGNORE_INDEX, Batch, Predict, as_tuple, cross_entropy_sum, piece_rows, pieces
+
 # Labels that a batch may carry, one kind for each output of the model.
 LABELS = ("labels", "next_sentence_label")
-# Beside tensors, flags that the model's forward takes.
-Batch = dict[str, Any]
-
-
-def cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Summed cross-entropy in nats of logits (..., V) against labels (...); labels of -100 count nothing."""
-    return F.cross_entropy(
-        logits.float().flatten(0, -2), labels.flatten(), weight=weight, ignore_index=IGNORE_INDEX, reduction="sum"
-    )
 
 
 def pop_labels(batch: Batch) -> list[Tensor]:
@@ -27,16 +17,17 @@ def pop_labels(batch: Batch) -> list[Tensor]:
     return [batch.pop(name) for name in LABELS if name in batch]
 
 
-def run_model(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    """The model's outputs, each of logits."""
-    logits = model(**batch)
-    return logits if isinstance(logits, tuple) else (logits,)
-
-
 def to_device(batch: Batch, device: torch.device) -> Batch:
     return {
         key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
     }
+
+
+def score_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed cross-entropy of logits (..., V), how many are right, how many labels (...) count: (3,), fp64."""
+    counted = labels != IGNORE_INDEX
+    right = (logits.argmax(-1) == labels) & counted
+    return torch.stack([cross_entropy_sum(logits, labels).double(), right.sum().double(), counted.sum().double()])
 
 
 @torch.no_grad()
@@ -50,6 +41,7 @@ def evaluate_loss(model: nn.Module, batches: Sequence[Batch], accelerator: Accel
     ranks, rank = accelerator.num_processes, accelerator.process_index
     outputs = sum(name in batches[0] for name in LABELS)
     sums = torch.zeros(outputs, 3, dtype=torch.float64)
+    vocabulary = getattr(model, "module", model).config.vocab_size
     model.eval()
     for start in range(0, len(batches), ranks):
         mine = start + rank
@@ -57,17 +49,16 @@ def evaluate_loss(model: nn.Module, batches: Sequence[Batch], accelerator: Accel
         answers = pop_labels(batch)
         if mine >= len(batches):
             answers = [torch.full_like(labels, IGNORE_INDEX) for labels in answers]
+
+        def read(predict: Predict, hidden: Tensor, labels: Tensor = answers[0]) -> Tensor:
+            rows = piece_rows(vocabulary, hidden.device)
+            return torch.stack([score_sums(predict(h), part) for h, part in pieces(hidden, labels, rows)]).sum(0)
+
         with accelerator.autocast():
-            predictions = run_model(model, batch)
-        for i, (logits, labels) in enumerate(zip(predictions, answers, strict=True)):
-            counted = labels != IGNORE_INDEX
-            sums[i] += torch.stack(
-                [
-                    cross_entropy_sum(logits, labels).double(),
-                    ((logits.argmax(-1) == labels) & counted).sum().double(),
-                    counted.sum().double(),
-                ]
-            ).cpu()
+            first, *others = as_tuple(model(**batch, read=read))
+        sums[0] += first.cpu()
+        for i, (logits, labels) in enumerate(zip(others, answers[1:], strict=True), 1):
+            sums[i] += score_sums(logits, labels).cpu()
     model.train()
     (loss, correct, count), *others = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
     result = {"loss": loss / max(count, 1), "accuracy": correct / max(count, 1), "count": count}

@@ -16,8 +16,8 @@ from engine.capacity import check_space, out_of_memory_explained
 from engine.checkpoint import Decorate
 from engine.cli import parse_duration
 from engine.config import Config
-from engine.evaluate import Batch
 from engine.faults import fault_point
+from engine.loss import Batch
 from engine.optim import OptimConfig
 from engine.pace import Pace
 from engine.progress import Progress

@@ -16,7 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from engine.evaluate import IGNORE_INDEX, LABELS, Batch, cross_entropy_sum, pop_labels, run_model, to_device
+from engine.evaluate import LABELS, pop_labels, to_device
+from engine.loss import IGNORE_INDEX, Batch, loss_sums
 from engine.optim import make_optimizer
 from engine.runtime import prepare_model, zero_stage
 from engine.sharding import create_sharded_state
@@ -82,8 +83,7 @@ def train_step(
         answers = pop_labels(batch)
         with accelerator.accumulate(model):
             with accelerator.autocast():
-                predictions = run_model(model, batch)
-            losses = [cross_entropy_sum(*pair, class_weights) for pair in zip(predictions, answers, strict=True)]
+                losses = loss_sums(model, batch, answers, class_weights)
             sums.append(torch.stack(losses).detach())
             loss = sum(part * scale for part, scale in zip(losses, scales, strict=True))
             accelerator.backward(loss * torch.where(loss.detach().isfinite(), 1.0, float("nan")))

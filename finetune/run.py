@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from engine.config import load_config
 from engine.errors import CheckpointError
-from engine.evaluate import Batch, cross_entropy_sum, to_device
+from engine.evaluate import to_device
 from engine.flops import flops_per_token
 from engine.loop import HARMLESS, train
+from engine.loss import Batch, cross_entropy_sum
 from engine.run_directory import RunDirectory, find_model
 from engine.runtime import default_device, make_accelerator, start_processes
 from engine.tracking import Tracker

@@ -1,5 +1,7 @@
 """Models: the trunk and what stands on top. Every forward maps tensors to logits."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,13 @@ from model.initialization import init_weights
 from model.layers import ACTIVATIONS
 from model.norms import make_norm
 from model.transformer import Transformer
+
+# What is done with (predict, hidden) in place of predict(hidden): logits read a piece at a time never stand whole.
+Read = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+
+
+def _apply(read: Read | None, predict: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    return predict(hidden) if read is None else read(predict, hidden)
 
 
 class CausalLM(nn.Module):
@@ -23,9 +32,15 @@ class CausalLM(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.trunk.embed.weight
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        read: Read | None = None,
+    ) -> Tensor:
         """Logits (B, T, V) of the token after each position. See Transformer.forward for the arguments."""
-        return self.predict(self.trunk(input_ids, attention_mask, cache))
+        return _apply(read, self.predict, self.trunk(input_ids, attention_mask, cache))
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., C)."""
@@ -79,6 +94,7 @@ class MaskedLM(nn.Module):
         positions: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         causal: bool = False,
+        read: Read | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (B, T, V); with `positions` (B, M) only at those, (B, M, V): most are never asked for in training.
 
@@ -88,7 +104,7 @@ class MaskedLM(nn.Module):
         chosen = hidden
         if positions is not None:
             chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.size(-1)))
-        logits = self.predict(chosen)
+        logits = _apply(read, self.predict, chosen)
         if self.config.next_sentence:
             return logits, self.next_sentence(self.pooler(hidden[:, 0]))
         return logits
@@ -141,11 +157,11 @@ class Seq2SeqLM(nn.Module):
         decoder_attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
         memory: Tensor | None = None,
+        read: Read | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the token after each of decoder_input_ids (B, T). See EncoderDecoder.forward."""
-        return self.predict(
-            self.trunk(input_ids, decoder_input_ids, attention_mask, decoder_attention_mask, cache, memory)
-        )
+        hidden = self.trunk(input_ids, decoder_input_ids, attention_mask, decoder_attention_mask, cache, memory)
+        return _apply(read, self.predict, hidden)
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of decoder states (..., C)."""

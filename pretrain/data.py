@@ -9,7 +9,7 @@ from torch import nn
 
 from corpus.store import TokenStore, build_store
 from engine.errors import CheckpointError, ConfigError, DataError
-from engine.evaluate import Batch
+from engine.loss import Batch
 from engine.run_directory import find_model
 from engine.runtime import default_device
 from model import HEADS, ModelConfig, load_model

@@ -3,7 +3,7 @@
 import numpy as np
 
 from corpus.store import TokenStore
-from engine.evaluate import Batch
+from engine.loss import Batch
 from engine.runtime import Share
 from pretrain.objectives import EVALUATION_MLM_PROBABILITY, EVALUATION_SEED, MaskedObjective, to_tensors
 

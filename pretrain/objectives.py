@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from corpus.store import TokenStore
-from engine.evaluate import IGNORE_INDEX, Batch
+from engine.loss import IGNORE_INDEX, Batch
 from engine.runtime import Share
 from pretrain.windows import Windows
 

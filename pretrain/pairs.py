@@ -12,7 +12,7 @@ from corpus.paths import find_files, is_hub_name, saved_dataset
 from corpus.tables import iter_rows
 from engine.batches import LengthBatches, ordered_batches
 from engine.errors import DataError
-from engine.evaluate import IGNORE_INDEX, Batch
+from engine.loss import IGNORE_INDEX, Batch
 from engine.runtime import Share
 from pretrain.config import PairsConfig
 from pretrain.objectives import to_tensors

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from engine.evaluate import Batch
+from engine.loss import Batch
 from engine.runtime import make_accelerator
 from engine.step import prepare, train_step
 from model import HEADS, ModelConfig

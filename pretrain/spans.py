@@ -12,7 +12,7 @@ import numpy as np
 
 from corpus.store import TokenStore
 from engine.errors import ConfigError
-from engine.evaluate import Batch
+from engine.loss import Batch
 from engine.runtime import Share
 from pretrain.objectives import EVALUATION_SEED, to_tensors
 from pretrain.windows import Windows

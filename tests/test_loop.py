@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from engine.checkpoint import find_damage, latest_checkpoint
 from engine.errors import CheckpointError, NonFiniteError
-from engine.evaluate import IGNORE_INDEX, cross_entropy_sum, evaluate_loss
+from engine.evaluate import evaluate_loss
 from engine.loop import LoopConfig, train
+from engine.loss import IGNORE_INDEX, cross_entropy_sum
 from engine.optim import OptimConfig
 from engine.run_directory import RunDirectory
 from engine.runtime import RuntimeConfig, Share

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.errors import ConfigError, DataError
-from engine.evaluate import IGNORE_INDEX
+from engine.loss import IGNORE_INDEX
 from engine.runtime import Share
 from pretrain.next_sentence import NextSentenceObjective
 from pretrain.objectives import CausalObjective, MaskedObjective

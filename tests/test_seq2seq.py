@@ -13,8 +13,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 from corpus.config import CorpusConfig
 from engine.config import load_config
 from engine.errors import CheckpointError, ConfigError, DataError
-from engine.evaluate import IGNORE_INDEX
 from engine.greedy import greedy_decode
+from engine.loss import IGNORE_INDEX
 from engine.runtime import Share
 from finetune.run import finetune
 from finetune.run_config import FinetuneConfig

@@ -1,0 +1,212 @@
+"""Where the time of a training step goes, by kind, and its share of the machine's matrix products.
+
+    python -m benchmarks.profile --width 384 --layers 6 --length 256 --vocabulary 4096
+    python -m benchmarks.profile --model mlm --width 192 --optimizer adamw --compile
+
+The step's time is measured first, median of --steps; the shares come from one step more under torch.profiler, which
+makes small operations look larger than they are. A backward operation counts where its forward one does.
+"""
+
+import statistics
+import time
+from collections import defaultdict
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from engine import loss, step
+from engine.config import build_config
+from engine.flops import flops_per_token
+from engine.runtime import DTYPES, make_accelerator, matmul_ceiling, resolve_precision, start_processes
+from engine.step import prepare, train_step
+from model import HEADS, attention, layers, transformer
+from pretrain.config import PretrainConfig
+from pretrain.memory import Setup
+from pretrain.presets import build_config as build_model
+from pretrain.rehearsal import random_batch
+
+PREFIX = "kind: "
+# Functions whose work is one kind, matrix products and attention in them excepted.
+LABELS = (
+    (transformer.Transformer, "_embed", "embedding"),
+    (transformer.Transformer, "_mask", "positions and masks"),
+    (transformer, "rotary_table", "positions and masks"),
+    (layers.Block, "_residual", "residual"),
+    (attention, "rotate", "rotary"),
+    (layers.MLP, "forward", "activation"),
+    (loss, "loss_sums", "trunk"),
+    (loss._HeadLoss, "forward", "head and loss"),
+    (loss._HeadLoss, "backward", "head and loss"),
+    (step, "_counts", "data"),
+)
+OPERATIONS = {
+    "matrix products": ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"),
+    "attention": ("aten::_scaled_dot_product", "aten::_softmax", "aten::_safe_softmax"),
+    "casts and copies": ("aten::copy_", "aten::_to_copy", "aten::to", "aten::clone", "aten::contiguous"),
+    "gradient accumulation": ("torch::autograd::AccumulateGrad",),
+    "fused kernels": ("graph_", "cpp_fused"),
+}
+# Everything in them counts there, matrix products too.
+CLOSED = ("head and loss", "optimizer: Muon", "optimizer: AdamW", "clipping")
+OPTIMIZER = ((None, "_muon", "optimizer: Muon"), (None, "_adamw", "optimizer: AdamW"))
+
+
+def main(
+    model: Annotated[str, typer.Option(help="a preset: gpt, mlm, ...")] = "gpt",
+    width: int = 384,
+    layers: int = 6,
+    length: int = 256,
+    vocabulary: int = 4096,
+    rows: Annotated[int, typer.Option(help="of a micro-batch")] = 4,
+    accumulation: int = 2,
+    optimizer: str = "muon",
+    precision: str = "auto",
+    compile: bool = False,
+    checkpointing: int = 0,
+    steps: int = 5,
+) -> None:
+    """Print the table and, under it, tokens per second and the share of the ceiling."""
+    tree = {
+        "model": model,
+        "budget": None,
+        "micro_batch_size": rows,
+        "runtime": {"compile": compile, "precision": precision, "gradient_checkpointing": checkpointing},
+        "optim": {"name": optimizer},
+    }
+    config = build_config(PretrainConfig, tree, "benchmark")
+    start_processes(config.runtime)
+    accelerator = make_accelerator(config.runtime, accumulation, rows, config.optim.max_grad_norm)
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, width // 64),
+        "max_position_embeddings": length,
+    }
+    shape = build_model(model, sizes)
+    labels = length if shape.causal else round(length * config.mlm_probability)
+    setup = Setup(rows, length, labels, accumulation=accumulation)
+    if compile:
+        torch._inductor.config.cpp.enable_kernel_profile = True
+    torch.manual_seed(0)
+    training = prepare(HEADS["causal" if shape.causal else "masked"](shape), config, accelerator)
+
+    def one() -> float:
+        batches = [random_batch(shape, setup) for _ in range(accumulation)]
+        start = time.perf_counter()
+        train_step(training, batches, 1.0, config.optim.max_grad_norm)
+        return time.perf_counter() - start
+
+    first = one()
+    one()
+    dtype = DTYPES[resolve_precision(config.runtime.precision, accelerator.device)]
+    ceilings, times = [], []
+    for _ in range(steps):
+        ceilings.append(matmul_ceiling(accelerator.device, dtype))
+        times.append(one())
+    seconds, ceiling = statistics.median(times), statistics.median(ceilings)
+    with _labelled(training), profile(activities=[ProfilerActivity.CPU]) as profiler:
+        one()
+    shares = by_kind(profiler.events())
+    total = sum(shares.values())
+    table = Table(title=f"{model} {layers} x {width}, T {length}, V {vocabulary}, {accumulation} x {rows} rows")
+    for column in ("kind", "share", "ms"):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+    for kind, took in sorted(shares.items(), key=lambda item: -item[1]):
+        table.add_row(kind, f"{took / total:.1%}", f"{1000 * seconds * took / total:,.1f}")
+    Console().print(table)
+    tokens = rows * length * accumulation
+    flops = flops_per_token(shape, length, labels / length)
+    print(f"first step {first:.1f} s; {1000 * seconds:,.0f} ms a step, {tokens / seconds:,.0f} tokens/s")
+    print(f"{flops * tokens / seconds / ceiling:.1%} of {ceiling / 1e9:,.0f} GFLOP/s ({dtype}, measured between steps)")
+
+
+class _labelled:
+    """While it is open, the functions of LABELS record their kind for the profiler."""
+
+    def __init__(self, training: step.Training) -> None:
+        inner = training.optimizer
+        while hasattr(inner, "optimizer"):
+            inner = inner.optimizer
+        self.places = [*LABELS, (step, "summed_losses", "trunk")]
+        self.places += [(type(training.accelerator), "clip_grad_norm_", "clipping")]
+        self.places += [(type(inner), name, kind) for _, name, kind in OPTIMIZER if hasattr(type(inner), name)]
+        self.places += [
+            (type(m), "forward", "norms")
+            for m in {type(m): m for m in training.model.modules()}.values()
+            if "Norm" in type(m).__name__
+        ]
+
+    def __enter__(self) -> None:
+        self.kept = [(owner, name, owner.__dict__[name]) for owner, name, _ in self.places if name in owner.__dict__]
+        for (owner, name, kept), (_, _, kind) in zip(
+            self.kept, [place for place in self.places if place[1] in place[0].__dict__], strict=True
+        ):
+            function = kept.__func__ if isinstance(kept, staticmethod) else kept
+            wrapped = _recording(function, kind)
+            setattr(owner, name, staticmethod(wrapped) if isinstance(kept, staticmethod) else wrapped)
+
+    def __exit__(self, *_: object) -> None:
+        for owner, name, kept in self.kept:
+            setattr(owner, name, kept)
+
+
+def _recording(function: Any, kind: str) -> Any:
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        with record_function(PREFIX + kind):
+            return function(*arguments, **keywords)
+
+    return call
+
+
+def by_kind(events: list[Any]) -> dict[str, float]:
+    """Microseconds of each kind, every operation counted once, without what it calls."""
+    forward: dict[int, str] = {}
+    for event in events:
+        if event.sequence_nr >= 0 and not _is_backward(event):
+            label = _label(event)
+            # The outermost operation made the node; those in it may carry its number too.
+            forward.setdefault(event.sequence_nr, label or "other")
+    found: dict[str, float] = defaultdict(float)
+    for event in events:
+        found[_kind(event, forward)] += event.self_cpu_time_total
+    return dict(found)
+
+
+def _ancestors(event: Any) -> Any:
+    while event is not None:
+        yield event
+        event = event.cpu_parent
+
+
+def _is_backward(event: Any) -> bool:
+    return any("autograd::engine" in e.name or "Backward" in e.name for e in _ancestors(event))
+
+
+def _label(event: Any) -> str | None:
+    return next((e.name[len(PREFIX) :] for e in _ancestors(event) if e.name.startswith(PREFIX)), None)
+
+
+def _kind(event: Any, forward: dict[int, str]) -> str:
+    label = _label(event)
+    if label in CLOSED:
+        return label
+    above = list(_ancestors(event))
+    if label is None:
+        numbers = [e.sequence_nr for e in above if e.sequence_nr >= 0 and "Backward" in e.name]
+        label = next((forward[n] for n in numbers if n in forward), None)
+    for e in above:
+        for kind, names in OPERATIONS.items():
+            if e.name.startswith(names) and not e.name.startswith(PREFIX):
+                return kind
+    if label is None and any(e.name.startswith("Optimizer") for e in above):
+        return "optimizer: AdamW"
+    return label or "other"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,109 @@
+"""The one loss line: summed cross-entropy, of whole logits or read off hidden states a piece at a time.
+
+Logits of all positions are the largest tensors of a step where the vocabulary is large against the width. A model that
+has a vocabulary head takes `read` in its forward: what is done with (predict, hidden) instead of predicting everything.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+IGNORE_INDEX = -100
+# Beside tensors, flags that the model's forward takes.
+Batch = dict[str, Any]
+Predict = Callable[[Tensor], Tensor]
+
+# Logits of one piece; fewer rows than MIN_ROWS would make each a poor matrix product, and their gradients of the head's
+# matrix, one for each piece, cost more than they.
+PIECE = {"cpu": 2**22, "cuda": 2**27}
+MIN_ROWS = 512
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Summed cross-entropy in nats of logits (..., V) against labels (...); labels of -100 count nothing."""
+    return F.cross_entropy(
+        logits.float().flatten(0, -2), labels.flatten(), weight=weight, ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+
+
+def loss_sums(model: nn.Module, batch: Batch, answers: list[Tensor], weight: Tensor | None = None) -> list[Tensor]:
+    """Summed cross-entropy of each of the model's outputs on `batch` (without labels) against its `answers`."""
+    inner = getattr(model, "module", model)
+    if not hasattr(inner, "predict"):
+        return [cross_entropy_sum(model(**batch), answers[0], weight)]
+    head = [p for name, p in inner.named_parameters(remove_duplicate=False) if not name.startswith("trunk.")]
+    head = [p for p in head if p.requires_grad]
+    # ZeRO-3 gathers weights around a module's own forward and backward.
+    sharded = any(hasattr(p, "ds_id") for p in head)
+
+    def read(predict: Predict, hidden: Tensor) -> Tensor:
+        rows = piece_rows(inner.config.vocab_size, hidden.device)
+        if not sharded and not _in_fp16(hidden):
+            return _HeadLoss.apply(predict, rows, hidden, answers[0], *head)
+        losses = [
+            checkpoint(lambda *pair: cross_entropy_sum(predict(pair[0]), pair[1]), *pair, use_reentrant=False)
+            for pair in pieces(hidden, answers[0], rows)
+        ]
+        return torch.stack(losses).sum()
+
+    first, *others = as_tuple(model(**batch, read=read))
+    return [first, *(cross_entropy_sum(logits, labels) for logits, labels in zip(others, answers[1:], strict=True))]
+
+
+def _in_fp16(hidden: Tensor) -> bool:
+    """Whether gradients wait for the loss scale."""
+    kind = hidden.device.type
+    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    return autocast or hidden.dtype == torch.float16
+
+
+def as_tuple(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The outputs of a model that may have one or several."""
+    return output if isinstance(output, tuple) else (output,)
+
+
+def piece_rows(vocab_size: int, device: torch.device) -> int:
+    """Positions whose logits are made at a time."""
+    return max(MIN_ROWS, PIECE.get(device.type, PIECE["cuda"]) // vocab_size)
+
+
+def pieces(hidden: Tensor, labels: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Hidden states (..., C) and labels (...) in pieces (rows, C) and (rows,), the last one shorter."""
+    return zip(hidden.flatten(0, -2).split(rows), labels.flatten().split(rows), strict=True)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """cross_entropy_sum(predict(hidden), labels), with the gradients of each piece made when its logits are there.
+
+    So nothing of (rows, V) outlives its piece, and nothing is computed twice (the idea of Hsu et al. 2024, "Liger
+    Kernel"). `head`: the parameters that `predict` reads.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, predict: Predict, rows: int, hidden: Tensor, labels: Tensor, *head: Tensor) -> Tensor:
+        total = torch.zeros((), device=hidden.device)
+        ctx.hidden, ctx.head = [], [None] * len(head)
+        for part, answers in pieces(hidden, labels, rows):
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                loss = cross_entropy_sum(predict(part), answers)
+                gradient, *gradients = torch.autograd.grad(loss, (part, *head), allow_unused=True)
+            total += loss.detach()
+            ctx.hidden.append(gradient)
+            for i, found in enumerate(gradients):
+                if found is not None:
+                    ctx.head[i] = found if ctx.head[i] is None else ctx.head[i].add_(found)
+        ctx.shape = hidden.shape
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        hidden = torch.cat(ctx.hidden).view(ctx.shape).mul_(scale)
+        head = [None if gradient is None else gradient.mul_(scale) for gradient in ctx.head]
+        del ctx.hidden, ctx.head
+        return None, None, hidden, None, *head
