@@ -27,18 +27,18 @@ def poison(training: Training, where: str, value: float) -> Any:
     """Spoil the next forward pass on rank 1; returns the hook's handle."""
     calls = []
 
-    def spoil(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor | None:
+    def spoil(module: Any, inputs: Any, hidden: torch.Tensor) -> torch.Tensor | None:
         calls.append(1)
         if os.environ["RANK"] != "1" or len(calls) > 1:
             return None
         if where == "gradient":
-            logits.register_hook(lambda gradient: gradient * value)
+            hidden.register_hook(lambda gradient: gradient * value)
             return None
-        spoilt = torch.ones_like(logits)
+        spoilt = torch.ones_like(hidden)
         spoilt[0, 0] = value
-        return logits * spoilt
+        return hidden * spoilt
 
-    return unwrap(training.model).register_forward_hook(spoil)
+    return unwrap(training.model).trunk.register_forward_hook(spoil)
 
 
 def look(stage: int | None, optimizer: str, precision: str, where: str, value: float) -> dict[str, Any]:
