@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.optim.adamw import adamw
 
 from engine.config import Config
-from engine.runtime import cpu_has_bf16
+from engine.runtime import DTYPES, cpu_has_bf16
 
 # Elements of a Muon group under ZeRO: what a rank gathers at a time, 256 MB in fp32.
 GATHERED = 2**26
@@ -32,15 +32,18 @@ class OptimConfig(Config):
     max_grad_norm: float = 1.0
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig, stage: int | None) -> torch.optim.Optimizer:
-    """The optimizer for `model`, not yet sharded; `stage` is the ZeRO stage or None."""
+def make_optimizer(
+    model: nn.Module, config: OptimConfig, stage: int | None, precision: str = "fp32"
+) -> torch.optim.Optimizer:
+    """The optimizer for `model`, not yet sharded; `stage` is the ZeRO stage or None, `precision` that of the run."""
     muon = config.name != "adamw"
     groups = parameter_groups(model, config, muon)
     if not muon:
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     if stage is not None:
         groups = [part for group in groups for part in (_split(group) if "momentum" in group else [group])]
-    return MuonAdamW(groups)
+    device = next(model.parameters()).device
+    return MuonAdamW(groups, orthogonalize_dtype(device, precision))
 
 
 def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
@@ -128,8 +131,10 @@ class MuonAdamW(torch.optim.Optimizer):
     of the gradient, and keeps momentum in the type and layout of its gradients.
     """
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
+    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype = torch.float32) -> None:
+        """`dtype`: what matrices are orthogonalised in."""
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+        self.dtype = dtype
         self.sharded: dict[Tensor, ShardedMatrices] = {}
 
     @torch.no_grad()
@@ -148,9 +153,11 @@ class MuonAdamW(torch.optim.Optimizer):
             momentum.lerp_(p.grad, 1 - group["momentum"])
             updates.append(p.grad.lerp(momentum, group["momentum"]))
         if self.sharded:
-            updates = [sharded_muon_updates(u, self.sharded[p]) for p, u in zip(parameters, updates, strict=True)]
+            updates = [
+                sharded_muon_updates(u, self.sharded[p], self.dtype) for p, u in zip(parameters, updates, strict=True)
+            ]
         else:
-            updates = muon_updates(updates)
+            updates = muon_updates(updates, self.dtype)
         for p, update in zip(parameters, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(update, alpha=-group["lr"])
@@ -182,7 +189,7 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-def muon_updates(matrices: list[Tensor]) -> list[Tensor]:
+def muon_updates(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Each matrix orthogonalised and scaled by sqrt(max(1, rows / columns)), in new memory."""
     stacks: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, matrix in enumerate(matrices):
@@ -190,19 +197,19 @@ def muon_updates(matrices: list[Tensor]) -> list[Tensor]:
     updates: list[Tensor] = [None] * len(matrices)
     for stack in stacks.values():
         wide = [matrices[i] if matrices[i].size(0) <= matrices[i].size(1) else matrices[i].T for i in stack]
-        for i, update in zip(stack, orthogonalize(torch.stack(wide)), strict=True):
+        for i, update in zip(stack, orthogonalize(torch.stack(wide), dtype), strict=True):
             rows, columns = matrices[i].shape
             updates[i] = (update if rows <= columns else update.T) * max(1.0, rows / columns) ** 0.5
     return updates
 
 
-def sharded_muon_updates(shard: Tensor, layout: ShardedMatrices) -> Tensor:
+def sharded_muon_updates(shard: Tensor, layout: ShardedMatrices, dtype: torch.dtype) -> Tensor:
     """muon_updates of the matrices of which `shard` (elements,) is this rank's part; collective."""
     ranks, rank = distributed.get_world_size(layout.group), distributed.get_rank(layout.group)
     shards = torch.empty(ranks, shard.numel(), dtype=shard.dtype, device=layout.device)
     distributed.all_gather_into_tensor(shards.view(-1), shard.to(layout.device), group=layout.group)
     mine = layout.placements[rank::ranks]
-    updates = muon_updates([placement.read(shards) for placement in mine])
+    updates = muon_updates([placement.read(shards) for placement in mine], dtype)
     shards.zero_()
     for placement, update in zip(mine, updates, strict=True):
         placement.write(shards, update)
@@ -212,13 +219,13 @@ def sharded_muon_updates(shard: Tensor, layout: ShardedMatrices) -> Tensor:
     return result.to(shard.device)
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
     """Nearest semi-orthogonal matrices (N, rows <= columns, columns) by the quintic Newton-Schulz iteration of Muon.
 
     Its coefficients trade exactness for speed: singular values end within about [0.7, 1.2] (Jordan et al. 2024).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.to(orthogonalize_dtype(matrices.device))
+    x = matrices.to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
@@ -226,6 +233,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     return x.to(matrices.dtype)
 
 
-def orthogonalize_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where it is multiplied in hardware; the iteration corrects its own rounding."""
-    return torch.bfloat16 if device.type == "cuda" or cpu_has_bf16() else torch.float32
+def orthogonalize_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """bf16 for runs in half precision where it is multiplied in hardware: the iteration corrects its own rounding, but
+    five steps enlarge a difference in the last bit too far for runs that are to be equal in fp32."""
+    in_hardware = device.type == "cuda" or cpu_has_bf16()
+    return torch.bfloat16 if DTYPES[precision] != torch.float32 and in_hardware else torch.float32

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from engine.evaluate import LABELS, pop_labels, to_device
 from engine.loss import IGNORE_INDEX, Batch, loss_sums
 from engine.optim import make_optimizer
-from engine.runtime import prepare_model, zero_stage
+from engine.runtime import prepare_model, resolve_precision, zero_stage
 from engine.sharding import create_sharded_state
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def prepare(model: nn.Module, config: "LoopConfig", accelerator: Accelerator) ->
     stage = zero_stage(config.runtime)
     model.train().to(accelerator.device)
     prepare_model(model, config.runtime)
-    optimizer = make_optimizer(model, config.optim, stage)
+    precision = resolve_precision(config.runtime.precision, accelerator.device)
+    optimizer = make_optimizer(model, config.optim, stage, precision)
     learning_rates = [group["lr"] for group in optimizer.param_groups]
     model, optimizer = accelerator.prepare(model, optimizer)
     if stage is not None:

@@ -217,7 +217,7 @@ def setup_of(config: PretrainConfig, plan: Plan, ranks: int, stage: int, device:
         muon=config.optim.name != "adamw",
         padded=config.pairs is not None,
         device=device.type,
-        iterate=orthogonalize_dtype(device).itemsize,
+        iterate=orthogonalize_dtype(device, precision).itemsize,
     )
 
 
