@@ -89,6 +89,22 @@ def test_small_tables_that_overflow_and_forget(tokenizer, number, monkeypatch):
         assert_exact(tokenizer, [*random_texts(seed, 30), *make_documents(3, seed)])
 
 
+@pytest.mark.parametrize("slots", [2, 64, 1 << 19])
+def test_units_are_told_apart_by_every_byte(slots, monkeypatch):
+    """Ids are bytes here, words differ in one place, and many share a slot."""
+    monkeypatch.setattr(memo, "SLOTS", slots)
+    pairs = [bytes([a, b]) for a in b" xy" for b in b"xy"]
+    table = memo.Memo(
+        [*(bytes([i]) for i in range(256)), *pairs],
+        lambda texts: [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts],
+    )
+    words = [b"x" * i + b"y" + b"x" * (length - i - 1) for length in range(1, 20) for i in range(length)]
+    texts = [b" ".join(words), *words, b"x" * 70, b"\0x", b"x\0\0", b"\0"]
+    for _ in range(2):
+        for text, ids in zip(texts, table.encode(texts), strict=True):
+            assert ids.tolist() == list(text)
+
+
 def test_stretches_of_long_texts(tokenizer, monkeypatch):
     monkeypatch.setattr("tokenizer.tokenizer._STRETCH", 3000)
     texts = ["".join(random_texts(seed, 60)) for seed in range(6)]
