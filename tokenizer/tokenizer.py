@@ -7,8 +7,9 @@ tokenizer.decode(ids)                    # the same text
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from engine.errors import CheckpointError
 from engine.files import read_json
+from tokenizer.memo import Memo
 from tokenizer.stream import StreamDecoder, decode
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ _LARGEST_MODEL = 64 << 20  # bytes; a vocabulary of a million pieces is about 20
 # SentencePiece slows down on long strings (measured: 6 MB/s at 4,000 characters, 2 MB/s at a million), and a thread
 # takes whole strings, so longer ones are cut.
 _SEGMENT = 4096
+_STRETCH = 1 << 20  # characters that the memo takes at once: it needs about 25 bytes for each
+_FEW = 1 << 14  # characters that are encoded sooner without it
 
 
 class Tokenizer:
@@ -96,13 +100,54 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
         """Ids of each text (int32), as `encode` gives them, on `threads` threads (None: one per usable core)."""
-        cuts = [self._cut(text) for text in texts]
-        encoded = self._run([segment for cut in cuts for segment in cut], threads or usable_cores())
+        threads = threads or usable_cores()
+        if self._memo is None or sum(map(len, texts)) < _FEW:
+            return self._encode_in_cuts(texts, _SEGMENT, lambda segments: self._run(segments, threads))
+        return self._encode_in_cuts(texts, _STRETCH, self._remembered)
+
+    def _encode_in_cuts(
+        self, texts: Sequence[str], size: int, encode: Callable[[list[str]], list[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """Ids of each text, from those of its stretches of about `size` characters."""
+        cuts = [self._cut(text, size) for text in texts]
+        encoded = encode([stretch for cut in cuts for stretch in cut])
         ids, start = [], 0
         for cut in cuts:
-            ids.append(np.concatenate(encoded[start : start + len(cut)]))
+            ids.append(encoded[start] if len(cut) == 1 else np.concatenate(encoded[start : start + len(cut)]))
             start += len(cut)
         return ids
+
+    def _remembered(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text by the memo, about _STRETCH characters at a time."""
+        ids: list[np.ndarray] = []
+        ends = np.cumsum([len(text) for text in texts]) // _STRETCH
+        turns = [0, *(np.flatnonzero(np.diff(ends)) + 1).tolist(), len(texts)]
+        for start, stop in pairwise(turns):
+            group = texts[start:stop]
+            try:
+                data = [text.encode() for text in group]
+            except UnicodeEncodeError:
+                data = [_valid(text).encode() for text in group]
+            ids += self._memo.encode([text.replace(SPACE.encode(), b" ") for text in data])
+        return ids
+
+    @cached_property
+    def _memo(self) -> Memo | None:
+        """None for a model whose ids cannot be put together from those of stretches."""
+        processor = self._processor
+        whole = (
+            self.lossless and SPACE in self._vocabulary and not any(map(processor.is_unused, range(self.vocab_size)))
+        )
+        if not whole or sum(map(processor.is_byte, range(self.vocab_size))) < 256:
+            return None
+        threads = usable_cores()
+        memo = Memo(
+            self._bytes,
+            lambda texts: self._encode_in_cuts(
+                texts, _SEGMENT, lambda cut: self._run(cut, threads if len(cut) >= 4 * threads else 1)
+            ),
+        )
+        return memo if memo.usable else None
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Special ids, and ids outside the vocabulary (a model's padding rows), give nothing."""
@@ -147,13 +192,13 @@ class Tokenizer:
             # JSON can smuggle lone surrogates into a str; they have no UTF-8 form.
             return self._processor.encode([_valid(text) for text in texts], return_type="numpy", num_threads=threads)
 
-    def _cut(self, text: str) -> list[str]:
+    def _cut(self, text: str, size: int) -> list[str]:
         """Cut a long text where no piece can reach across, so that the ids of the segments are the ids of the text."""
-        if len(text) <= _SEGMENT or not self.lossless:
+        if len(text) <= size or not self.lossless:
             return [text]
         inner, segments, start = self._inner_pairs, [], 0
-        while len(text) - start > _SEGMENT:
-            end = start + _SEGMENT
+        while len(text) - start > size:
+            end = start + size
             while end < len(text) and text[end - 1 : end + 1] in inner:
                 end += 1
             segments.append(text[start:end])
