@@ -87,7 +87,7 @@ def json_layout(path: Path) -> str | None:
         return None
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None if rest else "lines"  # a first line longer than what was looked at
     return "lines"
 

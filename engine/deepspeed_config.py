@@ -39,7 +39,7 @@ def read_deepspeed(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"runtime.deepspeed={path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"runtime.deepspeed={path}: not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"runtime.deepspeed={path}: a JSON object is needed, not {type(config).__name__}")

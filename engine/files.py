@@ -117,7 +117,7 @@ def read_json(path: Path | str) -> Any:
     """The tree in a JSON file, or None when the file is missing or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -82,7 +82,7 @@ def _lines(data: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield line, row

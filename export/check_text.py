@@ -85,34 +85,38 @@ def check_runtime(source: Source, file: Path, fields: dict[str, Any]) -> list[Fi
         Finding("beginning and end tokens, llama.cpp itself", f"{sum(alike)} of {len(alike)} prompts", all(alike)),
     ]
     exact = fields.get(Keys.General.FILE_TYPE) == LlamaFileType.ALL_F32
-    agreed, ties, furthest = [], 0, 0.0
+    agreed, equal, ties, furthest = [], 0, 0, 0.0
     for ids in sources:
         count, gap, difference = compare_greedy(source.model, runtime, ids, length)
         furthest = max(furthest, difference)
         agreed.append(count)
-        ties += count < length and gap <= 2 * difference
+        equal += gap is None
+        ties += gap is not None and gap <= 2 * difference
     seen = (
-        f"{agreed.count(length)} of {len(agreed)} texts equal for {length} tokens"
+        f"{equal} of {len(agreed)} texts equal for {length} tokens or to their end"
         f" ({', '.join(map(str, agreed))}); logits differ by {furthest:.2g} at most"
     )
     if ties:
         seen += f"; {ties} parted where that decides which token is the best"
-    passed = (agreed.count(length) + ties == len(agreed) and furthest <= TOLERANCE) if exact else None
+    passed = (equal + ties == len(agreed) and furthest <= TOLERANCE) if exact else None
     return [*findings, Finding("greedy text, llama.cpp itself", seen, passed)]
 
 
-def compare_greedy(model: nn.Module, runtime: LlamaCpp, ids: list[int], length: int) -> tuple[int, float, float]:
-    """(tokens before the two part, gap of our logits between both choices there, largest difference of logits)."""
+def compare_greedy(model: nn.Module, runtime: LlamaCpp, ids: list[int], length: int) -> tuple[int, float | None, float]:
+    """(equal tokens, gap of our logits between both choices where the two part or None, largest difference of logits).
+
+    A text ends with `length` tokens or the end token.
+    """
     ended = model.config.eos_token_id
-    difference = 0.0
+    count, difference = 0, 0.0
     for count, (mine, other) in enumerate(zip(greedy(model, ids, length), runtime.greedy(ids, length), strict=True)):
         (token, logits), (their_token, their_logits) = mine, other
         difference = max(difference, float(np.abs(logits - their_logits).max()))
         if token != their_token:
             return count, float(logits[token] - logits[their_token]), difference
         if token == ended:
-            break
-    return length, 0.0, difference
+            return count + 1, None, difference
+    return count + 1, None, difference
 
 
 @torch.inference_mode()

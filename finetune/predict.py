@@ -18,6 +18,7 @@ from finetune.batches import collate, ordered_batches
 from finetune.encode import encode_texts, padding_id
 from finetune.texts import STDIN, InputFormat, iter_chunks, iter_texts
 from model import load_model
+from model.pretrained import read_config
 from tokenizer import load_tokenizer
 
 OutputFormat = Literal["jsonl", "csv"]
@@ -144,14 +145,16 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
 
 
 def find_classifier(path: Path) -> Path:
-    """`path` or its model/ folder (of a run directory), whichever holds a classifier. Raises CheckpointError."""
+    """`path` or its model/ folder (of a run directory), whichever holds a classifier.
+
+    Raises CheckpointError, ModelDirectoryError.
+    """
     directory = find_model(path)
     advice = "Make one with `python -m finetune`, and give its run or model directory"
     if directory is None:
         problem = "no config.json here or in model/" if path.is_dir() else "no such directory"
         raise CheckpointError(f"{path}: {problem}, so this is not a classifier. {advice}")
-    config = read_json(directory / "config.json")
-    names = config.get("architectures") if isinstance(config, dict) else None
+    names = read_config(directory)["architectures"]
     if not names or not str(names[0]).endswith("ForSequenceClassification"):
         kind = names[0] if names else "unknown"
         raise CheckpointError(

@@ -64,7 +64,7 @@ def _json_texts(lines: Iterable[str], column: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"standard input: line {number}: not valid JSON: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"standard input: line {number}: expected an object, found {line.strip()[:40]!r}")

@@ -67,7 +67,7 @@ def find_generator(path: Path) -> Path:
         problem = "a file, not a model directory"
     elif (path / "checkpoints").is_dir():
         problem = "a run without a model yet; the command that started it, given again, finishes it"
-    elif (path / "tokenizer.model").is_file():
+    elif (path / "tokenizer.model").is_file() and not list(path.glob("*.safetensors")):
         problem = "a tokenizer, not a model"
     else:
         problem = "no config.json here or in model/, so this is not a model directory"

@@ -79,7 +79,7 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
             # transformers leaves its own default out of the file.
             config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
         tensors = layout.rename(read_tensors(directory, theirs))
-        _check_size(config, tensors)
+        check_size(config, sum(tensor.numel() for tensor in tensors.values()))
         model = HEADS[head](config)
         # Shared parameters come once, under their first name.
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -121,12 +121,12 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
     return model.eval()
 
 
-def _check_size(config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    """Raises LayoutError before memory is taken, for a configuration that asks for far more than the weights hold."""
+def check_size(config: ModelConfig, held: int) -> None:
+    """Raises LayoutError before memory is taken, for a configuration that asks for far more than the `held` weights."""
     layers = config.num_hidden_layers + (config.num_decoder_layers or 0)
     rows = config.vocab_size + layers * (config.num_attention_heads * config.head_dim + config.intermediate_size)
     rows += config.type_vocab_size + (config.max_position_embeddings if config.position == "learned" else 0)
-    least, held = rows * config.hidden_size, sum(tensor.numel() for tensor in tensors.values())
+    least = rows * config.hidden_size
     least += config.relative_buckets * config.num_attention_heads if config.position == "relative" else 0
     if least > held:
         raise LayoutError(f"config.json asks for {least:,} weights at least; the files hold {held:,}")

@@ -105,7 +105,13 @@ def _tokenizer(config: PretrainConfig, source: Source | None, shape: Shape, proc
         tracking=config.tracking,
     )
     say = None if processes.is_main_process else lambda line: None
-    return train_tokenizer(settings, runs / settings.directory.name, say)
+    return train_tokenizer(settings, runs / tokenizer_name(config, settings), say)
+
+
+def tokenizer_name(config: PretrainConfig, settings: TokenizerConfig) -> str:
+    """Of the directory under runs/: a task has a vocabulary of its own, beside that of the same text."""
+    task = config.pairs.task if config.pairs else None
+    return f"{settings.directory.name}-{task}" if task else settings.directory.name
 
 
 def make_model(plan: Plan, data: Data) -> nn.Module:

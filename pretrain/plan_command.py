@@ -23,7 +23,7 @@ from engine.flops import flops_per_token
 from engine.optim import orthogonalize_dtype
 from engine.runtime import DTYPES, default_device, matmul_ceiling, resolve_precision, start_processes, zero_stage
 from pretrain.config import PretrainConfig
-from pretrain.data import find_source
+from pretrain.data import find_source, tokenizer_name
 from pretrain.memory import STAGES, Memory, Setup, activations, fit, memory, size
 from pretrain.parameters import Parameters, count_parameters
 from pretrain.plan import EXPECTED_MFU, LONGEST_PAIR, PairLengths, Plan, expected_width, make_plan
@@ -170,8 +170,9 @@ def _tokenizer(config: PretrainConfig, tokens: int, ranks: int, device: torch.de
     seq2seq = shape_of(**read_preset(config.model)) == "seq2seq"
     corpus = config.pairs.corpus(config.corpus) if config.pairs else config.corpus
     settings = TokenizerConfig(corpus=corpus, sentinels=SENTINELS if seq2seq else None)
-    if config.vocab_size is None and is_complete(settings.directory):
-        return load_tokenizer(settings.directory)
+    directory = settings.directory.with_name(tokenizer_name(config, settings))
+    if config.vocab_size is None and is_complete(directory):
+        return load_tokenizer(directory)
     vocabulary = config.vocab_size
     if vocabulary is None:
         vocabulary = default_vocab_size(tokens * BYTES_PER_TOKEN, expected_width(config, ranks, device))

@@ -10,7 +10,7 @@ from engine.config import read_yaml
 from engine.errors import ConfigError
 from model import ModelConfig
 from model.layouts import LAYOUTS, LayoutError, layout_for
-from model.pretrained import ModelDirectoryError, read_config
+from model.pretrained import ModelDirectoryError, check_size, read_config
 
 PRESETS = Path(__file__).parent.parent / "configs" / "model"
 ALIASES = {"gpt": "qwen3", "mlm": "modernbert"}
@@ -104,10 +104,14 @@ def check_layout(config: ModelConfig) -> None:
 
 
 def config_of(directory: Path) -> ModelConfig:
-    """The ModelConfig of a Hugging Face directory, without its weights. Raises ModelDirectoryError."""
+    """The ModelConfig of a Hugging Face directory, which may lack its weights. Raises ModelDirectoryError."""
     theirs = read_config(directory)
     try:
-        return LAYOUTS[theirs["model_type"]].read_config(theirs)
+        config = LAYOUTS[theirs["model_type"]].read_config(theirs)
+        # A weight takes a byte or more.
+        if size := sum(path.stat().st_size for path in directory.glob("*.safetensors")):
+            check_size(config, size)
+        return config
     except LayoutError as error:
         raise ModelDirectoryError(f"{directory}: {error}") from None
 

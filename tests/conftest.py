@@ -1,5 +1,7 @@
 """What several test files start from."""
 
+from collections.abc import Callable
+
 import pytest
 from sentencepiece import SentencePieceTrainer
 
@@ -27,3 +29,14 @@ def tiny_tokenizer(tmp_path_factory) -> Tokenizer:
         minloglevel=2,
     )
     return Tokenizer.load(directory)
+
+
+@pytest.fixture
+def parity(record_property) -> Callable[[str, str, str, float], None]:
+    """Asserts a largest difference from the reference and leaves it for `python -m benchmarks.parity`."""
+
+    def note(family: str, reference: str, column: str, figure: float) -> None:
+        record_property("parity", (family, reference, column, figure))
+        assert figure <= 1e-5, (family, reference, column)
+
+    return note

@@ -299,6 +299,13 @@ def test_going_on_from_a_run_keeps_its_sizes_and_scores_the_pairs(inside):
     assert "source" in json.dumps(rows)
 
 
+def test_a_task_has_a_vocabulary_of_its_own_beside_that_of_its_text(inside):
+    config = {**settings(2), "vocab_size": 420, "corpus": {"sources": "text.jsonl"}, "pairs": {"task": "restore"}}
+    pretrain(PretrainConfig(model="transformer", run="beside", **config))
+    found = {name: load_tokenizer(f"runs/{name}/model").vocab_size for name in ("t5", "beside")}
+    assert found == {"t5": 480, "beside": 420}
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

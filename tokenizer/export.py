@@ -94,7 +94,7 @@ def _read_pipeline(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     try:
         pipeline = json.loads(path.read_text(encoding="utf-8"))
         vocabulary = pipeline["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: damaged ({error}). Delete it, and it is made again from tokenizer.model"
         ) from None
