@@ -115,7 +115,7 @@ def train(
     launch = {"ranks": accelerator.num_processes, "zero_stage": zero_stage(config.runtime), "precision": precision}
     facts = {**launch, **(facts or {})}
     state = resume(run, training, tracker, facts)
-    pace.elapsed_before = state.elapsed
+    pace.resume(state.step, state.elapsed)
     ranks = accelerator.num_processes
     ceiling = matmul_ceiling(accelerator.device, DTYPES[precision]) * ranks if flops_per_token else 0.0
 
