@@ -102,7 +102,9 @@ def train(stage: int | None, optimizer: str, precision: str, steps: int) -> list
     return [loss for loss, _ in advance(start(stage, optimizer, precision), range(steps))]
 
 
-def start(stage: int | None, optimizer: str, precision: str, clip: float = CLIP, file: str | None = None) -> Training:
+def start(
+    stage: int | None, optimizer: str, precision: str, clip: float = CLIP, file: str | None = None, micro: int = MICRO
+) -> Training:
     """A decoder with matrices of several shapes, prepared; `file`: a DeepSpeed configuration of the user's own."""
     AcceleratorState._reset_state(reset_partial_state=True)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
@@ -110,7 +112,7 @@ def start(stage: int | None, optimizer: str, precision: str, clip: float = CLIP,
     runtime = RuntimeConfig(device="cpu", precision=precision, zero_stage=stage or 0, deepspeed=file)
     config = LoopConfig(runtime=runtime, optim=OptimConfig(name=optimizer, max_grad_norm=clip))
     processes = start_processes(runtime)
-    accelerator = make_accelerator(runtime, ROWS // MICRO // processes.num_processes, MICRO, clip)
+    accelerator = make_accelerator(runtime, ROWS // micro // processes.num_processes, micro, clip)
     return prepare(tiny_decoder(), config, accelerator)
 
 

@@ -58,5 +58,5 @@ def parse_duration(text: str) -> float:
     except ValueError:
         seconds = 0
     if not 0 < seconds < float("inf"):
-        raise ConfigError(f"budget '{text}': write a time such as 30s, 10m or 4h")
+        raise ConfigError(f"'{text}' is no time: write a time such as 30s, 10m or 4h")
     return seconds

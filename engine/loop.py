@@ -36,6 +36,7 @@ from engine.schedule import ScheduleConfig
 from engine.signals import Interrupted, StopRequest
 from engine.step import prepare, train_step
 from engine.tracking import Tracker
+from engine.watchdog import Watchdog, peers_may_die
 
 
 class LoopConfig(Config):
@@ -114,7 +115,7 @@ def train(
     launch = {"ranks": accelerator.num_processes, "zero_stage": zero_stage(config.runtime), "precision": precision}
     facts = {**launch, **(facts or {})}
     state = resume(run, training, tracker, facts)
-    pace.elapsed_before = state.elapsed
+    pace.resume(state.step, state.elapsed)
     ranks = accelerator.num_processes
     ceiling = matmul_ceiling(accelerator.device, DTYPES[precision]) * ranks if flops_per_token else 0.0
 
@@ -148,8 +149,11 @@ def train(
 
     if main and state.step < pace.total and (warning := check_space(run.path, training, config.keep_last)):
         print(warning, file=sys.stderr)
+    hang = config.runtime.hang_seconds
     with (
+        peers_may_die(hang, accelerator),
         StopRequest() as stop,
+        Watchdog(hang, accelerator) as watchdog,
         Progress(pace.total, start=state.step, main_process=main) as progress,
         Saver(run.path, training, decorate, config.keep_last, facts) as saver,
     ):
@@ -166,6 +170,7 @@ def train(
                 loss, norm = train_step(training, micro_batches, factor, config.optim.max_grad_norm, class_weights)
             seconds = time.perf_counter() - start
             state.step += 1
+            watchdog.beat(f"step {state.step}")
             pace.step_took(seconds)
             state.anomalies.check(state.step, loss, norm, early, training, tracker, documents, say)
             rate = training.learning_rates[0] * factor
@@ -182,10 +187,12 @@ def train(
                 tracker.log(state.step, {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm}, timing)
             if last or state.step % pace.evaluate_every == 0:
                 look()
+                watchdog.beat(f"the evaluation of step {state.step}")
             stopped = _agree(stop.number, accelerator)
             over = last or patience_is_over()
             if stopped or over or state.step % pace.save_every == 0:
                 save()
+                watchdog.beat(f"the checkpoint of step {state.step}")
             if stopped and not last:
                 saver.finish()
                 raise Interrupted(f"stopped at step {state.step}; saved. The same command goes on from there", stopped)
@@ -194,7 +201,8 @@ def train(
         saver.finish()
         decorate = saver.decorate
     best = config.keep == "best" and state.best_step is not None
-    export(training, run, state.best_step if best else None, decorate)
+    with peers_may_die(hang, accelerator):
+        export(training, run, state.best_step if best else None, decorate)
     return state.best if best else state.latest
 
 

@@ -72,11 +72,12 @@ def parameter_groups(model: nn.Module, config: OptimConfig, muon: bool) -> list[
             tables.append(parameter)
     matrix_lr = config.muon_lr if muon else config.lr
     adam = {"betas": config.betas, "eps": config.eps}
+    decay = config.weight_decay
     groups = [
-        {"params": matrices, "lr": matrix_lr, "weight_decay": config.weight_decay, **adam},
-        {"params": tables, "lr": config.lr, "weight_decay": config.weight_decay, **adam},
-        {"params": embeddings, "lr": config.embedding_lr, "weight_decay": config.weight_decay, **adam},
-        {"params": vectors, "lr": config.lr, "weight_decay": 0.0, **adam},
+        {"name": "matrices", "params": matrices, "lr": matrix_lr, "weight_decay": decay, **adam},
+        {"name": "tables and heads", "params": tables, "lr": config.lr, "weight_decay": decay, **adam},
+        {"name": "embeddings", "params": embeddings, "lr": config.embedding_lr, "weight_decay": decay, **adam},
+        {"name": "vectors", "params": vectors, "lr": config.lr, "weight_decay": 0.0, **adam},
     ]
     if muon:
         groups[0]["momentum"] = config.momentum

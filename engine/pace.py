@@ -57,6 +57,8 @@ class Pace:
         self._evaluation_seconds: float | None = None
         self._step_seconds: deque[float] = deque(maxlen=100)
         self._started = time.monotonic()
+        # (step, state of the schedule) of each review: from that step on it was so.
+        self.history: list[tuple[int, dict[str, Any]]] = []
         plan = broadcast(read_json(self.path) if accelerator.is_main_process else None, accelerator)
         if plan:
             self._load(plan)
@@ -69,6 +71,22 @@ class Pace:
     def elapsed(self) -> float:
         """Seconds of this and earlier launches."""
         return self.elapsed_before + time.monotonic() - self._started
+
+    def resume(self, step: int, elapsed: float) -> None:
+        """Go on before `step`, after so many seconds of earlier launches: the steps after it are computed again."""
+        self.elapsed_before = elapsed
+        if self.history and self.history[-1][0] > step:
+            self._remember(step)
+            if self.accelerator.is_main_process:
+                write_json(self.path, self._state())
+
+    def schedule_at(self, step: int) -> Schedule:
+        """The schedule that `step` was or will be computed with, whatever was planned later."""
+        schedule = Schedule(self.config.schedule, self.max_steps)
+        for start, state in self.history:
+            if start <= step:
+                schedule.load_state(state)
+        return schedule
 
     def step_took(self, seconds: float) -> None:
         self._step_seconds.append(seconds)
@@ -94,10 +112,14 @@ class Pace:
             evaluation = evaluation or 0.4 * self._evaluation_in_steps * step_seconds
             self._fit_budget(step, step_seconds, self.budget - elapsed - SECONDS_FOR_SAVING, evaluation, first)
         self.next_review = self._after(step)
+        self._remember(step)
         if self.accelerator.is_main_process:
             write_json(self.path, self._state())
         self.accelerator.wait_for_everyone()
         return True
+
+    def _remember(self, step: int) -> None:
+        self.history = [entry for entry in self.history if entry[0] < step] + [(step, self.schedule.state())]
 
     def _fit_budget(self, step: int, step_seconds: float, left: float, evaluation: float, first: bool) -> None:
         # The evaluation at the end is always made.
@@ -125,6 +147,7 @@ class Pace:
             "evaluate_every": self.evaluate_every,
             "save_every": self.save_every,
             "next_review": self.next_review,
+            "history": self.history,
         }
 
     def _load(self, plan: dict[str, Any]) -> None:
@@ -132,6 +155,7 @@ class Pace:
         self.evaluate_every = int(plan["evaluate_every"])
         self.save_every = int(plan["save_every"])
         self.next_review = int(plan["next_review"])
+        self.history = [(int(step), state) for step, state in plan.get("history", [])]
 
 
 def broadcast(value: Any, accelerator: Accelerator) -> Any:

@@ -35,6 +35,7 @@ _BOOKKEEPING = {
     "command.txt",
     "environment.json",
     "report.html",
+    "choices.json",
     "wandb",
     "wandb.json",
 }
@@ -114,15 +115,15 @@ class RunDirectory:
             return [f"{self.path}: nothing was trained here yet; starting with the new configuration:", *lines]
         return [f"{self.path}: {key} changed: {_show(key, old)} -> {_show(key, new)}" for key in changes]
 
-    def record(self, config: Mapping[str, Any]) -> None:
-        """Write config.yaml, add the command to command.txt, and describe the machine in environment.json."""
+    def record(self, config: Mapping[str, Any], stage: str | None = None) -> None:
+        """Write config.yaml, add the command to command.txt, and describe machine and stage in environment.json."""
         if not self.main_process:
             return
         write_atomic(self.path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
         commands = self.path / "command.txt"
         earlier = commands.read_text(encoding="utf-8") if commands.is_file() else ""
         write_atomic(commands, f"{earlier}# {now()}\n{command_line()}\n")
-        write_json(self.path / "environment.json", redact_tree(describe_environment()))
+        write_json(self.path / "environment.json", redact_tree({"stage": stage, **describe_environment()}))
 
     def finish(self, scores: Mapping[str, Any]) -> None:
         """Mark the run complete, so that the same command becomes a no-op. Call it last, when all else is on disk."""

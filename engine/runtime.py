@@ -6,18 +6,20 @@ import os
 import random
 import time
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DeepSpeedPlugin
+from pydantic import field_validator
 from torch import nn
 
+from engine.cli import parse_duration
 from engine.config import Config
 from engine.deepspeed_config import deepspeed_config, deepspeed_file, file_stage
 from engine.errors import ConfigError
+from engine.watchdog import PATIENCE, die_with_launcher
 from model.layers import Block
 from model.transformer import Transformer
 
@@ -35,8 +37,20 @@ class RuntimeConfig(Config):
     gradient_checkpointing: int = 0
     # None: what the launcher says (ACCELERATE_USE_DEEPSPEED), which is no DeepSpeed under plain python.
     zero_stage: Literal[0, 1, 2, 3] | None = None
+    # A process without progress (a step, an evaluation, a save) for so long ends the job with a dump of its stacks.
+    hang_timeout: str = "15m"
     # A DeepSpeed JSON of your own, merged under ours: it may not contradict the rest of this configuration.
     deepspeed: str | None = None
+
+    @field_validator("hang_timeout", mode="before")
+    @classmethod
+    def _hang_timeout_is_a_time(cls, value: Any) -> Any:
+        parse_duration(str(value))
+        return str(value)
+
+    @property
+    def hang_seconds(self) -> float:
+        return parse_duration(self.hang_timeout)
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,7 @@ def keep_freed_memory() -> None:
 
 def start_processes(config: RuntimeConfig) -> PartialState:
     """Join the processes that the launcher started, before any work; one process when there was no launcher."""
+    die_with_launcher()
     keep_freed_memory()
     device = default_device(config.device)
     stage = zero_stage(config)
@@ -141,8 +156,7 @@ def start_processes(config: RuntimeConfig) -> PartialState:
     # Without a named backend Accelerate takes a CPU-only DeepSpeed run for a single process, and with cpu=True it
     # would silently leave DeepSpeed out.
     backend = {"backend": "nccl" if device.type == "cuda" else "gloo"} if distributed else {}
-    # One rank may tokenise a large corpus while the others wait.
-    timeout = {"timeout": timedelta(hours=6)} if distributed else {}
+    timeout = {"timeout": PATIENCE} if distributed else {}
     if stage is not None and device.type == "cpu":
         skip_shared_memory_build()
     processes = PartialState(cpu=device.type == "cpu" and stage is None, **backend, **timeout)

@@ -32,7 +32,7 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
 def gather_state(model: nn.Module, optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(weights, optimizer state) in canonical form."""
     moments = {}
-    inner = _innermost(optimizer)
+    inner = innermost(optimizer)
     kinds = _state_keys(optimizer)
     for name, parameter in unwrap(model).named_parameters():
         if not _is_sharded(parameter):
@@ -69,7 +69,7 @@ def restore_state(model: nn.Module, optimizer: Any, weights: dict[str, Tensor], 
             )
     if moments and any(_is_sharded(parameter) for parameter in named.values()):
         create_sharded_state(optimizer, next((v for key, v in moments.items() if key.endswith("/step")), None))
-    inner = _innermost(optimizer)
+    inner = innermost(optimizer)
     for name, parameter in named.items():
         if not _is_sharded(parameter):
             parameter.copy_(weights[name])
@@ -87,7 +87,7 @@ def create_sharded_state(optimizer: Any, step: Tensor | None = None) -> None:
     no state yet, and never again; made beforehand, all of it is linked.
     """
     zero = optimizer.optimizer
-    inner = _innermost(optimizer)
+    inner = innermost(optimizer)
     for shard, group, _, matrices in _shards(zero):
         inner.state[shard] = {key: torch.zeros_like(shard) for key in _keys(group)}
         if "momentum" in group:
@@ -133,7 +133,7 @@ def _state_keys(optimizer: Any) -> dict[nn.Parameter, tuple[str, ...]]:
     if any(hasattr(zero, name) for name in ("fp16_groups", "bit16_groups", "bf16_groups")):
         groups = ((parameters, group) for _, group, parameters, _ in _shards(zero))
     else:
-        groups = ((group["params"], group) for group in _innermost(optimizer).param_groups)
+        groups = ((group["params"], group) for group in innermost(optimizer).param_groups)
     return {parameter: _keys(group) for parameters, group in groups for parameter in parameters}
 
 
@@ -143,7 +143,7 @@ def optimizer_numbers(optimizer: Any) -> int:
     return sum(len(keys) * getattr(parameter, "ds_numel", parameter.numel()) for parameter, keys in kinds)
 
 
-def _innermost(optimizer: Any) -> torch.optim.Optimizer:
+def innermost(optimizer: Any) -> torch.optim.Optimizer:
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer

@@ -1,12 +1,16 @@
-"""Polite stops: SIGTERM, SIGINT, SIGHUP finish the step, save, and end with 128 + signal; a second ends at once."""
+"""Polite stops: SIGTERM, SIGINT, SIGHUP finish the step, save, and end with 128 + signal; a later one ends at once."""
 
 import os
 import signal
+import time
 from types import FrameType
 
 from engine.errors import UserError
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# One wish to stop may come as several signals: from the terminal and the launcher, or once from each thread of a
+# launcher that is killed.
+SAME_WISH_SECONDS = 1.0
 
 
 class Interrupted(UserError):
@@ -21,7 +25,7 @@ class StopRequest:
     """Context: `number` is the signal asked for so far, or 0."""
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number, self._since = 0, 0.0
 
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._catch) for number in CAUGHT}
@@ -32,6 +36,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _catch(self, number: int, _: FrameType | None) -> None:
-        if self.number:
+        if self.number and time.monotonic() - self._since > SAME_WISH_SECONDS:
             os._exit(128 + number)
-        self.number = number
+        if not self.number:
+            self.number, self._since = number, time.monotonic()

@@ -101,5 +101,18 @@ def predict(
     label(model_dir, source, text, input_format, output, output_format, batch_size, top_k)
 
 
+@app.command()
+def replay(
+    path: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory.")],
+    step: Annotated[int, typer.Argument(min=1, help="The step, as metrics.jsonl counts it.")],
+    dump: Annotated[Path | None, typer.Option(help="safetensors file for the tensors of the batch.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Compute a step of a run again, bit for bit; the same as python -m engine replay."""
+    from finetune.run import replay as compute
+
+    compute(path, step, dump)
+
+
 if __name__ == "__main__":
     run_app(app, "finetune")

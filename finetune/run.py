@@ -1,6 +1,6 @@
 """One fine-tuning run: labelled texts, a pretrained model with a new head, the loop, scores beside baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from engine.evaluate import to_device
 from engine.flops import flops_per_token
 from engine.loop import HARMLESS, train
 from engine.loss import Batch, cross_entropy_sum
+from engine.replay import Replay
 from engine.run_directory import RunDirectory, find_model
 from engine.runtime import default_device, make_accelerator, start_processes
 from engine.tracking import Tracker
@@ -58,7 +59,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         if run.finished:
             console.print(run.describe_finished(), markup=False)
             return run.finished["scores"]
-        run.record(tree)
+        run.record(tree, "finetune")
         # Hub datasets are downloaded once, by the main process.
         with processes.main_process_first():
             splits = load_examples(config.data)
@@ -72,6 +73,19 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
                 run.finish(scores)
         processes.wait_for_everyone()
         return scores
+
+
+def replay(path: Path, step: int, dump: Path | None) -> None:
+    """Compute `step` of the run at `path` again. Raises ConfigError."""
+    run = RunDirectory(path, main_process=False)
+    config = load_config(FinetuneConfig, path / "config.yaml")
+    processes = start_processes(config.runtime)
+    source = find_pretrained(Path(config.model))
+    with processes.main_process_first():
+        splits = load_examples(config.data)
+    again = Replay(step, load_tokenizer(source).decode, dump)
+    with Tracker(path, config.tracking, "finetune", {}, main_process=False) as tracker:
+        _train(config, source, splits, processes, run, tracker, Console(quiet=True), again)
 
 
 def find_pretrained(path: Path) -> Path:
@@ -124,6 +138,7 @@ def _train(
     run: RunDirectory,
     tracker: Tracker,
     console: Console,
+    loop: Callable[..., dict[str, float]] = train,
 ) -> None:
     tokenizer = load_tokenizer(source)
     torch.manual_seed(config.seed)
@@ -188,7 +203,7 @@ def _train(
         f"budget {config.budget}"
     )
     kind = "seq2seq" if model.config.is_encoder_decoder else "causal" if model.config.causal else "masked"
-    train(
+    loop(
         model,
         batch,
         evaluate,

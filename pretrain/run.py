@@ -1,18 +1,23 @@
 """One pretraining run: tokenizer, token store or pairs, plan, loop, scores."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from rich.console import Console
 from torch import nn
 
+from engine.config import load_config
 from engine.evaluate import evaluate_loss
+from engine.files import read_json, write_json
 from engine.flops import flops_per_token
 from engine.loop import HARMLESS, train
 from engine.pace import broadcast
+from engine.replay import Replay
 from engine.run_directory import RunDirectory
 from engine.runtime import Share, default_device, make_accelerator, start_processes
 from engine.tracking import Tracker
@@ -25,6 +30,7 @@ from pretrain.plan import Plan, make_plan
 from tokenizer.export import save_tokenizer
 
 RUNS = Path("runs")
+CHOICES = "choices.json"
 
 
 def pretrain(config: PretrainConfig) -> dict[str, float]:
@@ -39,12 +45,15 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         if run.finished:
             console.print(run.describe_finished())
             return run.finished["scores"]
-        run.record(tree)
+        config = with_choices(config, run)
+        run.record(tree, "pretrain")
         # The other ranks find the tokenizer and the token store finished.
         with processes.main_process_first():
             data = prepare_data(config, processes, RUNS)
         plan = broadcast(_plan(config, data, processes), processes)
         console.print(plan.table())
+        if main:
+            write_json(run.path / CHOICES, choices(plan))
         for note in _remarks(plan, data):
             console.print(note, markup=False)
         with Tracker(run.path, config.tracking, "pretrain", tree, main) as tracker:
@@ -56,6 +65,37 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
                 run.finish(scores)
         console.print(f"{run.model}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         return scores
+
+
+def replay(path: Path, step: int, dump: Path | None) -> None:
+    """Compute `step` of the run at `path` again. Raises ConfigError."""
+    run = RunDirectory(path, main_process=False)
+    config = with_choices(load_config(PretrainConfig, path / "config.yaml"), run)
+    processes = start_processes(config.runtime)
+    with processes.main_process_first():
+        data = prepare_data(config, processes, path.parent)
+    plan = broadcast(_plan(config, data, processes), processes)
+    quiet = Console(quiet=True)
+    with Tracker(path, config.tracking, "pretrain", {}, main_process=False) as tracker:
+        _train(config, plan, data, processes, run, tracker, quiet, Replay(step, data.tokenizer.decode, dump))
+
+
+def choices(plan: Plan) -> dict[str, Any]:
+    """What a plan chose by the budget and the speed of the machine, which another launch may measure otherwise."""
+    model, names = plan.config, ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    sizes = {name: getattr(model, name) for name in names} | {"max_position_embeddings": plan.length}
+    return {"sizes": sizes, "global_batch_size": plan.global_batch_size}
+
+
+def with_choices(config: PretrainConfig, run: RunDirectory) -> PretrainConfig:
+    """The configuration with what the run's first launch chose, once it has left a checkpoint."""
+    chosen = read_json(run.path / CHOICES)
+    if chosen is None or config.init or not any(run.checkpoints.glob("step-*")):
+        return config
+    given = config.sizes.model_dump(exclude_none=True)
+    sizes = config.sizes.model_copy(update={**chosen["sizes"], **given})
+    batch = config.global_batch_size or chosen["global_batch_size"]
+    return config.model_copy(update={"sizes": sizes, "global_batch_size": batch})
 
 
 def _plan(config: PretrainConfig, data: Data, processes: PartialState) -> Plan:
@@ -85,6 +125,7 @@ def _train(
     run: RunDirectory,
     tracker: Tracker,
     console: Console,
+    loop: Callable[..., dict[str, float]] = train,
 ) -> dict[str, float]:
     share = Share(plan.global_batch_size, plan.micro_batch_size, processes.num_processes, processes.process_index)
     accelerator = make_accelerator(
@@ -116,7 +157,7 @@ def _train(
     model = make_model(plan, data)
     if data.source is not None and model.newly_initialized:
         console.print(f"{data.source.directory}: newly initialised: {', '.join(model.newly_initialized)}", markup=False)
-    return train(
+    return loop(
         model,
         lambda step: objective.batches(step, share),
         evaluate,
