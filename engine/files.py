@@ -1,13 +1,14 @@
 """Writing a file or directory so that a reader sees the old one or the whole new one, and values as strict JSON."""
 
 import ctypes
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,14 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def content_hash(rows: Iterable[Any]) -> str:
+    """sha256 of rows of plain values, which differs when one of them or their order does."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def plain(value: Any) -> Any:

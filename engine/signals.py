@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 from types import FrameType
 
 from engine.errors import UserError
@@ -35,3 +36,14 @@ class StopRequest:
         if self.number:
             os._exit(128 + number)
         self.number = number
+        if number == signal.SIGHUP:
+            _leave_terminal()
+
+
+def _leave_terminal() -> None:
+    """Once the terminal is closed, writing to it would fail: what is still said goes nowhere."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        # A terminal that has hung up is a character device that answers no more.
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+            os.dup2(null, descriptor)

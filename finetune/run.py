@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engine.config import load_config
 from engine.errors import CheckpointError
 from engine.evaluate import Batch, cross_entropy_sum, to_device
+from engine.files import content_hash
 from engine.flops import flops_per_token
 from engine.loop import HARMLESS, train
 from engine.run_directory import RunDirectory, find_model
@@ -199,6 +200,13 @@ def _train(
         evaluation_in_steps=held_out.lengths.sum() / (config.batch_size * mean_length),
         flops_per_token=lambda share: flops_per_token(model.config, round(mean_length), 0.0),
         class_weights=_class_weights(labels, len(splits.names)) if config.class_weights == "balanced" else None,
+        facts={
+            "tokenizer_sha256": tokenizer.sha256,
+            "data_fingerprint": content_hash(
+                (row.text, row.label) for part in (splits.train, splits.validation) for row in part
+            ),
+            "global_batch_size": config.batch_size,
+        },
     )
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from engine.evaluate import evaluate_loss
+from engine.files import content_hash
 from engine.flops import flops_per_token
 from engine.loop import HARMLESS, train
 from engine.pace import broadcast
@@ -128,7 +129,18 @@ def _train(
         / (plan.global_batch_size * plan.rows.length),
         early_batches=early,
         flops_per_token=lambda share: flops_per_token(plan.config, plan.rows.length, share),
+        facts={
+            "tokenizer_sha256": data.tokenizer.sha256,
+            "data_fingerprint": _fingerprint(data),
+            "global_batch_size": plan.global_batch_size,
+        },
     )
+
+
+def _fingerprint(data: Data) -> str:
+    if data.stores is not None:
+        return data.stores["train"].fingerprint
+    return content_hash([*data.pairs.train, None, *data.pairs.validation])
 
 
 def _score(
