@@ -53,20 +53,27 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
-        fault_point("directory:made")
+        fault_point("directory-made")
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
-        fault_point("directory:synced")
+        fault_point("directory-synced")
         if target.exists():
             _exchange(temporary, target)
-            fault_point("directory:exchanged")
+            fault_point("directory-exchanged")
         else:
             os.rename(temporary, target)
         _sync_directory(target.parent)
-        fault_point("directory:published")
+        fault_point("directory-published")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory, which loses its name first: there is never half of it under that name."""
+    aside = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
+    os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(directory: Path) -> None:
