@@ -25,9 +25,11 @@ def check_order(events: list[Event], root: Path) -> int:
     then renamed, then the directory around them synced."""
     renamed = 0
     for i, event in enumerate(events):
-        if event[0] != "rename" or ".tmp-" not in event[1] or not event[1].startswith(str(root)):
+        if event[0] != "rename" or not event[1].startswith(str(root)):
             continue
         source, target = Path(event[1]), Path(event[2])
+        if not source.name.startswith(".tmp-"):
+            continue
         inside = [(kind, path[0]) for kind, *path in events[:i] if path[0].startswith(f"{source}/")]
         written = {path for kind, path in inside if kind == "write"}
         for path in written:

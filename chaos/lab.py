@@ -45,6 +45,7 @@ COMMANDS = {
         ["--model", "runs/gpt", "--data", "labels.csv", "run=classifier", "batch_size=8", *COMMON],
     ),
 }
+COMMANDS["generate"] = ("generate", ["runs/gpt", "dado", "--max-new-tokens", "3000"])
 FRUIT, METAL = ["apple", "pear", "plum", "cherry", "melon"], ["iron", "copper", "tin", "lead", "silver"]
 
 
@@ -114,28 +115,50 @@ class Lab:
         from 1, in the thread that saves alone if `only_saving`. signals: (seconds, number). prepare(): called in the
         child before the command.
         """
+        started = time.monotonic()
+        pid = self.start(
+            folder, run, *more, kill_at=kill_at, only_saving=only_saving, environment=environment, prepare=prepare
+        )
+        for seconds, number in sorted([*signals, *([(kill_after, signal.SIGKILL)] if kill_after is not None else [])]):
+            if wait(pid, started + seconds) is None:
+                os.kill(pid, number)
+            else:
+                break
+        return self.join(pid, folder, run, started, timeout)
+
+    def start(
+        self,
+        folder: Path,
+        run: str,
+        *more: str,
+        kill_at: int | None = None,
+        only_saving: bool = False,
+        environment: dict[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
+    ) -> int:
+        """Begin what launch describes; the process id, for `join`."""
         stage, arguments = COMMANDS[run]
         output, counter = folder / f"output-{run}.txt", folder / "events.txt"
         output.unlink(missing_ok=True)
         counter.unlink(missing_ok=True)
-        started = time.monotonic()
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
             child.become(folder, output, environment or {})
             child.count_events(counter, kill_at, only_saving)
             child.run(stage, [*arguments, *more], prepare)
-        for seconds, number in sorted([*signals, *([(kill_after, signal.SIGKILL)] if kill_after is not None else [])]):
-            if wait(pid, started + seconds) is None:
-                os.kill(pid, number)
-            else:
-                break
-        status = wait(pid, started + timeout)
+        return pid
+
+    def join(self, pid: int, folder: Path, run: str, started: float, timeout: float = 300) -> Outcome:
+        """Wait for what was started. Raises Differs when it has not ended within `timeout` seconds."""
+        output = folder / f"output-{run}.txt"
+        status = wait(pid, time.monotonic() + timeout)
         if status is None:
             os.kill(pid, signal.SIGKILL)
             wait(pid, time.monotonic() + 60)
             raise Differs(f"no end within {timeout:.0f} s: {read(output)[-800:]}")
-        return Outcome(status, read(output), time.monotonic() - started, int(read(counter) or 0))
+        events = int(read(folder / "events.txt") or 0)
+        return Outcome(status, read(output), time.monotonic() - started, events)
 
     def finish(self, folder: Path, run: str, *more: str) -> Outcome:
         """Launch again, to the end."""
@@ -221,14 +244,14 @@ def write_data(folder: Path) -> None:
 def final_bytes(run: Path) -> dict[str, bytes]:
     """What must be the same however often a run was stopped: model, checkpoints, metrics; not times."""
     files = {path.relative_to(run).as_posix(): path.read_bytes() for path in (run / "model").rglob("*")}
-    for checkpoint in (run / "checkpoints").iterdir():
+    for checkpoint in (run / "checkpoints").glob("[sb]*-*"):
         for path in checkpoint.rglob("*"):
             name = path.relative_to(run).as_posix()
             if path.name == "state.json":
                 state = json.loads(path.read_text())
                 state.pop("elapsed")
                 files[name] = json.dumps(state).encode()
-            elif path.is_file() and path.name != "manifest.json" and not checkpoint.name.startswith("damaged-"):
+            elif path.is_file() and path.name != "manifest.json":
                 files[name] = path.read_bytes()
     files["metrics.jsonl"] = (run / "metrics.jsonl").read_bytes()
     return files

@@ -253,7 +253,10 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Any, accelerat
         restore_state(model, optimizer, source.state_dict(), load_file(str(moments)))
         if accelerator.scaler is not None and (directory / "scaler.json").is_file():
             accelerator.scaler.load_state_dict(json.loads((directory / "scaler.json").read_text()))
-        return json.loads((directory / "state.json").read_text())
+        state = read_json(directory / "state.json")
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+            raise CheckpointError(f"{directory / 'state.json'}: names no step. {AWAY}")
+        return state
     except SafetensorError as error:
         raise CheckpointError(f"{moments}: unreadable ({error}). {AWAY}") from None
     except (ValueError, RuntimeError, KeyError) as error:
