@@ -12,19 +12,19 @@ checkpoints/damaged-*      found damaged and set aside
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError
 from engine.faults import fault_point
-from engine.files import atomic_directory, read_json
+from engine.files import atomic_directory, read_json, remove_directory
 from engine.sharding import restore_state
 from engine.tracking import sha256
 from model import load_model, save_model
@@ -33,6 +33,7 @@ Decorate = Callable[[Path], None]
 
 VERSION = 2
 MANIFEST = "manifest.json"
+AWAY = "Its manifest fits, so it was written like this: do not trust it; delete it, and the one before is taken"
 # A manifest has some hundred bytes a file.
 _LARGEST_MANIFEST = 10 << 20
 
@@ -57,16 +58,16 @@ def write_checkpoint(root: Path, model: nn.Module, snapshot: Snapshot, decorate:
     target = root / "checkpoints" / f"step-{step:08d}"
     with atomic_directory(target) as directory:
         save_model(model, directory / "model", snapshot.weights)
-        fault_point("save:model")
+        fault_point("save-model")
         decorate(directory / "model")
         save_file(snapshot.moments, str(directory / "optimizer.safetensors"))
-        fault_point("save:optimizer")
+        fault_point("save-optimizer")
         if snapshot.scaler is not None:
             (directory / "scaler.json").write_text(json.dumps(snapshot.scaler) + "\n")
         (directory / "state.json").write_text(json.dumps(snapshot.state, indent=2) + "\n")
-        fault_point("save:state")
+        fault_point("save-state")
         write_manifest(directory, {"step": step, **snapshot.facts})
-        fault_point("save:manifest")
+        fault_point("save-manifest")
     return target
 
 
@@ -74,7 +75,7 @@ def write_best(root: Path, model: nn.Module, step: int, weights: dict[str, Tenso
     """Write checkpoints/best-<step>. Raises OSError or SafetensorError."""
     with atomic_directory(best_path(root, step)) as directory:
         save_model(model, directory / "model", weights)
-        fault_point("best:model")
+        fault_point("best-model")
         decorate(directory / "model")
         write_manifest(directory, {"step": step})
 
@@ -87,20 +88,20 @@ def remove_old(root: Path, keep_last: int) -> None:
     """Remove checkpoints beyond the newest `keep_last`, and best weights that no checkpoint names any more."""
     found = _checkpoints(root)
     for old in found[:-keep_last]:
-        shutil.rmtree(old)
-        fault_point("save:pruned")
-    states = [read_json(path / "state.json") for path in found[-keep_last:]]
-    named = {best_path(root, state["best_step"]) for state in states if state and state.get("best_step") is not None}
+        remove_directory(old)
+        fault_point("save-pruned")
+    steps = [_best_step(path) for path in found[-keep_last:]]
+    named = {best_path(root, step) for step in steps if step is not None}
     for old in (root / "checkpoints").glob("best-*"):
         if old not in named:
-            shutil.rmtree(old)
+            remove_directory(old)
 
 
 def export_model(directory: Path, model: nn.Module, weights: dict[str, Tensor] | None, decorate: Decorate) -> None:
     """Write a model directory atomically."""
     with atomic_directory(directory) as temporary:
         save_model(model, temporary, weights)
-        fault_point("export:model")
+        fault_point("export-model")
         decorate(temporary)
 
 
@@ -182,7 +183,7 @@ def latest_checkpoint(root: Path, say: Callable[[str], None], set_aside: bool = 
         if (damage := find_damage(directory)) is not None:
             say(f"{directory}: {damage}; taking the one before")
             damaged.append(directory)
-        elif (damage := damage_of_best(root, read_json(directory / "state.json").get("best_step"))) is not None:
+        elif (damage := damage_of_best(root, _best_step(directory))) is not None:
             say(f"{directory}: {damage}; looking for one before it")
             without_best.append(directory)
         else:
@@ -202,6 +203,12 @@ def latest_checkpoint(root: Path, say: Callable[[str], None], set_aside: bool = 
 
 def _checkpoints(root: Path) -> list[Path]:
     return sorted(path for path in (root / "checkpoints").glob("step-*") if path.name[5:].isdigit())
+
+
+def _best_step(directory: Path) -> int | None:
+    state = read_json(directory / "state.json")
+    step = state.get("best_step") if isinstance(state, dict) else None
+    return step if isinstance(step, int) else None
 
 
 def damage_of_best(root: Path, step: int | None) -> str | None:
@@ -240,8 +247,19 @@ def load_best(root: Path, step: int) -> dict[str, Tensor]:
 
 def load_checkpoint(directory: Path, model: nn.Module, optimizer: Any, accelerator: Accelerator) -> dict[str, Any]:
     """Fill a prepared model and optimizer; returns state.json. Every rank must call this."""
-    source = load_model(directory / "model")
-    restore_state(model, optimizer, source.state_dict(), load_file(str(directory / "optimizer.safetensors")))
-    if accelerator.scaler is not None and (directory / "scaler.json").is_file():
-        accelerator.scaler.load_state_dict(json.loads((directory / "scaler.json").read_text()))
-    return json.loads((directory / "state.json").read_text())
+    moments = directory / "optimizer.safetensors"
+    try:
+        source = load_model(directory / "model")
+        restore_state(model, optimizer, source.state_dict(), load_file(str(moments)))
+        if accelerator.scaler is not None and (directory / "scaler.json").is_file():
+            accelerator.scaler.load_state_dict(json.loads((directory / "scaler.json").read_text()))
+        state = read_json(directory / "state.json")
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+            raise CheckpointError(f"{directory / 'state.json'}: names no step. {AWAY}")
+        return state
+    except SafetensorError as error:
+        raise CheckpointError(f"{moments}: unreadable ({error}). {AWAY}") from None
+    except (ValueError, RuntimeError, KeyError) as error:
+        if hasattr(error, "exit_code"):
+            raise
+        raise CheckpointError(f"{directory}: does not fit this run ({error}). {AWAY}") from None

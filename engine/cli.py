@@ -1,5 +1,6 @@
 """What every command line shares: the Typer application, exit codes, and errors without tracebacks."""
 
+import errno
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from typer.completion import completion_init
 
 from engine.errors import ConfigError
 
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Set by configs/completion.bash: the command line answers with completions.
 COMPLETE = "MINI_LLM_COMPLETE"
 EXIT_CODES = "Exit codes: 0 done, 2 usage or config, 3 data, 4 checkpoint or model, 5 non-finite loss, 130/143 signal."
@@ -34,9 +36,16 @@ def run_app(app: typer.Typer, stage: str, arguments: list[str] | None = None) ->
         app(args=arguments, prog_name=f"python -m {stage}", standalone_mode=True, complete_var=COMPLETE)
     except KeyboardInterrupt:
         _exit(stage, "interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        # The reader of our output went away (| head). What is still buffered has no reader either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
+            place = f"{error.filename}: " if error.filename else ""
+            _exit(stage, f"{place}{error.strerror}. Make room; the same command then goes on", 4)
         code = getattr(error, "exit_code", None)
         if isinstance(code, int):
             _exit(stage, str(error), code)

@@ -1,7 +1,7 @@
 """The errors a user can cause, each with its exit code; a message names the file, row or key, the cause and the fix.
 
-Exit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint or model directory, 5 non-finite loss,
-130 interrupted (SIGINT), 143 terminated (SIGTERM). Anything else is a defect and exits with 1.
+Exit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint or model directory, or a full disk, 5 non-finite
+loss, 130 interrupted (SIGINT), 143 terminated (SIGTERM). Anything else is a defect and exits with 1.
 """
 
 

@@ -1,13 +1,14 @@
 """Writing a file or directory so that a reader sees the old one or the whole new one, and values as strict JSON."""
 
 import ctypes
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,20 +53,27 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
-        fault_point("directory:made")
+        fault_point("directory-made")
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
-        fault_point("directory:synced")
+        fault_point("directory-synced")
         if target.exists():
             _exchange(temporary, target)
-            fault_point("directory:exchanged")
+            fault_point("directory-exchanged")
         else:
             os.rename(temporary, target)
         _sync_directory(target.parent)
-        fault_point("directory:published")
+        fault_point("directory-published")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory, which loses its name first: there is never half of it under that name."""
+    aside = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
+    os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -119,6 +127,14 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def content_hash(rows: Iterable[Any]) -> str:
+    """sha256 of rows of plain values, which differs when one of them or their order does."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def plain(value: Any) -> Any:

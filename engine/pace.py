@@ -1,6 +1,7 @@
 """When to stop, evaluate and save: from a number of steps, or from a wall-time budget and the measured step time."""
 
 import math
+import sys
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,13 @@ class Pace:
         self.next_review = self._after(step)
         self._remember(step)
         if self.accelerator.is_main_process:
-            write_json(self.path, self._state())
+            try:
+                write_json(self.path, self._state())
+            except OSError as error:
+                print(
+                    f"{self.path}: not written ({error.strerror or error}); a run that is killed will plan anew",
+                    file=sys.stderr,
+                )
         self.accelerator.wait_for_everyone()
         return True
 

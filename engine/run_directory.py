@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from engine.config import read_yaml
 from engine.environment import command_line, describe_environment, redact_tree
 from engine.errors import ConfigError
-from engine.files import read_json, write_atomic, write_json
+from engine.files import read_json, remove_leftovers, write_atomic, write_json
 
 # Changing these never changes what is learned, so a run continues under the new value.
 ALWAYS_HARMLESS = ("tracking",)
@@ -70,11 +70,11 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._acquire()
+            for directory in (self.path, self.checkpoints, self.path / "tables"):
+                remove_leftovers(directory)
         except OSError as error:
-            raise ConfigError(
-                f"{self.path}: cannot write there ({error.strerror or error}). "
-                "Make it writable, or run from a directory that is."
-            ) from None
+            self.close()
+            raise self._cannot_write(error) from None
 
     @property
     def model(self) -> Path:
@@ -119,6 +119,12 @@ class RunDirectory:
         """Write config.yaml, add the command to command.txt, and describe machine and stage in environment.json."""
         if not self.main_process:
             return
+        try:
+            self._record(config, stage)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _record(self, config: Mapping[str, Any], stage: str | None) -> None:
         write_atomic(self.path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
         commands = self.path / "command.txt"
         earlier = commands.read_text(encoding="utf-8") if commands.is_file() else ""
@@ -155,6 +161,12 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _cannot_write(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"{self.path}: cannot write there ({error.strerror or error}). "
+            "Make it writable or make room, or run from a directory where you can write (runs/ is made there)"
+        )
 
     def _refuse_foreign_directory(self) -> None:
         if self.path.exists() and not self.path.is_dir():

@@ -96,15 +96,15 @@ class Saver:
         return self._decorate
 
     def _write(self, model: nn.Module, snapshot: Snapshot) -> None:
-        fault_point("save:begin")
+        fault_point("save-begin")
         if self._best is not None:
             write_best(self.root, model, *self._best, self._decorate)
-            fault_point("save:best")
+            fault_point("save-best")
         write_checkpoint(self.root, model, snapshot, self._decorate)
         self._best = None
-        fault_point("save:published")
+        fault_point("save-published")
         remove_old(self.root, self.keep_last)
-        fault_point("save:end")
+        fault_point("save-end")
 
     def _wait(self, last: bool = False) -> None:
         """Wait for the writer; say what went wrong, unless it is the `last` save, for finish to raise."""
@@ -142,4 +142,4 @@ class _Once:
         assert self._files is not None
         for name, content in self._files.items():
             (directory / name).write_bytes(content)
-            fault_point("save:file")
+            fault_point("save-file")

@@ -67,6 +67,13 @@ def restore_state(model: nn.Module, optimizer: Any, weights: dict[str, Tensor], 
                 f"the checkpoint holds {', '.join(states[name]) or 'nothing'} for {name}, this run's optimizer needs "
                 f"{', '.join(kinds[parameter])}: go on with the optim.name it was written with, or start a new run"
             )
+        for state, value in states[name].items():
+            shape = torch.Size() if state == "step" else getattr(parameter, "ds_shape", parameter.shape)
+            if value.shape != shape or not value.is_floating_point():
+                raise CheckpointError(
+                    f"the checkpoint's optimizer state {name}/{state} is {value.dtype} of shape {tuple(value.shape)}, "
+                    f"not numbers of shape {tuple(shape)}"
+                )
     if moments and any(_is_sharded(parameter) for parameter in named.values()):
         create_sharded_state(optimizer, next((v for key, v in moments.items() if key.endswith("/step")), None))
     inner = innermost(optimizer)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import time
 from types import FrameType
 
@@ -40,3 +41,14 @@ class StopRequest:
             os._exit(128 + number)
         if not self.number:
             self.number, self._since = number, time.monotonic()
+        if number == signal.SIGHUP:
+            _leave_terminal()
+
+
+def _leave_terminal() -> None:
+    """Once the terminal is closed, writing to it would fail: what is still said goes nowhere."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        # A terminal that has hung up is a character device that answers no more.
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+            os.dup2(null, descriptor)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engine.config import load_config
 from engine.errors import CheckpointError
 from engine.evaluate import to_device
+from engine.files import content_hash
 from engine.flops import flops_per_token
 from engine.loop import HARMLESS, train
 from engine.loss import Batch, cross_entropy_sum
@@ -218,6 +219,13 @@ def _train(
         flops_per_token=lambda share: flops_per_token(model.config, round(mean_length), 0.0),
         documents=lambda step, rank, _: [[splits.train[i].source for i in rows] for rows in dealt_to(rank).batch(step)],
         class_weights=_class_weights(labels, len(splits.names)) if config.class_weights == "balanced" else None,
+        facts={
+            "tokenizer_sha256": tokenizer.sha256,
+            "data_fingerprint": content_hash(
+                (row.text, row.label) for part in (splits.train, splits.validation) for row in part
+            ),
+            "global_batch_size": config.batch_size,
+        },
     )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.config import load_config
 from engine.evaluate import evaluate_loss
-from engine.files import read_json, write_json
+from engine.files import content_hash, read_json, write_json
 from engine.flops import flops_per_token
 from engine.loop import HARMLESS, train
 from engine.pace import broadcast
@@ -171,7 +171,18 @@ def _train(
         early_batches=early,
         flops_per_token=lambda share: flops_per_token(plan.config, plan.rows.length, share),
         documents=make_documents(data, objective, first, share),
+        facts={
+            "tokenizer_sha256": data.tokenizer.sha256,
+            "data_fingerprint": _fingerprint(data),
+            "global_batch_size": plan.global_batch_size,
+        },
     )
+
+
+def _fingerprint(data: Data) -> str:
+    if data.stores is not None:
+        return data.stores["train"].fingerprint
+    return content_hash([*data.pairs.train, None, *data.pairs.validation])
 
 
 def _score(

@@ -1,0 +1,361 @@
+"""Faults 12 to 14, 34, 35, 40, 41, 49 to 51, 53: what lies on the disk is damaged, mixed up, exchanged or hostile."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from chaos.lab import STEPS, Lab, check_nothing_lost, saved_step
+from chaos.registry import Seen, check, fault
+from engine.checkpoint import latest_checkpoint, write_manifest
+
+RUN = "gpt"
+NEWEST, BEFORE = f"step-{STEPS:08d}", "step-00000009"
+Mutation = Callable[[Path], None]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1 << len(data) % 8
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def swap(path: Path) -> None:
+    """With the next file of the same checkpoint."""
+    top = next(parent for parent in path.parents if parent.name.startswith(("step-", "best-")))
+    files = sorted(file for file in top.rglob("*") if file.is_file())
+    other = files[(files.index(path) + 1) % len(files)]
+    aside = path.with_name("aside")
+    os.rename(path, aside)
+    os.rename(other, path)
+    os.rename(aside, other)
+
+
+def mix(path: Path) -> None:
+    """Take the file of the checkpoint before it; the tokenizer's are the same there, so those get a byte more."""
+    other = Path(str(path).replace(NEWEST, BEFORE))
+    same = not other.is_file() or other.read_bytes() == path.read_bytes()
+    path.write_bytes(path.read_bytes() + b" " if same else other.read_bytes())
+
+
+def link(path: Path) -> None:
+    aside = path.parents[3] / path.name
+    shutil.move(path, aside)
+    path.symlink_to(aside)
+
+
+def unfinished(lab: Lab, name: str, run: str = RUN) -> Path:
+    """A folder with a run killed just before its model was written."""
+    folder = lab.folder(name, run=run)
+    (folder / "runs" / run / "finished.json").unlink()
+    shutil.rmtree(folder / "runs" / run / "model")
+    return folder
+
+
+def flip_every_file(lab: Lab, mutate: Mutation, prepare: Callable[[], None] | None = None) -> Seen:
+    """Damage each file of the newest checkpoint and of its best weights in turn; look, then run to the end."""
+    reference = lab.reference(RUN) / "runs" / RUN / "checkpoints"
+    best = sorted(reference.glob("best-*"))[-1].name
+    names = [f.relative_to(reference) for top in (NEWEST, best) for f in sorted((reference / top).rglob("*"))]
+    names = [str(name) for name in names if (reference / name).is_file()]
+    names = names[:: 3 if lab.quick else 1]
+
+    def one(name: str) -> None:
+        folder = unfinished(lab, f"{mutate.__name__}-{Path(name).name}")
+        checkpoints = folder / "runs" / RUN / "checkpoints"
+        mutate(checkpoints / name)
+        if prepare is None:
+            said: list[str] = []
+            found = latest_checkpoint(folder / "runs" / RUN, said.append)
+            check(found is not None and found.name == BEFORE, f"{name}: {found} was taken")
+            check(mutate is swap or Path(name).name in said[0], f"{name} is not named: {said}")
+        outcome = lab.launch(folder, RUN, prepare=prepare)
+        check(outcome.code == 0, f"{name}: exit code {outcome.code}: {outcome.text[-300:]}")
+        check(f"{NEWEST}: " in outcome.text, f"{name}: nothing was said")
+        lab.compare(folder, RUN)
+        shutil.rmtree(folder)
+
+    lab.share(names, one)
+    return Seen(f"{len(names)} files, each found, the checkpoint before it taken, 0 bytes differ", 3)
+
+
+EXPECTED = "found before use, file named, checkpoint before it taken"
+
+
+@fault(12, "a file truncated, or zeroed: every file of a checkpoint and of the best weights", EXPECTED)
+def truncated(lab: Lab) -> Seen:
+    flip_every_file(lab, truncate)
+    return flip_every_file(lab, zero)
+
+
+@fault(13, "one bit flipped in every file", EXPECTED)
+def flipped(lab: Lab) -> Seen:
+    return flip_every_file(lab, flip)
+
+
+@fault(14, "files removed, swapped, linked, added, of two checkpoints mixed; none intact", f"{EXPECTED}; else exit 4")
+def mixed(lab: Lab) -> Seen:
+    for mutate in (remove, swap, mix, link):
+        seen = flip_every_file(lab, mutate)
+    folder = unfinished(lab, "extra")
+    checkpoints = folder / "runs" / RUN / "checkpoints"
+    (checkpoints / NEWEST / "model" / "model-00002.safetensors").write_bytes(b"more")
+    outcome = lab.finish(folder, RUN)
+    check("model-00002.safetensors is not part of it" in outcome.text, outcome.text[-500:])
+    lab.compare(folder, RUN)
+    folder = unfinished(lab, "renamed")
+    checkpoints = folder / "runs" / RUN / "checkpoints"
+    shutil.rmtree(checkpoints / NEWEST)
+    shutil.copytree(checkpoints / BEFORE, checkpoints / NEWEST)
+    outcome = lab.finish(folder, RUN)
+    check("is of step 9" in outcome.text, outcome.text[-500:])
+    lab.compare(folder, RUN)
+    folder = unfinished(lab, "none")
+    for path in (folder / "runs" / RUN / "checkpoints").glob("step-*"):
+        flip(path / "optimizer.safetensors")
+    outcome = lab.launch(folder, RUN)
+    expect(outcome, 4, "no checkpoint is intact", "optimizer.safetensors")
+    return Seen(f"{seen.what}; an added file, a renamed checkpoint; none intact: exit 4", 3)
+
+
+def expect(outcome: object, code: int, *parts: str) -> None:
+    """Differs unless a launch ended with `code`, said all `parts`, and showed no traceback."""
+    check(outcome.code == code, f"exit code {outcome.code}, expected {code}: {outcome.text[-600:]}")
+    for part in parts:
+        check(part in outcome.text, f"'{part}' was not said: {outcome.text[-600:]}")
+    check("Traceback" not in outcome.text and "internal error" not in outcome.text, outcome.text[-600:])
+
+
+def train_other_tokenizer(lab: Lab) -> Path:
+    """A tokenizer of the same size, of another text."""
+    folder = lab.folder("other")
+    text = (folder / "text.txt").read_text()
+    (folder / "text.txt").write_text(" ".join(word[::-1] for word in text.split()))
+    lab.finish(folder, RUN)
+    return folder / "runs" / "tokenizer-text"
+
+
+@fault(34, "another tokenizer than the checkpoint's, of the same size", "exit 4, both sha256 and the way out")
+def other_tokenizer(lab: Lab) -> Seen:
+    tokenizer = train_other_tokenizer(lab)
+    folder = lab.folder("tokenizer", ready=RUN)
+    mine = folder / "runs" / "mine"
+    shutil.copytree(folder / "runs" / "tokenizer-text", mine)
+    lab.launch(folder, RUN, "tokenizer=runs/mine", environment={"LLM_FAULT": "step::8=kill"})
+    shutil.rmtree(mine)
+    shutil.copytree(tokenizer, mine)
+    outcome = lab.launch(folder, RUN, "tokenizer=runs/mine")
+    expect(outcome, 4, "tokenizer_sha256", "RUN=another-name")
+    return Seen("exit 4, both hashes named")
+
+
+@fault(35, "tokenizer.model truncated, zeroed, random bytes", "exit 4 naming the file, no crash")
+def bad_tokenizer(lab: Lab) -> Seen:
+    cases = ["truncate", "zero", *(f"random-{lab.random.randrange(1 << 30)}" for _ in range(2 if lab.quick else 20))]
+
+    def one(case: str) -> None:
+        import random
+
+        folder = lab.folder("model", ready=RUN)
+        path = folder / "runs" / "tokenizer-text" / "tokenizer.model"
+        if case.startswith("random"):
+            rng = random.Random(case)
+            path.write_bytes(rng.randbytes(rng.choice([1, 100, 10_000, 1_000_000])))
+        else:
+            {"truncate": truncate, "zero": zero}[case](path)
+        expect(lab.launch(folder, RUN), 4, "tokenizer.model")
+        shutil.rmtree(folder)
+
+    lab.share(cases, one)
+    return Seen(f"{len(cases)} files, each exit 4 naming it")
+
+
+@fault(40, "text or table changed between launches, same size and time", "exit 2 or 4 with both fingerprints")
+def changed_data(lab: Lab) -> Seen:
+    for run, file in ((RUN, "text.txt"), ("classifier", "labels.csv")):
+        folder = lab.folder("data", ready=run)
+        lab.launch(folder, run, environment={"LLM_FAULT": "step::8=kill"})
+        path = folder / file
+        times = path.stat()
+        path.write_bytes(path.read_bytes()[:-9] + path.read_bytes()[-9:].swapcase())
+        if run == "classifier":
+            path.write_text(path.read_text().replace("apple and", "elppa and"))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        check(path.stat().st_size == times.st_size, "the size changed")
+        outcome = lab.launch(folder, run)
+        check(outcome.code in (2, 4) and "fingerprint" in outcome.text, f"{run}: {outcome.code} {outcome.text[-500:]}")
+        # With the tokenizer given, nothing but the text itself can be noticed.
+        shutil.rmtree(folder)
+    folder = lab.folder("data", ready=RUN)
+    shutil.copytree(folder / "runs/tokenizer-text", folder / "runs/mine")
+    given = "tokenizer=runs/mine"
+    lab.launch(folder, RUN, given, environment={"LLM_FAULT": "step::8=kill"})
+    (folder / "text.txt").write_text((folder / "text.txt").read_text()[::-1])
+    expect(lab.launch(folder, RUN, given), 4, "data_fingerprint", "RUN=another-name")
+    return Seen("text, table, text with a given tokenizer: refused, both fingerprints named")
+
+
+@fault(41, "token store damaged", "found before training, said, built again, same final bytes")
+def damaged_store(lab: Lab) -> Seen:
+    shards = 0
+    for mutate in (flip, truncate, zero, remove):
+        for pattern in ("tokens-*.bin", "documents-*.bin", "manifest.json"):
+            folder = lab.folder("store", ready=RUN)
+            path = sorted((folder / "runs/tokens").glob(f"*/train/{pattern}"))[0]
+            if pattern == "manifest.json" and mutate is flip:
+                path.write_text(path.read_text().replace('"tokens_sha256": "', '"tokens_sha256": "0', 1))
+            else:
+                mutate(path)
+            outcome = lab.finish(folder, RUN)
+            check(path.name in outcome.text and "building it again" in outcome.text, outcome.text[-500:])
+            lab.compare(folder, RUN)
+            shards += 1
+    return Seen(f"{shards} damages, each named and mended, 0 bytes differ")
+
+
+class _Touch:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple:
+        return (open, (str(self.canary), "w"))
+
+
+@fault(49, "pickles in place of weights, optimizer, state, tokenizer, with a manifest that fits", "exit 4, nothing run")
+def pickles(lab: Lab) -> Seen:
+    names = ["model/model.safetensors", "optimizer.safetensors", "state.json", "model/config.json"]
+
+    def one(name: str) -> None:
+        folder = unfinished(lab, "pickle")
+        canary = folder / "canary"
+        poison = pickle.dumps(_Touch(canary))
+        for checkpoint in (folder / "runs" / RUN / "checkpoints").glob("step-*"):
+            (checkpoint / name).write_bytes(poison)
+            forge(checkpoint)
+        outcome = lab.launch(folder, RUN)
+        check(not canary.exists(), f"{name}: the pickle was run")
+        expect(outcome, 4, Path(name).name)
+
+    lab.share(names, one)
+    folder = lab.folder("pickle", ready=RUN)
+    canary = folder / "canary"
+    (folder / "runs/tokenizer-text/tokenizer.model").write_bytes(pickle.dumps(_Touch(canary)))
+    expect(lab.launch(folder, RUN), 4, "tokenizer.model")
+    check(not canary.exists(), "tokenizer.model: the pickle was run")
+    return Seen(f"{len(names) + 1} files, exit 4 each, nothing was run")
+
+
+def forge(directory: Path) -> None:
+    """Make the manifest fit what lies there, as an attacker would."""
+    step = int(directory.name[5:])
+    (directory / "manifest.json").unlink()
+    write_manifest(directory, {"step": step})
+
+
+@fault(50, "hostile safetensors, with a manifest that fits", "exit 4 naming file or tensor, soon and in little memory")
+def hostile_tensors(lab: Lab) -> Seen:
+    def header(size: int) -> bytes:
+        return size.to_bytes(8, "little") + b"{" + b" " * 100
+
+    overlap = json.dumps(
+        {
+            "a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
+            "b": {"dtype": "F32", "shape": [4], "data_offsets": [8, 24]},
+        }
+    ).encode()
+    contents: dict[str, Callable[[Path], None]] = {
+        "header of 2^60 bytes": lambda p: p.write_bytes(header(1 << 60)),
+        "header of 99 MB of nothing": lambda p: p.write_bytes(header(99_000_000)),
+        "overlapping": lambda p: p.write_bytes(len(overlap).to_bytes(8, "little") + overlap + bytes(24)),
+        "a key too many": lambda p: save_file({**load_file(p), "model.more": torch.zeros(2)}, p),
+        "a key too few": lambda p: save_file(dict(list(load_file(p).items())[1:]), p),
+        "other shapes": lambda p: save_file({k: v.reshape(-1)[:1].clone() for k, v in load_file(p).items()}, p),
+        "integers": lambda p: save_file({k: v.to(torch.int8) for k, v in load_file(p).items()}, p),
+    }
+    names = ["model/model.safetensors", "optimizer.safetensors"]
+    cases = [(name, content) for name in names for content in contents]
+
+    def one(case: tuple[str, str]) -> float:
+        name, content = case
+        folder = unfinished(lab, "hostile")
+        for checkpoint in (folder / "runs" / RUN / "checkpoints").glob("step-*"):
+            contents[content](checkpoint / name)
+            forge(checkpoint)
+        outcome = lab.launch(folder, RUN)
+        expect(outcome, 4)
+        shutil.rmtree(folder)
+        return outcome.seconds
+
+    seconds = max(lab.share(cases, one))
+    return Seen(f"{len(cases)} files, exit 4 each, after {seconds:.1f} s at most")
+
+
+@fault(51, "hostile manifest and configuration: paths that leave, links, YAML bombs and objects, huge files", "refused")
+def hostile_texts(lab: Lab) -> Seen:
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(9)
+    )
+    configs = {
+        "bomb": bomb,
+        "object": "run: !!python/object/apply:os.system ['touch canary']\n",
+        "unknown": "nonsense: 1\n",
+        "large": "x: " + "y" * 10_000_000,
+        "run": "run: ../../x\n",
+    }
+
+    def one(name: str) -> None:
+        folder = lab.folder("config", ready=RUN)
+        (folder / "bad.yaml").write_text(configs[name])
+        outcome = lab.launch(folder, RUN, "bad.yaml", timeout=60)
+        expect(outcome, 2)
+        check(not (folder / "canary").exists(), "the object was made")
+
+    lab.share(list(configs), one)
+    manifests = 0
+    for name in ("../../../text.txt", "/etc/hostname"):
+        folder = unfinished(lab, "manifest")
+        for path in (folder / "runs" / RUN / "checkpoints").glob("step-*/manifest.json"):
+            content = json.loads(path.read_text())
+            content["files"][name] = {"size": 1, "sha256": "0"}
+            content["version"] = 1
+            path.write_text(json.dumps(content))
+        expect(lab.launch(folder, RUN), 4, "leaves the directory")
+        manifests += 1
+    return Seen(f"{len(configs)} configurations exit 2, {manifests} manifests exit 4, nothing was run")
+
+
+@fault(53, "clock: file times reversed, years 1970 and 2100, time jumps back", "order by step, same bytes")
+def clocks(lab: Lab) -> Seen:
+    folder = lab.folder("clock", ready=RUN)
+    lab.launch(folder, RUN, environment={"LLM_FAULT": "step::11=kill"})
+    for i, path in enumerate(sorted((folder / "runs").rglob("*"), reverse=True)):
+        os.utime(path, (i % 2 * 4.1e9, i % 2 * 4.1e9))
+
+    def jump() -> None:
+        import time
+
+        real, calls = time.time, iter(range(1 << 60))
+        time.time = lambda: real() - 1e6 * (next(calls) % 3)
+
+    lost, saved = check_nothing_lost(folder / "runs" / RUN), saved_step(folder / "runs" / RUN)
+    outcome = lab.launch(folder, RUN, prepare=jump)
+    check(outcome.code == 0 and f"going on from step {saved}\n" in outcome.text, outcome.text[-500:])
+    lab.compare(folder, RUN)
+    return Seen("went on from the newest step, 0 bytes differ", lost)

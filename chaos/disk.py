@@ -1,0 +1,215 @@
+"""Faults 15 to 18, 31: no room, no right to write, another run, no memory."""
+
+import ctypes
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from chaos.damage import expect, unfinished
+from chaos.kills import check_no_leftovers
+from chaos.lab import Lab, check_nothing_lost, final_bytes, saved_step
+from chaos.registry import NotHere, Seen, check, fault
+
+RUN = "gpt"
+CLONE_NEWNS = 0x20000
+
+
+def own_mounts() -> None:
+    """Give this process mounts of its own. Raises NotHere where that is not allowed."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.unshare(CLONE_NEWNS):
+        raise NotHere(f"needs the right to mount ({os.strerror(ctypes.get_errno())})")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=False, capture_output=True)
+
+
+def mount(directory: Path, size: int) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory))
+
+
+def _mount(*arguments: str) -> None:
+    result = subprocess.run(["mount", *arguments], capture_output=True, text=True)
+    if result.returncode:
+        raise NotHere(f"needs the right to mount ({result.stderr.strip()})")
+
+
+@fault(15, "disk full at a save, at every size", "warns, goes on, checkpoint before intact; at the last save exit 4")
+def full_disk(lab: Lab) -> Seen:
+    """In a small tmpfs under checkpoints/, of a size that grows until all fits."""
+    reference = lab.reference(RUN) / "runs" / RUN / "checkpoints"
+    whole = sum(path.stat().st_size for path in reference.rglob("*") if path.is_file())
+    count = 3 if lab.quick else 16
+    sizes = [round(whole * (i + 0.5) / count * 1.6) for i in range(count)]
+
+    def one(size: int) -> str:
+        try:
+            own_mounts()
+            folder = lab.folder(f"full-{size}", ready=RUN)
+            run = folder / "runs" / RUN
+            # A run directory is recognised by what is in it.
+            run.mkdir(parents=True)
+            (run / "command.txt").touch()
+            mount(run / "checkpoints", size)
+        except NotHere as error:
+            return str(error)
+        outcome = lab.launch(folder, RUN)
+        said = outcome.text.count("could not be saved")
+        saved = saved_step(run)
+        check_no_leftovers(run)
+        if outcome.code:
+            expect(outcome, 4, "could not be saved", "No space left", "make room")
+        check("Traceback" not in outcome.text, outcome.text[-500:])
+        _mount("-o", "remount,size=64m", str(run / "checkpoints"))
+        lab.finish(folder, RUN)
+        lab.compare(folder, RUN)
+        subprocess.run(["umount", str(run / "checkpoints")], check=True)
+        return f"exit {outcome.code}, {said} said, step {saved} saved"
+
+    found = lab.share(sizes, one)
+    if any(text.startswith("needs") for text in found):
+        raise NotHere(found[0])
+    codes = [text.split(",")[0] for text in found]
+    check({"exit 0", "exit 4"} <= set(codes), f"the sizes show one outcome alone: {found}")
+    return Seen(f"{len(sizes)} sizes: {codes.count('exit 4')} ended with 4, all went on to 0 differing bytes")
+
+
+@fault("15b", "too little room before the start", "exit 2 with figures, before any training")
+def no_room(lab: Lab) -> Seen:
+    def one(_: int) -> str:
+        try:
+            own_mounts()
+            folder = lab.folder("room", ready=RUN)
+            mount(folder / "runs" / RUN, 1 << 20)
+        except NotHere as error:
+            return str(error)
+        outcome = lab.launch(folder, RUN)
+        expect(outcome, 2, "too little room", "keep_last=2", "MB")
+        subprocess.run(["umount", str(folder / "runs" / RUN)], check=True)
+        return ""
+
+    if reason := lab.share([0], one)[0]:
+        raise NotHere(reason)
+    return Seen("exit 2, what is needed and what is free are named")
+
+
+@fault(16, "disk full for metrics and their kin", "one warning, same model")
+def no_room_for_metrics(lab: Lab) -> Seen:
+    folder = lab.folder("metrics", ready=RUN)
+
+    def prepare() -> None:
+        write = os.write
+
+        def full(handle: int, data: bytes) -> int:
+            if os.readlink(f"/proc/self/fd/{handle}").endswith(".jsonl"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write(handle, data)
+
+        os.write = full
+
+    outcome = lab.launch(folder, RUN, prepare=prepare)
+    expect(outcome, 0)
+    check(outcome.text.count("record of the run is incomplete") == 1, outcome.text[-500:])
+    expected, found = (final_bytes(path / "runs" / RUN) for path in (lab.reference(RUN), folder))
+    different = [name for name in expected if name != "metrics.jsonl" and expected[name] != found.get(name)]
+    check(not different, f"{different} differ")
+    return Seen("1 warning, exit 0, the same model and checkpoints")
+
+
+def as_nobody() -> None:
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    os.environ["HOME"] = "/nonexistent"
+
+
+@fault(17, "working folder, run or checkpoints read-only", "exit 2 at the start naming it; at a save as if full")
+def read_only(lab: Lab) -> Seen:
+    if os.getuid():
+        raise NotHere("needs root, to become another user")
+    for path in (lab.root, *lab.root.parents):
+        if not path.stat().st_mode & 1:
+            path.chmod(path.stat().st_mode | 0o11)
+    folder = lab.folder("readonly")
+    expect(lab.launch(folder, RUN, prepare=as_nobody), 2, "runs", "cannot write there")
+    folder = unfinished(lab, "readonly")
+    expect(lab.launch(folder, RUN, prepare=as_nobody), 2, f"runs/{RUN}", "cannot write there")
+    folder = lab.folder("readonly", ready=RUN)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o777)
+    checkpoints = folder / "runs" / RUN / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints.parent / "command.txt").touch()
+    checkpoints.parent.chmod(0o777)
+    (checkpoints.parent / "command.txt").chmod(0o666)
+    outcome = lab.launch(folder, RUN, prepare=as_nobody)
+    expect(outcome, 4, "could not be saved", "Permission denied", "The training goes on")
+    return Seen("exit 2, exit 2, exit 4, each naming the directory")
+
+
+@fault(18, "a directory that is not ours; another live run; a lock left by a killed one", "exit 2, 2; taken over")
+def another_run(lab: Lab) -> Seen:
+    folder = lab.folder("foreign", ready=RUN)
+    (folder / "runs" / RUN).mkdir()
+    (folder / "runs" / RUN / "thesis.txt").write_text("mine")
+    expect(lab.launch(folder, RUN), 2, "holds files but is no run directory")
+    folder = lab.folder("live", ready=RUN)
+    first = lab.start(folder, RUN, environment={"LLM_FAULT": "step::3=sleep"})
+    lock = folder / "runs" / RUN / "lock.json"
+    deadline = time.monotonic() + 60
+    while not lock.is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    shutil.copytree(folder, beside := folder.with_name(folder.name + "-beside"), ignore=lambda *_: {"gpt"})
+    (beside / "runs" / RUN).symlink_to(folder / "runs" / RUN)
+    expect(lab.launch(beside, RUN), 2, "another run is using it", str(first))
+    check(lab.join(first, folder, RUN, time.monotonic()).code == 0, "the first run was disturbed")
+    lab.compare(folder, RUN)
+    folder = lab.folder("stale", ready=RUN)
+    lab.launch(folder, RUN, environment={"LLM_FAULT": "step::8=kill"})
+    check((folder / "runs" / RUN / "lock.json").is_file(), "no lock was left")
+    lab.finish(folder, RUN)
+    lab.compare(folder, RUN)
+    return Seen("exit 2 naming the process; the stale lock was taken over")
+
+
+@fault(31, "no memory for a step", "exit 2 suggesting micro_batch_size, checkpoint intact")
+def no_memory(lab: Lab) -> Seen:
+    folder = lab.folder("memory", ready=RUN)
+
+    def prepare() -> None:
+        from engine import faults
+
+        count = 0
+
+        def limit(name: str) -> None:
+            nonlocal count
+            count += name == "step"
+            if name == "step" and count == 8:
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                most = pages * resource.getpagesize() + (4 << 20)
+                resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+        faults.listeners.append(limit)
+        import engine.loop
+
+        original = engine.loop.train_step
+
+        def hungry(*arguments: object) -> object:
+            if count == 8:
+                import torch
+
+                torch.empty(1 << 30)
+            return original(*arguments)
+
+        engine.loop.train_step = hungry
+
+    outcome = lab.launch(folder, RUN, prepare=prepare)
+    expect(outcome, 2, "out of memory", "micro_batch_size")
+    lost = check_nothing_lost(folder / "runs" / RUN)
+    lab.finish(folder, RUN)
+    lab.compare(folder, RUN)
+    return Seen("exit 2, went on, 0 bytes differ", lost)

@@ -1,0 +1,67 @@
+"""Faults 32, 33: W&B is down, slow, hanging, refuses the key; a run with W&B is killed."""
+
+import json
+import os
+import signal
+
+from chaos.damage import expect
+from chaos.lab import Lab, wait
+from chaos.registry import NotHere, Seen, check, fault
+
+RUN = "gpt"
+SECONDS = 2.0
+
+
+@fault(32, "W&B: server refuses, fails, hangs, closes, dies later; no key", "same bytes, exit 0, said once")
+def server_trouble(lab: Lab) -> Seen:
+    try:
+        from tests.test_tracking_online import Server
+    except ImportError as error:
+        raise NotHere(f"needs the tests ({error})") from None
+    modes = ["hang"] if lab.quick else ["401", "500", "hang", "close", "die", "no key"]
+    slowest = 0.0
+    for mode in modes:
+        server = Server(mode)
+        pid = os.fork()
+        if pid == 0:
+            server.serve_forever()
+        server.server_close()
+        try:
+            folder = lab.folder(f"wandb-{mode}".replace(" ", "-"), ready=RUN)
+            environment = {
+                "HOME": str(folder),
+                "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
+                **({} if mode == "no key" else {"WANDB_API_KEY": "0" * 40}),
+            }
+            outcome = lab.launch(folder, RUN, "tracking.wandb=auto", environment=environment, prepare=short_timeouts)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            wait(pid, float("inf"))
+        expect(outcome, 0)
+        told = outcome.text.count("cannot be reached") + outcome.text.count("could not take all")
+        check(told == (mode != "no key"), f"{mode}: told {told} times: {outcome.text[-800:]}")
+        check(outcome.text.count("wandb sync") == 1, f"{mode}: {outcome.text[-800:]}")
+        lab.compare(folder, RUN)
+        slowest = max(slowest, outcome.seconds)
+    return Seen(f"{', '.join(modes)}: exit 0, 0 bytes differ, {slowest:.0f} s at most")
+
+
+def short_timeouts() -> None:
+    import engine.wandb_mirror as mirror
+
+    mirror.INIT_TIMEOUT = mirror.FINISH_TIMEOUT = SECONDS
+
+
+@fault(33, "a run with W&B is killed and goes on", "one run id, each step once in metrics.jsonl")
+def killed_with_wandb(lab: Lab) -> Seen:
+    folder = lab.folder("wandb", ready=RUN)
+    offline = "tracking.wandb=offline"
+    lab.launch(folder, RUN, offline, environment={"LLM_FAULT": "step::8=kill"})
+    run = folder / "runs" / RUN
+    first = json.loads((run / "wandb.json").read_text())["id"]
+    lab.finish(folder, RUN, offline)
+    check(json.loads((run / "wandb.json").read_text())["id"] == first, "another run id")
+    pieces = list((run / "wandb").glob(f"offline-run-*-{first}*"))
+    check(len(pieces) == 2, f"{len(pieces)} pieces")
+    lab.compare(folder, RUN)
+    return Seen("one id, two pieces, 0 bytes differ")
