@@ -82,13 +82,15 @@ DAMAGES = {
     "no tokenizer": (no_tokenizer, "tokenizer"),
     "a deep tokenizer": (deep_tokenizer, "tokenizer.json"),
 }
+# Accelerate keeps the first precision of a process, for the tests after this one too.
+QUIET = ["tracking.wandb=disabled", "runtime.device=cpu", "runtime.precision=fp32"]
 # {0} is the directory, {1} the file of rows.
 COMMANDS = {
     "generate": (generate_main, ["{0}", "def"]),
     "inspect": (generate_main, ["inspect", "{0}", "def"]),
-    "finetune": (finetune_app, ["--init", "{0}", "--data", "{1}", "budget=1s", "tracking.wandb=disabled"]),
+    "finetune": (finetune_app, ["--init", "{0}", "--data", "{1}", "budget=1s", *QUIET]),
     "predict": (finetune_app, ["predict", "{0}", "{1}"]),
-    "pretrain": (pretrain_app, ["--init", "{0}", "--data", "{1}", "--budget", "1s", "tracking.wandb=disabled"]),
+    "pretrain": (pretrain_app, ["--init", "{0}", "--data", "{1}", "--budget", "1s", *QUIET]),
     "export": (export_app, ["gguf", "{0}", "--out", "out.gguf"]),
     "check": (export_app, ["check", "{0}", "{1}"]),
 }
