@@ -1,57 +1,139 @@
-"""Bits per byte of a GPT on tinyshakespeare within a budget, beside nanoGPT's documented recipes.
+"""A GPT on tinyshakespeare beside nanoGPT's recipes: bits per byte in a time, and time to nanoGPT's bits per byte.
 
-    python -m benchmarks.shakespeare input.txt --budget 2m
+    python -m benchmarks.shakespeare --data data/ --seconds 180
+    python -m benchmarks.shakespeare --data data/ --reach 2.739 --nanogpt ~/nanoGPT [--characters]
 
-The validation bytes are nanoGPT's: the last tenth of the characters. nanoGPT's README: 1.88 nats a character with its
-CPU recipe (2.739 bits per byte over the whole validation text, 132 s on the machine of RESULTS.md), 1.4697 with its
-GPU recipe (2.120; three minutes on an A100).
+The validation bytes are nanoGPT's: the last tenth of the characters. All times are all-in: process start, imports,
+tokenizer training, encoding, training, evaluation, saving. nanoGPT's README: 1.88 nats a character with its CPU recipe
+(2.739 bits per byte over the whole validation text, 132 s on the machine of RESULTS.md), 1.4697 with its GPU recipe
+(2.120; three minutes on an A100). --reach looks for the smallest budget that ends at or below so many bits;
+--characters takes nanoGPT's tokens (single characters) and context (64).
 """
 
-import json
-import subprocess
-import sys
+import math
+import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from benchmarks.measure import Comparison, publish
+from benchmarks.nanogpt import CPU_RECIPE, NanoGPT
+from benchmarks.runs import budget_for, pretrain, stage
+
 PEERS = {"nanoGPT, CPU recipe": 2.739, "nanoGPT, A100 recipe": 2.120}
+DOCUMENTED_SECONDS = 132.0
+GOALS = {True: 1 / 6, False: 1 / 15}  # of nanoGPT's wall time: with its characters, with our tokens
+CONTEXT = 64
+SMALLEST, LARGEST = 1.0, 300.0  # seconds of budget to look at
+PRECISION = 1.15  # ratio of budgets at which the search ends
 
 
 def main(
-    text: Annotated[Path, typer.Argument(help="tinyshakespeare's input.txt")],
-    budget: Annotated[str, typer.Option(help="wall time of training")] = "2m",
-    settings: Annotated[list[str] | None, typer.Argument(help="key=value for the run")] = None,
+    data: Annotated[Path, typer.Option(help="folder with shakespeare/input.txt")] = Path("data"),
+    seconds: Annotated[float, typer.Option(help="wall time all-in")] = 180,
+    reach: Annotated[float | None, typer.Option(help="bits per byte to reach in the shortest time")] = None,
+    characters: Annotated[bool, typer.Option("--characters", help="single characters, context 64")] = False,
+    nanogpt: Annotated[Path | None, typer.Option(envvar="NANOGPT", help="a checkout of nanoGPT, to run beside")] = None,
+    repeats: int = 3,
+    out: Annotated[Path | None, typer.Option(help="folder for the JSON file")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value for our runs")] = None,
 ) -> None:
-    """Tokenizer, encoding, training and evaluation from nothing, in a folder of their own."""
-    root = Path(__file__).parent.parent
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "pretrain",
-            "--data",
-            str(text.resolve()),
-            "--budget",
-            budget,
-            "run=shakespeare",
-        ]
-        start = time.perf_counter()
-        subprocess.run([*command, *(settings or [])], cwd=folder, env=environment(root), check=True)
-        seconds = time.perf_counter() - start
-        scores = json.loads((Path(folder) / "runs/shakespeare/summary.json").read_text())
-    bits = scores["val/bpb"]
-    print(f"\n{bits:.4f} bits per byte after {seconds:.0f} s, process start to saved model, {budget} of training")
-    for peer, value in PEERS.items():
-        print(f"  {bits / value:.3f} of {peer} ({value})")
+    text = (data / "shakespeare" / "input.txt").resolve()
+    with tempfile.TemporaryDirectory() as name:
+        ours = Ours(Path(name), text, characters, settings or [])
+        name = "shakespeare" + ("-characters" if characters else "")
+        if reach is None:
+            found = [ours.within(seconds) for _ in range(repeats)]
+            bits = {"ours": [bits for bits, _ in found]} | {peer: [value] for peer, value in PEERS.items()}
+            notes = {"seconds all-in": [wall for _, wall in found]}
+            comparison = Comparison(
+                f"bits per byte after {seconds:.0f} s", "bits", bits, True, {"nanoGPT, A100 recipe": 1.0}, notes
+            )
+            publish([comparison], name, out)
+            print("seconds all-in:", ", ".join(f"{wall:.1f}" for _, wall in found))
+            return
+        budget = ours.search(reach)
+        peer = Peer(nanogpt, Path(name), text) if nanogpt else None
+        times, peers, bits = [], [], []
+        for _ in range(repeats):
+            if peer:
+                peers.append(peer.run())
+            found = ours.run(budget)
+            bits.append(found[0])
+            times.append(found[1])
+        label = "nanoGPT, CPU recipe" + ("" if peer else " (as in RESULTS.md)")
+        figures = {"ours": times, label: [wall for _, wall in peers] or [DOCUMENTED_SECONDS]}
+        notes = {"bits": bits, "peer bits": [value for value, _ in peers], "budget": budget}
+        title = f"seconds to {reach} bits per byte" + (", same characters and context" if characters else "")
+        publish([Comparison(title, "s", figures, True, {label: GOALS[characters]}, notes)], name + "-time", out)
+        print(f"bits per byte: ours {bits}, nanoGPT's {notes['peer bits']}; budget {budget:.1f} s")
 
 
-def environment(root: Path) -> dict[str, str]:
-    import os
+class Ours:
+    """Runs on the text, each in a folder of its own, so that nothing is reused."""
 
-    return {**os.environ, "PYTHONPATH": str(root), "WANDB_MODE": os.environ.get("WANDB_MODE", "disabled")}
+    def __init__(self, folder: Path, text: Path, characters: bool, settings: list[str]) -> None:
+        self.folder, self.text, self.characters, self.settings = folder, text, characters, settings
+
+    def run(self, budget: float) -> tuple[float, float]:
+        """(bits per byte, seconds all-in) with this training budget."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as name:
+            before, settings = self._tokens(Path(name))
+            run = pretrain(Path(name), "shakespeare", "--budget", f"{budget:.2f}s", *settings)
+            print(f"budget {budget:.1f} s: {run.summary['val/bpb']:.4f} bits, {before + run.seconds:.1f} s", flush=True)
+            return run.summary["val/bpb"], before + run.seconds
+
+    def within(self, seconds: float) -> tuple[float, float]:
+        """The same with the budget that takes `seconds` all-in."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as name:
+            before, settings = self._tokens(Path(name))
+            budget = budget_for(seconds - before, Path(name), *settings)
+        return self.run(budget)
+
+    def search(self, reach: float) -> float:
+        """The smallest budget, by doubling and then halving intervals in ratio, that ends at or below `reach`."""
+        low, high = SMALLEST, 4.0
+        while self.run(high)[0] > reach:
+            low, high = high, 2 * high
+            if high > LARGEST:
+                raise SystemExit(f"{reach} bits per byte are not reached in {low:.0f} s")
+        while high / low > PRECISION:
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if self.run(middle)[0] <= reach else (middle, high)
+        return high
+
+    def _tokens(self, folder: Path) -> tuple[float, list[str]]:
+        """(seconds, settings) of the tokens: characters need a tokenizer whose pieces are single ones."""
+        data = ["--data", str(self.text)]
+        if not self.characters:
+            return 0.0, [*data, *self.settings]
+        from tokenizer.train import RESERVED_IDS
+
+        pieces = RESERVED_IDS + len(set(self.text.read_text(encoding="utf-8")))
+        options = [f"vocab_size={pieces}", "character_coverage=1.0", "run=characters"]
+        spent = stage(folder, "tokenizer", *data, *options)
+        sizes = [f"sizes.max_position_embeddings={CONTEXT}", "tokenizer=runs/characters"]
+        return spent, [*data, *sizes, *self.settings]
+
+
+class Peer:
+    """nanoGPT's CPU recipe as its README gives it."""
+
+    def __init__(self, checkout: Path, folder: Path, text: Path) -> None:
+        self.nanogpt = NanoGPT(checkout, folder)
+        self.text = text
+        content = text.read_text(encoding="utf-8")
+        self.bytes = len(content[int(len(content) * 0.9) :].encode())
+
+    def run(self) -> tuple[float, float]:
+        """(bits per byte over the whole validation text, seconds of prepare.py and train.py)."""
+        seconds = self.nanogpt.prepare_characters(self.text) + self.nanogpt.train(CPU_RECIPE)[0]
+        nats = self.nanogpt.nats("shakespeare_char", "out-shakespeare-char")
+        bits = nats / math.log(2) / self.bytes
+        print(f"nanoGPT: {bits:.4f} bits, {seconds:.1f} s, {os.cpu_count()} cores", flush=True)
+        return bits, seconds
 
 
 if __name__ == "__main__":

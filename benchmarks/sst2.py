@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.shakespeare import environment
+from benchmarks.runs import environment
 from finetune.predict import Classifier
 
 
@@ -68,7 +68,7 @@ SPLITS = {"path": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
 
 def call(folder: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", *arguments]
-    subprocess.run(command, cwd=folder, env=environment(Path(__file__).parent.parent.resolve()), check=True)
+    subprocess.run(command, cwd=folder, env=environment(), check=True)
 
 
 if __name__ == "__main__":
