@@ -67,7 +67,7 @@ def show(folder: Path, wait: int) -> bool:
     codes, said = finish(nodes, wait)
     seconds = time.monotonic() - cut
     print(f"both ends stopped after {seconds:.0f} s with exit codes {codes}. What they said:")
-    wanted = ("rank ", "no progress", "DOES NOT ANSWER", "another process of this job")
+    wanted = ("no progress", "DOES NOT ANSWER", "another process of this job")
     for node, text in zip(NODES, said, strict=True):
         lines = [line.strip() for line in text.splitlines() if any(word in line for word in wanted)]
         print("\n".join(f"  {node}: {line[:200]}" for line in lines) or f"  {node}: nothing")
@@ -79,7 +79,9 @@ def show(folder: Path, wait: int) -> bool:
     rows = [read_rows(folder / "runs" / run / "metrics.jsonl") for run in ("straight", "cut")]
     files = [folder / "runs" / run / "model" / "model.safetensors" for run in ("straight", "cut")]
     same = rows[0] == rows[1] and files[0].read_bytes() == files[1].read_bytes()
-    print(f"last loss {rows[0][-2:]} and {rows[1][-2:]}: {'equal to the bit' if same else 'DIFFERENT'}")
+    losses = [[row["train/loss"] for row in part if "train/loss" in row] for part in rows]
+    verdict = "all losses and the weights are equal to the bit" if same else "DIFFERENT"
+    print(f"last loss left alone {losses[0][-1]:.6f}, cut and resumed {losses[1][-1]:.6f}: {verdict}")
     return ended and bool(resumed) and not any(codes) and same
 
 

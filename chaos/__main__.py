@@ -16,7 +16,19 @@ import typer
 # Before torch: many processes on few cores, forked without threads.
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", LLM_FAULT="")
 
-MODULES = ["kills", "signals", "damage", "disk", "changes", "inputs", "online", "controls"]
+MODULES = [
+    "kills",
+    "signals",
+    "damage",
+    "disk",
+    "changes",
+    "inputs",
+    "online",
+    "elastic",
+    "numbers",
+    "ranks",
+    "controls",
+]
 # Enough to see that the campaign and what it tries still work, in less than a minute.
 SHORT = ("3", "4", "6", "8", "12", "13", "14", "15", "40", "B1", "B3", "B4")
 

@@ -50,7 +50,13 @@ class Watchdog:
         if self.ranks > 1:
             # A connection of its own: the main thread may wait in the other.
             self._store = torch.distributed.distributed_c10d._get_default_store().clone()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        # The others by rank: what each said last, and when.
+        self._heard: dict[int, tuple[str, float]] = {}
+        # Each with a thread of its own: when the store's host is gone, to ask it may block for minutes.
+        self._threads = [
+            threading.Thread(target=target, name=f"watchdog-{target.__name__}", daemon=True)
+            for target in (self._watch, self._exchange)
+        ]
 
     def beat(self, place: str) -> None:
         """There is progress: `place` has been reached."""
@@ -59,7 +65,8 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self.beat(self._place)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,31 +74,28 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        interval = min(HEARTBEAT_SECONDS, self.timeout / 4)
-        last: dict[int, tuple[str, float]] = {}
-        while not self._stop.wait(interval):
-            try:
-                self._exchange(last)
-            except RuntimeError:
-                # The store's host is gone; what is waited for will not come either.
-                self._store = None
+        while not self._stop.wait(min(HEARTBEAT_SECONDS, self.timeout / 4)):
             if time.monotonic() - self._beaten > self.timeout:
-                self._end(last)
+                self._end()
 
-    def _exchange(self, last: dict[int, tuple[str, float]]) -> None:
+    def _exchange(self) -> None:
         """Tell the others that this process runs, and note when each was last heard of."""
-        if self._store is None:
-            return
-        beat = f"{time.monotonic():.3f} {os.getpid()} {socket.gethostname()} {self._place}"
-        self._store.set(f"heartbeat/{self.rank}", beat)
-        for rank in range(self.ranks):
-            if rank != self.rank and self._store.check([f"heartbeat/{rank}"]):
-                text = self._store.get(f"heartbeat/{rank}").decode()
-                if rank not in last or last[rank][0] != text:
-                    last[rank] = (text, time.monotonic())
+        while self._store is not None and not self._stop.wait(min(HEARTBEAT_SECONDS, self.timeout / 4)):
+            beat = f"{time.monotonic():.3f} {os.getpid()} {socket.gethostname()} {self._place}"
+            try:
+                self._store.set(f"heartbeat/{self.rank}", beat)
+                for rank in range(self.ranks):
+                    if rank != self.rank and self._store.check([f"heartbeat/{rank}"]):
+                        text = self._store.get(f"heartbeat/{rank}").decode()
+                        if rank not in self._heard or self._heard[rank][0] != text:
+                            self._heard[rank] = (text, time.monotonic())
+            except RuntimeError:
+                # The store's host is gone; what the main thread waits for will not come either.
+                return
 
-    def _end(self, last: dict[int, tuple[str, float]]) -> None:
+    def _end(self) -> None:
         lines = [f"rank {self.rank} (process {os.getpid()}): no progress for {self.timeout:g} s since {self._place}"]
+        last = self._heard
         for rank in range(self.ranks):
             if rank == self.rank:
                 continue

@@ -25,7 +25,7 @@ FAULTS = ["fp32 loss inf", "fp32 gradient nan", "bf16 loss nan"]
 def ranks(tmp_path_factory) -> dict:
     out = tmp_path_factory.mktemp("anomalies") / "seen.json"
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command = [sys.executable, "-m", *launcher, "tests.anomaly_worker", str(out)]
+    command = [sys.executable, "-m", *launcher, "chaos.non_finite", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

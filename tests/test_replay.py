@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
         sized["vocab_size"] = 320
         pretrain(PretrainConfig(model="gpt", run="gpt", **sized, **settings(budget="3s", max_steps=None)))
         pretrain(PretrainConfig(model="mlm", run="mlm", **sized, **settings()))
-        pretrain(PretrainConfig(model="t5", run="t5", **sized, **{**settings(), "vocab_size": 450}))
+        pretrain(PretrainConfig(model="t5", run="t5", **{**sized, "vocab_size": 450}, **settings()))
         labels = {"path": "poems.csv"}
         finetune(FinetuneConfig(model="runs/gpt", run="classifier", data=labels, batch_size=8, **settings()))
     return folder
@@ -93,7 +94,7 @@ def test_the_row_named_is_the_row_read(folder, monkeypatch, capsys):
     said = capsys.readouterr().out
     names = said.split("micro-batch 0: ")[1].splitlines()[0].replace("\n", "").split(", poems.csv row ")
     rows = {int(name.removeprefix("poems.csv row ").replace(",", "")) for name in names}
-    found = {int(part.split(" is ")[0]) + 1 for part in said.split("of poem ")[1:]}
+    found = {int(number) + 1 for number in re.findall(r"of poem (\d+) is", said)}
     assert found and found <= rows
 
 

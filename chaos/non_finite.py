@@ -1,4 +1,4 @@
-"""What test_anomalies.py looks at on two processes: `torchrun -m tests.anomaly_worker OUT` writes OUT as JSON.
+"""Two processes of which one gets numbers that are not finite: `torchrun -m chaos.non_finite OUT` writes OUT as JSON.
 
 On rank 1 alone, in one micro-batch of two steps in a row, the loss or only the gradient becomes NaN or infinite.
 """
