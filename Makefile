@@ -1,7 +1,7 @@
 # Every target does the set-up it needs. `make help` lists targets and variables.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help pipeline tokenizer pretrain finetune generate report test lint clean
+.PHONY: help pipeline tokenizer pretrain finetune generate report test chaos lint clean
 
 PYTHON ?= python3
 LAUNCH ?= python
@@ -71,6 +71,9 @@ report: $(READY) ## one self-contained report.html per run
 
 test: $(READY) ## the test suite
 	@python -m pytest $(ARGS)
+
+chaos: $(READY) ## do to runs what can happen to them (kills, full disks, flipped bits) and compare what is left
+	@python -m chaos $(ARGS)
 
 lint: $(READY) ## style and mistakes
 	@ruff check . && ruff format --check .

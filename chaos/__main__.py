@@ -89,6 +89,8 @@ def campaign(
             markup=False,
             highlight=False,
         )
+    # Without a terminal the table is as wide as it needs to be to be read.
+    console = Console(width=None if console.is_terminal else 160)
     table = Table("fault", "", "expected", "seen", "lost steps", "s", title=f"Fault campaign, seed {seed}")
     for row in rows:
         lost = "" if row["lost_steps"] is None else str(row["lost_steps"])

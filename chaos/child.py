@@ -6,6 +6,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -97,7 +98,8 @@ def run(stage: str, arguments: list[str], prepare: Callable[[], None] | None) ->
     except BaseException:
         traceback.print_exc()
     finally:
-        _report()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Its folder or its output may be closed to it.
+        for action in (_report, sys.stdout.flush, sys.stderr.flush):
+            with suppress(OSError, ValueError):
+                action()
         os._exit(code)

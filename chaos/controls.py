@@ -30,7 +30,11 @@ def check_order(events: list[Event], root: Path) -> int:
         source, target = Path(event[1]), Path(event[2])
         if not source.name.startswith(".tmp-"):
             continue
-        inside = [(kind, path[0]) for kind, *path in events[:i] if path[0].startswith(f"{source}/")]
+        # A file that gets its own name inside counts as written then.
+        before = [(kind, paths[-1]) for kind, *paths in events[:i]]
+        inside = [("sync" if kind == "sync" else "write", path) for kind, path in before]
+        moved = {event[1] for event in events[:i] if event[0] == "rename"}
+        inside = [pair for pair in inside if pair[1].startswith(f"{source}/") and pair[1] not in moved]
         written = {path for kind, path in inside if kind == "write"}
         for path in written:
             last = max(n for n, found in enumerate(inside) if found == ("write", path))

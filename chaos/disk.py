@@ -43,7 +43,7 @@ def full_disk(lab: Lab) -> Seen:
     reference = lab.reference(RUN) / "runs" / RUN / "checkpoints"
     whole = sum(path.stat().st_size for path in reference.rglob("*") if path.is_file())
     count = 3 if lab.quick else 16
-    sizes = [round(whole * (i + 0.5) / count * 1.6) for i in range(count)]
+    sizes = [round(whole * (i + 0.5) / count * 3) for i in range(count)]
 
     def one(size: int) -> str:
         try:

@@ -154,8 +154,8 @@ def moments_of_a_run(lab: Lab) -> Seen:
 
 def kill_inside(kind: str, nth: int) -> None:
     """SIGKILL inside the nth backward pass or parameter update of this process."""
-    import torch
     from accelerate import Accelerator
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     count = 0
     if kind == "backward":
@@ -177,7 +177,7 @@ def kill_inside(kind: str, nth: int) -> None:
         if count == nth:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    torch.optim.optimizer.register_optimizer_step_pre_hook(before)
+    register_optimizer_step_pre_hook(before)
 
 
 @fault(7, "kill -9 at file events of a fine-tuning, best weights and scoring too", SAME)

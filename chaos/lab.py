@@ -144,9 +144,13 @@ class Lab:
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
-            child.become(folder, output, environment or {})
-            child.count_events(counter, kill_at, only_saving)
-            child.run(stage, [*arguments, *more], prepare)
+            try:
+                child.become(folder, output, environment or {})
+                child.count_events(counter, kill_at, only_saving)
+                child.run(stage, [*arguments, *more], prepare)
+            finally:
+                # A child must never go on as a second campaign.
+                os._exit(70)
         return pid
 
     def join(self, pid: int, folder: Path, run: str, started: float, timeout: float = 300) -> Outcome:

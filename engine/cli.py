@@ -43,6 +43,9 @@ def run_app(app: typer.Typer, stage: str, arguments: list[str] | None = None) ->
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            package = error.name.partition(".")[0]
+            _exit(stage, f"the package {package} is needed for this and not installed: pip install {package}", 2)
         if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
             place = f"{error.filename}: " if error.filename else ""
             _exit(stage, f"{place}{error.strerror}. Make room; the same command then goes on", 4)

@@ -66,9 +66,9 @@ class WandbMirror:
         self._directory = directory.resolve()
         self._mode = mode
         # W&B's own variables win, as its users expect.
-        self._project = os.environ.get("WANDB_PROJECT") or project
-        self._group = os.environ.get("WANDB_RUN_GROUP") or group
-        self._tags = list(tags)
+        self._project = redact_tree(os.environ.get("WANDB_PROJECT") or project)
+        self._group = redact_tree(os.environ.get("WANDB_RUN_GROUP") or group)
+        self._tags = redact_tree(list(tags))
         self._job_type = job_type
         self._config = redact_tree(dict(config))
         self._calls: queue.Queue[Callable[[Any], None] | None] = queue.Queue(_QUEUE_LENGTH)

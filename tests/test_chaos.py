@@ -1,0 +1,146 @@
+"""The short tier of the fault campaign, and the parts of saving that it stands on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.errors import ConfigError
+from engine.faults import InjectedError, fault_point
+from engine.files import atomic_directory, remove_leftovers
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_short_tier_of_the_campaign(tmp_path):
+    """Runs are killed, their checkpoints damaged, their disk filled; broken savers are found. `make chaos` does all."""
+    command = [sys.executable, "-m", "chaos", "--quick", "--only", "short", "--output", str(tmp_path / "found.json")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    found = {str(row["fault"]): row for row in json.loads((tmp_path / "found.json").read_text())["faults"]}
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert {"3", "4", "13", "15", "B1", "B4"} <= set(found)
+    assert all(row["result"] in ("as expected", "not here") for row in found.values())
+    assert found["4"]["result"] == found["13"]["result"] == "as expected"
+
+
+@pytest.mark.parametrize(
+    "setting, raised",
+    [
+        ("here=raise", InjectedError),
+        ("here=enospc", OSError),
+        ("here:0=raise", InjectedError),
+        ("here:1=raise", None),
+        ("there=raise", None),
+        ("here::3=raise", None),
+        ("here=nonsense", ValueError),
+        ("", None),
+    ],
+)
+def test_a_fault_point_fails_where_it_is_told_to(setting, raised, monkeypatch):
+    monkeypatch.setenv("LLM_FAULT", setting)
+    monkeypatch.setattr("engine.faults._passed", {})
+    if raised is None:
+        fault_point("here")
+        fault_point("here")
+        return
+    with pytest.raises(raised):
+        fault_point("here")
+    if raised is not ValueError:
+        fault_point("here")
+
+
+def test_a_directory_is_exchanged_whole_or_not_at_all(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    for content in ("old", "new"):
+        with atomic_directory(target) as directory:
+            (directory / "a").write_text(content)
+        assert (target / "a").read_text() == content and len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setenv("LLM_FAULT", "directory-synced=enospc")
+    monkeypatch.setattr("engine.faults._passed", {})
+    with pytest.raises(OSError, match="No space"), atomic_directory(target) as directory:
+        (directory / "b").write_text("newer")
+    assert [path.name for path in target.iterdir()] == ["a"] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    kept = ["model", ".lock", ".tmp", "step-1", ".gitignore", ".tmp-mine"]
+    gone = [".tmp-step-00000003-0123abcd", ".tmp-model-0123abcd-old"]
+    for name in [*kept, *gone, ".tmp-best-00000002-0123abcd-old"]:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".config.yaml.tmp-123").touch()
+    remove_leftovers(tmp_path)
+    # One that was being replaced, when the system cannot exchange two directories at once, is put back.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "best-00000002"])
+
+
+def test_too_little_room_is_an_error_before_the_training(tmp_path, monkeypatch):
+    from engine.capacity import check_space, checkpoint_bytes
+    from engine.step import prepare
+    from tests.test_loop import accelerator, config, fresh
+
+    training = prepare(fresh(), config(), accelerator())
+    whole, model = checkpoint_bytes(training)
+    usage = type("Usage", (), {"free": whole + model - 1})
+    monkeypatch.setattr("engine.capacity.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ConfigError, match=r"too little room.*keep_last=2"):
+        check_space(tmp_path, training, 2)
+    usage.free += 1
+    assert "saves will fail" in check_space(tmp_path, training, 2)
+    usage.free = 10 * whole
+    assert check_space(tmp_path, training, 2) is None
+
+
+def test_the_size_of_a_checkpoint_is_foreseen(tmp_path):
+    from engine.capacity import SMALL_FILES, checkpoint_bytes
+    from engine.step import prepare
+    from tests.test_loop import accelerator, checkpoint, config, fresh
+
+    newest = checkpoint(tmp_path)
+    found = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+    foreseen, _ = checkpoint_bytes(prepare(fresh(), config(), accelerator()))
+    assert 0.8 * (foreseen - SMALL_FILES) < found < foreseen
+
+
+def test_a_run_killed_after_its_early_stop_does_not_train_on(tmp_path, monkeypatch):
+    from engine.optim import OptimConfig
+    from tests.test_loop import config, final_files, run
+
+    still = OptimConfig(lr=0, muon_lr=0)
+    settings = config(max_steps=200, evaluate_every=1, save_every=50, patience=3, keep="last", optim=still)
+    straight = run(tmp_path / "straight", settings)
+    monkeypatch.setenv("LLM_FAULT", "export=raise")
+    monkeypatch.setattr("engine.faults._passed", {})
+    with pytest.raises(InjectedError):
+        run(tmp_path / "killed", settings)
+    # The scores are those of the last weights on the second launch too, which makes no step.
+    assert run(tmp_path / "killed", settings) == straight
+    assert final_files(tmp_path / "killed") == final_files(tmp_path / "straight")
+
+
+def test_lost_best_weights_do_not_cost_the_run(tmp_path, capsys):
+    import shutil
+
+    from tests.test_loop import checkpoint, config, run
+
+    checkpoint(tmp_path)
+    for best in (tmp_path / "checkpoints").glob("best-*"):
+        shutil.rmtree(best)
+    run(tmp_path, config(max_steps=12))
+    assert "taken without the best weights" in capsys.readouterr().err
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_another_tokenizer_or_batch_size_is_refused(tmp_path):
+    from engine.errors import CheckpointError
+    from tests.test_loop import config, run
+
+    facts = {"tokenizer_sha256": "a" * 64, "data_fingerprint": "b", "global_batch_size": 8}
+    run(tmp_path, config(), facts=facts)
+    for name in facts:
+        with pytest.raises(CheckpointError, match=name):
+            run(tmp_path, config(max_steps=12), facts={**facts, name: "c"})
+    run(tmp_path, config(max_steps=12), facts=facts)
+    assert os.listdir(tmp_path / "checkpoints")
