@@ -9,6 +9,10 @@ from model.config import ModelConfig
 from model.norms import make_norm
 from model.positions import rotate
 
+# On a CPU in bf16 the fused kernel trains faster only beyond so many keys: below, two batched products and a softmax
+# take half of its time (benchmarks/profile.py).
+SHORT = 512
+
 
 def explicit_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float
@@ -18,12 +22,14 @@ def explicit_attention(
     query (B, H, T, D); key, value (B, K, S, D). The same numbers as the fused path, which never holds the softmax.
     """
     repeats = query.size(1) // key.size(1)
-    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    scores = query @ key.mT * scale
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = (query * scale) @ key.mT
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        # Added, which has no backward pass over the scores.
+        scores += torch.where(mask, 0.0, float("-inf")) if mask.dtype == torch.bool else mask
     weights = scores.softmax(-1)
     return weights @ value, weights
 
@@ -77,8 +83,10 @@ class Attention(nn.Module):
             cache.memory[self.layer] = key, value
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(query.dtype)
-        if self.keep_weights:
-            y, self.weights = explicit_attention(query, key, value, mask, is_causal, self.scale)
+        short = query.dtype == torch.bfloat16 and query.device.type == "cpu" and key.size(2) <= SHORT
+        if self.keep_weights or (short and query.requires_grad):
+            y, weights = explicit_attention(query, key, value, mask, is_causal, self.scale)
+            self.weights = weights if self.keep_weights else None
         else:
             y = F.scaled_dot_product_attention(
                 query, key, value, mask, is_causal=is_causal, scale=self.scale, enable_gqa=self.grouped

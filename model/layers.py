@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from model.attention import Attention
 from model.cache import KVCache
 from model.config import ModelConfig
-from model.norms import make_norm
+from model.norms import make_norm, to_product_type
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -73,5 +73,5 @@ class Block(nn.Module):
     def _residual(self, x: Tensor, norm: nn.Module, layer: Callable[[Tensor], Tensor]) -> Tensor:
         """Pre-norm (Xiong et al. 2020): x + layer(norm(x)). Post-norm (Vaswani et al. 2017): norm(x + layer(x))."""
         if self.pre_norm:
-            return x + self.dropout(layer(norm(x)))
+            return x + self.dropout(layer(to_product_type(norm(x))))
         return norm(x + self.dropout(layer(x)))

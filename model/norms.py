@@ -1,5 +1,6 @@
 """Normalisation over the last dimension."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,3 +19,9 @@ def make_norm(config: ModelConfig, size: int) -> nn.Module:
     if config.norm == "rmsnorm":
         return RMSNorm(size, eps=config.norm_eps)
     return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
+
+
+def to_product_type(x: Tensor) -> Tensor:
+    """x in the type that autocast gives to matrix products: cast once, not by every layer that reads it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
