@@ -87,7 +87,10 @@ def generate(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Always print the speed on standard error.")] = False,
     device: Annotated[str, flag("auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, flag("auto, fp32, bf16, fp16.")] = "auto",
+    dtype: Annotated[str, flag("auto, fp32, bf16, fp16; int8: on a CPU, weights of 1 byte.")] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="On a CPU: compile the step that makes a token (1 s, once).")
+    ] = True,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     flags = {
@@ -114,7 +117,9 @@ def generate(
     from generate.load import load_generator
     from generate.output import Printer, interact
 
-    printer = Printer(load_generator(model_dir, config, device, dtype), as_json=as_json, echo=echo, verbose=verbose)
+    printer = Printer(
+        load_generator(model_dir, config, device, dtype, compiled), as_json=as_json, echo=echo, verbose=verbose
+    )
     if prompt is not None:
         printer.answer(prompt)
     if record:

@@ -1,7 +1,8 @@
-"""The decoder loop: a cached window over a model, and samples of text streamed from it."""
+"""The decoder loop: samples of text, streamed one at a time or written together."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,82 +13,12 @@ from engine.errors import CheckpointError, ConfigError
 from generate.config import GenerateConfig
 from generate.sampling import next_token, random_stream
 from generate.stop import StopFilter
-from model import CausalLM, KVCache, Seq2SeqLM
+from generate.window import Answer, Window, append_together
+from model import CausalLM, Seq2SeqLM
 
 if TYPE_CHECKING:
+    from generate.step import CompiledStep
     from tokenizer import FastTokenizer, Tokenizer
-
-
-class Window:
-    """The tokens a causal model sees: at most its context, their keys and values cached.
-
-    When the context is full, its last half (the new token included) is computed afresh from position 0, and generation
-    goes on from there: the model never sees a position that it was not trained on. `slides` counts these times.
-    """
-
-    def __init__(self, model: CausalLM, ids: list[int], new_tokens: int) -> None:
-        """`ids` is the prompt, at most one context long; `new_tokens` are to be appended at most."""
-        weight = model.lm_head.weight
-        self.model, self.prompt, self.device = model, ids, weight.device
-        self.context = model.config.max_position_embeddings
-        # Capped: a long-context model must not allocate all of it for a short text.
-        self.capacity = min(self.context, len(ids) + new_tokens)
-        self.cache = KVCache(model.config, 1, self.capacity, device=self.device, dtype=weight.dtype)
-        self.ids, self.slides, self.history = list(ids), 0, ids
-        self.prompt_logits = self._compute(self.ids)
-
-    def restart(self) -> Tensor:
-        """Go back to the prompt; logits (V,) after it. Its keys and values are kept, unless the window has moved on."""
-        if self.slides:
-            self.cache.truncate(0)
-            self.prompt_logits = self._compute(self.prompt)
-        self.cache.truncate(len(self.prompt))
-        self.ids, self.slides = list(self.prompt), 0
-        return self.prompt_logits
-
-    def append(self, token: int) -> Tensor:
-        """Logits (V,) after `token`."""
-        self.ids.append(token)
-        if self.cache.length < self.capacity:
-            return self._compute([token])
-        self.slides += 1
-        self.ids = self.ids[-max(1, self.context // 2) :]
-        self.cache.truncate(0)
-        return self._compute(self.ids)
-
-    def _compute(self, ids: list[int]) -> Tensor:
-        hidden = self.model.trunk(torch.tensor([ids], device=self.device), None, self.cache)
-        # The vocabulary head on the last position alone: on a long prompt the other logits would be gigabytes.
-        return self.model.predict(hidden[:, -1])[0]
-
-
-class Answer:
-    """What the decoder of an encoder-decoder sees: the encoded prompt, and its own tokens, keys and values cached.
-
-    The same interface as Window; it never slides, since positions of these models have no end.
-    """
-
-    slides = 0
-
-    def __init__(self, model: Seq2SeqLM, ids: list[int], new_tokens: int) -> None:
-        """`ids` is the prompt with its end token; `new_tokens` are to be appended at most."""
-        weight = model.lm_head.weight
-        self.model, self.prompt, self.device = model, ids, weight.device
-        self.history = [model.config.decoder_start_token_id]
-        self.cache = KVCache(model.config, 1, new_tokens + 1, device=self.device, dtype=weight.dtype)
-        self.memory = model.trunk.encoder(torch.tensor([ids], device=self.device))
-        self.prompt_logits = self.append(self.history[0])
-
-    def restart(self) -> Tensor:
-        """Go back to the beginning of the answer; logits (V,) of its first token."""
-        self.cache.truncate(1)
-        return self.prompt_logits
-
-    def append(self, token: int) -> Tensor:
-        """Logits (V,) after `token`."""
-        tokens = torch.tensor([[token]], device=self.device)
-        hidden = self.model.trunk.decoder(tokens, None, self.cache, memory=self.memory)
-        return self.model.predict(hidden[:, -1])[0]
 
 
 @dataclass
@@ -115,13 +46,52 @@ class Sample:
         return len(self.ids) / self.seconds if self.seconds else 0.0
 
 
+class Continuation:
+    """A sample while it is written: its window, its random numbers, the characters and stop strings not yet whole."""
+
+    def __init__(
+        self, generator: "TextGenerator", sample: Sample, window: Window | Answer, logits: Tensor, begin: float
+    ) -> None:
+        self.generator, self.sample, self.window, self.logits, self.begin = generator, sample, window, logits, begin
+        self.config = generator.config
+        self.rng = random_stream(self.config.seed, sample.index)
+        self.decoder, self.stop = generator.tokenizer.stream(), StopFilter(self.config.stop)
+        self.count = len(window.history)
+        size = self.count + self.config.max_new_tokens
+        self.history = torch.zeros(size, dtype=torch.int64, device=logits.device)
+        self.history[: self.count] = torch.tensor(window.history)
+        self.token, self.finished = -1, False
+
+    def choose(self) -> str:
+        """Take the next token from `logits`: the text that it makes certain, and all that is left with the last one."""
+        sample, generator = self.sample, self.generator
+        token = next_token(self.logits, self.history[: self.count], generator.suppressed, self.config, self.rng)
+        self.history[self.count] = self.token = token
+        self.count += 1
+        sample.ids.append(token)
+        sample.seconds = time.perf_counter() - self.begin
+        sample.seconds_to_first_token = sample.seconds_to_first_token or sample.seconds
+        ended = token in generator.end_ids
+        piece = self.stop.push("" if ended else self.decoder.push(token))
+        self.finished = ended or self.stop.stopped or len(sample.ids) == self.config.max_new_tokens
+        if self.finished:
+            piece += self.stop.push(self.decoder.flush()) + self.stop.flush()
+            sample.finish_reason = "stop" if self.stop.stopped else "end" if ended else "length"
+        sample.text += piece
+        return piece
+
+    def resume(self, logits: Tensor) -> None:
+        """Go on with logits (V,) after the chosen token."""
+        self.logits, self.sample.window_slides = logits, self.window.slides
+
+
 class TextGenerator:
     """A causal model or an encoder-decoder with its tokenizer and sampler settings.
 
     Never sampled: unknown, beginning, padding, mask, classification and separator tokens, and ids that only pad the
     vocabulary (at or above `tokenizer.vocab_size`). `end_ids` end a text, beside the tokenizer's own end token.
     With `add_bos` a causal model's prompt stands behind the beginning token; an empty one does always. That of an
-    encoder-decoder ends in the end token.
+    encoder-decoder ends in the end token. With a `step` the model itself reads prompts only.
     Raises CheckpointError when the tokenizer has more tokens than the model.
     """
 
@@ -132,6 +102,7 @@ class TextGenerator:
         config: GenerateConfig,
         end_ids: Collection[int] = (),
         add_bos: bool = True,
+        step: "CompiledStep | None" = None,
     ) -> None:
         size = model.config.vocab_size
         if tokenizer.vocab_size > size:
@@ -140,12 +111,13 @@ class TextGenerator:
                 "Copy the tokenizer files of the training run into the model directory"
             )
         self.model, self.tokenizer, self.config, self.add_bos = model, tokenizer, config, add_bos
+        self.step = step
         self.end_ids = {i for i in (*end_ids, tokenizer.eos_id) if i is not None}
         # Some tokenizers use one token as beginning, padding and end; an end must stay reachable.
         names = ("unk_id", "bos_id", "pad_id", "mask_id", "cls_id", "sep_id")
         special = {getattr(tokenizer, name) for name in names} - {None} - self.end_ids
         self.suppressed_ids = sorted(special | (set(range(tokenizer.vocab_size, size)) - self.end_ids))
-        self._suppressed = torch.tensor(self.suppressed_ids, dtype=torch.int64, device=model.lm_head.weight.device)
+        self.suppressed = torch.tensor(self.suppressed_ids, dtype=torch.int64, device=model.lm_head.weight.device)
         self._window: Window | Answer | None = None
 
     def sample(self, prompt: str, index: int = 0) -> Sample:
@@ -182,44 +154,48 @@ class TextGenerator:
         Raises NonFiniteError when the model gives NaN.
         """
         begin = time.perf_counter()
-        rng = random_stream(self.config.seed, sample.index)
-        decoder, stop = self.tokenizer.stream(), StopFilter(self.config.stop)
-        window, logits = self._open_window(sample.prompt_ids)
-        count = len(window.history)
-        history = torch.zeros(count + self.config.max_new_tokens, dtype=torch.int64, device=logits.device)
-        history[:count] = torch.tensor(window.history)
-        reason = "interrupted"
-        while reason == "interrupted":
-            token = next_token(logits, history[:count], self._suppressed, self.config, rng)
-            history[count] = token
-            count += 1
-            sample.ids.append(token)
-            sample.seconds = time.perf_counter() - begin
-            sample.seconds_to_first_token = sample.seconds_to_first_token or sample.seconds
-            ended = token in self.end_ids
-            piece = stop.push("" if ended else decoder.push(token))
-            if ended:
-                reason = "end"
-            elif stop.stopped:
-                reason = "stop"
-            elif len(sample.ids) == self.config.max_new_tokens:
-                reason = "length"
-            sample.text += piece
+        text = Continuation(self, sample, *self._open_window(sample.prompt_ids), begin)
+        while True:
+            piece = text.choose()
             if piece:
                 yield piece
-            if reason == "interrupted":
-                logits = window.append(token)
-                sample.window_slides = window.slides
-        rest = stop.push(decoder.flush())
-        rest += stop.flush()
-        sample.finish_reason = "stop" if stop.stopped else reason
-        sample.text += rest
-        if rest:
-            yield rest
+            if text.finished:
+                return
+            text.resume(text.window.append(text.token))
+
+    @torch.inference_mode()
+    def write(self, samples: Iterable[Sample], rows: int = 16) -> Iterator[Sample]:
+        """Fill in many samples, `rows` at a time, and yield each when it is finished: what `stream` makes of it.
+
+        With a step the texts of different lengths advance together, each weight is read once for all of them, and the
+        next begins when one has ended. Without one they are written one after another.
+        Raises NonFiniteError when the model gives NaN.
+        """
+        if self.step is None:
+            for sample in samples:
+                for _ in self.stream(sample):
+                    pass
+                yield sample
+            return
+        waiting, texts = deque(samples), []
+        while waiting or texts:
+            while waiting and len(texts) < rows:
+                sample, begin = waiting.popleft(), time.perf_counter()
+                window, logits = self._open_window(sample.prompt_ids)
+                texts.append(Continuation(self, sample, window.copy(), logits, begin))
+            for text in texts:
+                text.choose()
+            yield from (text.sample for text in texts if text.finished)
+            texts = [text for text in texts if not text.finished]
+            rest = append_together(self.step, [text.window for text in texts], [text.token for text in texts])
+            for text, logits in zip(texts, rest, strict=True):
+                text.resume(logits)
 
     def _open_window(self, ids: list[int]) -> tuple[Window | Answer, Tensor]:
         """The samples of one prompt share its keys and values: those of later samples are the same bits."""
         if self._window is None or self._window.prompt != ids:
-            kind = Answer if self.model.config.is_encoder_decoder else Window
-            self._window = kind(self.model, ids, self.config.max_new_tokens)
+            if self.model.config.is_encoder_decoder:
+                self._window = Answer(self.model, ids, self.config.max_new_tokens)
+            else:
+                self._window = Window(self.model, ids, self.config.max_new_tokens, self.step)
         return self._window, self._window.restart()

@@ -11,7 +11,8 @@ from engine.files import read_json
 from engine.run_directory import find_model
 from generate.config import GenerateConfig
 from generate.decode import TextGenerator
-from model import load_model
+from generate.step import KINDS, CompiledStep, round_to_int8, unsupported
+from model import CausalLM, Seq2SeqLM, load_model
 from model.layouts import LAYOUTS
 from tokenizer import load_tokenizer
 
@@ -19,18 +20,45 @@ RUNS = Path("runs")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_generator(path: Path, config: GenerateConfig, device: str = "auto", dtype: str = "auto") -> TextGenerator:
+def load_generator(
+    path: Path, config: GenerateConfig, device: str = "auto", dtype: str = "auto", compiled: bool = True
+) -> TextGenerator:
     """The model and tokenizer at `path` (a model directory or a run directory), on its device.
 
+    On a CPU the step that makes a token is compiled, unless `compiled` is false, the architecture is one that it does
+    not compute or there is no compiler. int8 needs it.
     Raises CheckpointError, ConfigError, ModelDirectoryError.
     """
     directory = find_generator(path)
     _refuse_other_heads(directory)
-    place, kind = choose_device(device, dtype)
+    int8 = dtype == "int8"
+    place, kind = choose_device(device, "fp32" if int8 else dtype)
     tokenizer = load_tokenizer(directory)
     model = load_model(directory, head="seq2seq" if _writes(directory) == "seq2seq" else "causal").to(place, kind)
     add_bos = _read_object(directory / "tokenizer_config.json").get("add_bos_token") is not False
-    return TextGenerator(model, tokenizer, config, end_ids(directory), add_bos)
+    step = compile_step(model, int8) if compiled or int8 else None
+    return TextGenerator(model, tokenizer, config, end_ids(directory), add_bos, step)
+
+
+def compile_step(model: CausalLM | Seq2SeqLM, int8: bool) -> CompiledStep | None:
+    """The compiled step of a model on a CPU, None where it has none. Raises ConfigError for int8 where it has none."""
+    weight, problem = model.lm_head.weight, None
+    if weight.device.type != "cpu":
+        problem = f"it is for a CPU, and the device is {weight.device.type}"
+    elif weight.dtype not in KINDS:
+        problem = f"the CPU has no use for {weight.dtype}"
+    elif unsupported(model.config):
+        problem = f"it does not do {unsupported(model.config)}"
+    else:
+        if int8:
+            round_to_int8(model)
+        try:
+            return CompiledStep(model, int8)
+        except OSError as error:
+            problem = str(error)
+    if int8:
+        raise ConfigError(f"--dtype int8 needs the compiled step: {problem}; use --dtype bf16 or fp32")
+    return None
 
 
 def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
@@ -41,7 +69,7 @@ def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if dtype != "auto" and dtype not in DTYPES:
-        raise ConfigError(f"--dtype {dtype}: choose auto, {', '.join(DTYPES)}")
+        raise ConfigError(f"--dtype {dtype}: choose auto, {', '.join(DTYPES)}, int8")
     try:
         place = torch.device(device)
         torch.empty(1, device=place)

@@ -94,8 +94,10 @@ def random_stream(seed: int, index: int) -> random.Random:
 def next_token(logits: Tensor, ids: Tensor, suppressed: Tensor, config: GenerateConfig, rng: random.Random) -> int:
     """Choose one token from logits (V,). Raises NonFiniteError when the model gave NaN or infinity."""
     scores = filter_scores(logits, ids, suppressed, config)
-    if not math.isfinite(scores.amax().item()):
+    # NaN is above all others.
+    best = int(scores.argmax())
+    if not math.isfinite(scores[best].item()):
         raise NonFiniteError("the model's scores are not finite: its weights are damaged, or try --dtype fp32")
     if config.temperature == 0:
-        return int(scores.argmax())
+        return best
     return draw(scores.softmax(-1), rng.random())

@@ -1,5 +1,7 @@
 """What a decoder keeps of the past. B batch, T new positions, K key-value heads, D head_dim."""
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -44,3 +46,10 @@ class KVCache:
     def truncate(self, length: int) -> None:
         """Forget the positions from `length` on."""
         self.length = min(self.length, length)
+
+    def copy(self) -> "KVCache":
+        """The same positions in tensors of their own."""
+        other = copy(self)
+        other.layers = [(keys.clone(), values.clone()) for keys, values in self.layers]
+        other.memory = dict(self.memory)
+        return other

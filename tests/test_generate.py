@@ -11,9 +11,10 @@ from torch import nn
 
 from engine.errors import CheckpointError, ConfigError
 from generate.config import GenerateConfig
-from generate.decode import TextGenerator, Window
+from generate.decode import TextGenerator
 from generate.output import Printer, interact
 from generate.stop import StopFilter
+from generate.window import Window
 from model import CausalLM, ModelConfig
 
 CONTEXT = 16

@@ -178,7 +178,7 @@ def test_interactive_answers_line_by_line(call):
         *(("--min-p", v) for v in ("-0.1", "1")),
         *(("--top-k", v) for v in ("-1", "1.5")),
         *(("--num-samples", "0"), ("--max-new-tokens", "0"), ("--repetition-penalty", "0"), ("--stop", "")),
-        *(("--device", "cudda"), ("--device", "cuda:99"), ("--dtype", "int8")),
+        *(("--device", "cudda"), ("--device", "cuda:99"), ("--dtype", "int4")),
     ],
 )
 def test_a_wrong_flag_is_named(call, flags):
