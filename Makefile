@@ -1,7 +1,7 @@
 # Every target does the set-up it needs. `make help` lists targets and variables.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help pipeline tokenizer pretrain finetune generate report test chaos lint clean
+.PHONY: help pipeline tokenizer pretrain finetune generate report test chaos bench lint clean
 
 PYTHON ?= python3
 LAUNCH ?= python
@@ -11,9 +11,11 @@ DATA   ?=
 BUDGET ?=
 CONFIG ?=
 RUN    ?=
+ONLY   ?=
 ARGS   ?=
 
 READY := .venv/.ready
+export NANOGPT NANOCHAT
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 quoted = '$(subst ','\'',$(1))'
@@ -75,9 +77,20 @@ test: $(READY) ## the test suite
 chaos: $(READY) ## do to runs what can happen to them (kills, full disks, flipped bits) and compare what is left
 	@python -m chaos $(ARGS)
 
+# The project's packages and the peers', which the project itself does not need.
+.venv-bench/.ready: $(READY) benchmarks/requirements.txt
+	@echo "setting up .venv-bench (peers)"
+	@rm -rf .venv-bench && .venv/bin/python -m venv .venv-bench
+	@.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	@touch $@
+
+bench: .venv-bench/.ready ## speed, memory and quality beside peers (DATA=FOLDER, ONLY="name ...", NANOGPT=PATH)
+	@.venv-bench/bin/python -m benchmarks $(call given,DATA,--data) $(foreach name,$(ONLY),--only $(name)) $(ARGS)
+
 lint: $(READY) ## style and mistakes
 	@ruff check . && ruff format --check .
 
 clean: ## remove .venv and caches; runs/ stays
-	@rm -rf .venv .pytest_cache .ruff_cache && find . -name __pycache__ -prune -exec rm -rf {} +
+	@rm -rf .venv .venv-bench .pytest_cache .ruff_cache && find . -name __pycache__ -prune -exec rm -rf {} +
 	@echo "removed .venv and caches; your runs are in runs/"

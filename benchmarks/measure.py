@@ -87,28 +87,39 @@ def machine() -> dict[str, Any]:
 
 def publish(comparisons: Sequence[Comparison], name: str, out: Path | None = None) -> None:
     """Print the table; given a folder, write `out`/`name`.json too: figures, ratios, commit, command, machine."""
+    show(comparisons, name)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        rows = [asdict(c) | {"medians": c.medians, "ratios": c.ratios, "missed": c.missed()} for c in comparisons]
+        module = getattr(sys.modules["__main__"].__spec__, "name", f"benchmarks.{name}")
+        text = json.dumps(head(module, sys.argv[1:]) | {"comparisons": rows}, indent=1)
+        (out / f"{name}.json").write_text(text + "\n")
+
+
+def show(comparisons: Sequence[Comparison], title: str) -> None:
+    """One row for each case: median, range, ratio of ours to it, goal."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("measured", "case", "median", "lowest", "highest", "ours / it", "goal", title=name)
+    table = Table("measured", "case", "median", "lowest", "highest", "ours / it", "goal", title=title)
     for comparison in comparisons:
         for case, values in comparison.figures.items():
             ratio, goal = comparison.ratios.get(case), comparison.goals.get(case)
             sign = "<=" if comparison.lower_is_better else ">="
             row = (f"{figure:,.4g}" for figure in (median(values), min(values), max(values)))
-            verdict = f"{sign} {goal:g}{' missed' if case in comparison.missed() else ''}" if goal is not None else ""
+            verdict = f"{sign} {goal:.3g}{' missed' if case in comparison.missed() else ''}" if goal is not None else ""
             table.add_row(
                 f"{comparison.title}, {comparison.unit}", case, *row, f"{ratio:.3f}" if ratio else "", verdict
             )
     Console(width=140).print(table)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-        command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-        head = {"commit": commit, "command": command, "date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine()}
-        rows = [asdict(c) | {"medians": c.medians, "ratios": c.ratios, "missed": c.missed()} for c in comparisons]
-        (out / f"{name}.json").write_text(json.dumps(head | {"comparisons": rows}, indent=1) + "\n")
+
+
+def head(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What figures are of: commit, command, date, machine."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    command = shlex.join(["python", "-m", module, *arguments])
+    return {"commit": commit, "command": command, "date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine()}
 
 
 def _lines(path: str) -> list[str]:

@@ -5,6 +5,7 @@ Its validation loss is an estimate from random windows; `nats` is that of its mo
 its context that follow each other.
 """
 
+import pickle
 import re
 import runpy
 import shlex
@@ -48,6 +49,11 @@ class NanoGPT:
         folder.mkdir(parents=True, exist_ok=True)
         for name, ids in (("train", train), ("val", validation)):
             ids.astype(np.uint16).tofile(folder / f"{name}.bin")
+
+    def write_vocabulary(self, dataset: str, size: int) -> None:
+        """meta.pkl, from which train.py takes the size of the vocabulary."""
+        with (self.path / "data" / dataset / "meta.pkl").open("wb") as file:
+            pickle.dump({"vocab_size": size}, file)
 
     def prepare_characters(self, text: Path) -> float:
         """data/shakespeare_char/prepare.py with the text in place; seconds."""

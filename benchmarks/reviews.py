@@ -1,0 +1,139 @@
+"""A GPT on film reviews, the same seconds for all: ours, nanoGPT (with our tokens) and `transformers` Trainer.
+
+    python -m benchmarks.reviews --data data/ --seconds 300 --nanogpt ~/nanoGPT
+
+Bits per byte of the last 1,000 reviews of imdb/unsup. Ours takes the seconds all-in: tokenizer, encoding, training,
+evaluation, saving. The peers get our token ids ready made, and all of the seconds for their training process. nanoGPT
+runs with torch.compile in bf16 autocast; the best of --nanogpt-settings counts, as does that of --trainer-settings.
+"""
+
+import gzip
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from benchmarks.measure import Comparison, publish
+from benchmarks.nanogpt import NanoGPT
+from benchmarks.runs import budget_for, environment, pretrain
+from tokenizer.tokenizer import Tokenizer, load_tokenizer
+
+HELD_OUT = 1000
+GOAL = 0.9
+NANOGPT = (
+    "n_layer=4 n_head=3 n_embd=192 block_size=128 batch_size=8 learning_rate=2e-3",
+    "n_layer=4 n_head=4 n_embd=256 block_size=128 batch_size=8 learning_rate=2e-3",
+    "n_layer=4 n_head=2 n_embd=128 block_size=128 batch_size=8 learning_rate=4e-3",
+    "n_layer=4 n_head=3 n_embd=192 block_size=128 batch_size=16 learning_rate=4e-3",
+)
+TRAINER = (
+    "layers=4 heads=3 width=192 length=128 batch=8 lr=2e-3",
+    "layers=4 heads=2 width=128 length=128 batch=8 lr=4e-3",
+)
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="folder with imdb/unsup.jsonl.gz")] = Path("data"),
+    seconds: float = 300,
+    nanogpt: Annotated[Path | None, typer.Option(envvar="NANOGPT", help="a checkout of nanoGPT")] = None,
+    nanogpt_settings: Annotated[list[str] | None, typer.Option(help="may be given several times")] = None,
+    trainer_settings: Annotated[list[str] | None, typer.Option(help="may be given several times")] = None,
+    compile: Annotated[bool, typer.Option(help="torch.compile for nanoGPT")] = True,
+    repeats: Annotated[int, typer.Option(help="of ours; the peers run each setting once")] = 1,
+    out: Annotated[Path | None, typer.Option(help="folder for the JSON file")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value for our runs")] = None,
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        train, held_out = split(data / "imdb" / "unsup.jsonl.gz", folder)
+        size = sum(len(text.encode()) for text in held_out)
+        bits = {"ours": []}
+        for i in range(repeats):
+            place = folder / f"ours-{i}"
+            bits["ours"].append(ours(place, folder, seconds, size, settings or []))
+        tokenizer = load_tokenizer(next((folder / "ours-0" / "runs").glob("*/tokenizer.model")).parent)
+        ids = [join(tokenizer, texts) for texts in (train, held_out)]
+        notes = {}
+        if nanogpt:
+            peer = NanoGPT(nanogpt, folder)
+            peer.write_ids("reviews", *ids)
+            # Without meta.pkl it would take GPT-2's 50,304 rows.
+            peer.write_vocabulary("reviews", tokenizer.vocab_size)
+            found = {}
+            for line in nanogpt_settings or NANOGPT:
+                options = [f"--{word}" for word in line.split()]
+                wall = peer.train_for(seconds, [*REVIEWS, f"--compile={compile}", *options], bf16=True)
+                found[line] = peer.nats("reviews", "out-reviews") / math.log(2) / size
+                say(f"nanoGPT, {line}: {found[line]:.4f} bits in {wall:.0f} s")
+            bits["nanoGPT"], notes["nanoGPT"] = [min(found.values())], found
+        found = {}
+        for line in trainer_settings or TRAINER:
+            wall, nats = trainer(folder, ids, seconds, [*line.split(), f"vocabulary={tokenizer.vocab_size}"])
+            found[line] = nats / math.log(2) / size
+            say(f"transformers, {line}: {found[line]:.4f} bits in {wall:.0f} s")
+        bits["transformers"], notes["transformers"] = [min(found.values())], found
+        goals = {name: GOAL for name in bits if name != "ours"}
+        title = f"reviews, bits per byte after {seconds:.0f} s"
+        publish([Comparison(title, "bits", bits, True, goals, notes)], "reviews", out)
+
+
+# What nanoGPT's character recipe sets for small models, with less warm-up.
+REVIEWS = (
+    *("--dataset=reviews", "--out_dir=out-reviews", "--device=cpu", "--gradient_accumulation_steps=1", "--dropout=0.0"),
+    *("--beta2=0.99", "--warmup_iters=100", "--min_lr=1e-4", "--eval_iters=1"),
+)
+
+
+def split(path: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """Training and validation reviews, written to train.jsonl and validation.jsonl too. Texts are distinct."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        texts = list(dict.fromkeys(json.loads(line)["text"] for line in file))
+    parts = texts[:-HELD_OUT], texts[-HELD_OUT:]
+    for name, part in zip(("train", "validation"), parts, strict=True):
+        lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in part)
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return parts
+
+
+def ours(place: Path, folder: Path, seconds: float, size: int, settings: list[str]) -> float:
+    """Bits per byte of a run that takes `seconds` from an empty folder."""
+    data = ["--data", str(folder / "train.jsonl"), f"corpus.validation={folder / 'validation.jsonl'}", *settings]
+    (place / "probe").mkdir(parents=True)
+    budget = budget_for(seconds, place / "probe", *data)
+    run = pretrain(place, "reviews", "--budget", f"{budget:.1f}s", *data)
+    if run.summary["validation_bytes"] != size:
+        sys.exit(f"ours was scored on {run.summary['validation_bytes']:,} bytes, the peers on {size:,}")
+    say(f"ours: {run.summary['val/bpb']:.4f} bits in {run.seconds:.0f} s, {budget:.0f} of training")
+    return run.summary["val/bpb"]
+
+
+def join(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+    """Ids of all texts, an end-of-sequence id after each: (n,) uint16."""
+    end = np.array([tokenizer.eos_id])
+    return np.concatenate([part for ids in tokenizer.encode_batch(texts) for part in (ids, end)]).astype(np.uint16)
+
+
+def trainer(folder: Path, ids: list[np.ndarray], seconds: float, settings: list[str]) -> tuple[float, float]:
+    """(seconds, nats over the validation ids)."""
+    for name, part in zip(("train", "val"), ids, strict=True):
+        part.tofile(folder / f"{name}.bin")
+    command = [sys.executable, "-m", "benchmarks.trainer", str(folder), str(seconds), *settings]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"transformers Trainer: {done.stderr[-2000:]}")
+    wall, nats = done.stdout.split()[-2:]
+    return float(wall), float(nats)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
