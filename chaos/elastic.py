@@ -38,11 +38,11 @@ def stages(lab: "Lab") -> Seen:
     return within(lab, [f"{source} -> {target}" for source in LAYOUTS for target in LAYOUTS])
 
 
-@fault(23, "precision fp32 -> bf16 -> fp32", "the same rows in every step, losses within 2e-3 of fp32")
+@fault("23r", "precision fp32 -> bf16 -> fp32", "the same rows in every step, losses within 2e-3 of fp32")
 def precision(lab: "Lab") -> Seen:
     return within(lab, ["fp32 -> bf16 -> fp32"])
 
 
-@fault(24, "micro-batch and accumulation at an equal batch", "the same rows in every step, losses within 1e-5")
+@fault("24r", "micro-batch and accumulation at an equal batch", "the same rows in every step, losses within 1e-5")
 def micro_batches(lab: "Lab") -> Seen:
     return within(lab, ["micro-batch 2 -> 4 -> 1"])
