@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import elastic
 from benchmarks.parallel import LAYOUTS
+from chaos.ranks import LONG, start, write_text
 from chaos.registry import Seen, check, fault
 
 if TYPE_CHECKING:
@@ -31,6 +32,18 @@ def within(lab: "Lab", changes: list[str]) -> Seen:
 @fault(20, "processes 1 -> 2 -> 1", "the same rows in every step, losses within 1e-5")
 def processes(lab: "Lab") -> Seen:
     return within(lab, [name for name in elastic.CHAINS if name.startswith("1 -> 2")])
+
+
+@fault(21, "a batch that two processes cannot share", "an error that names the legal sizes, before any work")
+def uneven(lab: "Lab") -> Seen:
+    folder = lab.folder("uneven")
+    write_text(folder)
+    code = start(folder, "uneven", "global_batch_size=6", "micro_batch_size=2").wait(timeout=LONG)
+    said = (folder / "uneven.out").read_text()
+    check(code != 0, "it went on")
+    found = [line for line in said.splitlines() if "multiple of" in line]
+    check(found and "multiple of 4" in found[0], f"said: {said[-1500:]}")
+    return Seen(f"exit {code}: {found[0][:160]}")
 
 
 @fault(22, "ZeRO stage i -> j, all 16", "the same rows in every step, losses within 1e-5")

@@ -88,6 +88,8 @@ def test_two_processes_equal_one(folder, stage, model):
         expected = losses(folder, reference, key)
         assert len(expected) == (STEPS if key == "train/loss" else 2)
         assert losses(folder, run, key) == pytest.approx(expected, rel=1e-5)
+    # A schedule that Accelerate knew of would be stepped once for each process.
+    assert losses(folder, run, "train/lr") == losses(folder, reference, "train/lr")
     assert expected[-1] < expected[0]
     assert len(list((folder / "runs" / run).glob("checkpoints/step-*"))) == 2
 
