@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 STEPS, SAVE_EVERY, DISTURBED_AFTER = 240, 40, 50
 # Must not take a machine that is slow for one that hangs.
-HANG_SECONDS = 12
+HANG_SECONDS = 20
 # Time for two slow processes to start and end.
 LONG = 240
 LAUNCHER = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -49,9 +49,9 @@ def write_text(folder: Path) -> None:
     (folder / "text.txt").write_text("".join(f"word{i * i % 97} " for i in range(6000)))
 
 
-def start(folder: Path, run: str) -> subprocess.Popen:
+def start(folder: Path, run: str, *more: str) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *LAUNCHER, "pretrain", "--data", "text.txt", f"run={run}", *SETTINGS]
+    command = [sys.executable, "-m", *LAUNCHER, "pretrain", "--data", "text.txt", f"run={run}", *SETTINGS, *more]
     # Files, not pipes: a rank that outlives the launcher would keep a pipe open.
     with (folder / f"{run}.out").open("w") as out:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from engine.checkpoint import (
 )
 from engine.errors import CheckpointError
 from engine.faults import fault_point
+from engine.files import atomic_directory
 from engine.pace import broadcast
 from engine.run_directory import RunDirectory
 from engine.saving import DISK_ERRORS
-from engine.sharding import gather_weights, unwrap
+from engine.sharding import full_weight, unwrap
 from engine.step import Training
 from engine.tracking import Tracker
+from model.streaming import SHARD_BYTES, stream_model
 
 # Facts in a checkpoint's manifest that may not change on the way, with what each of them is of.
 BINDING = {
@@ -91,21 +94,43 @@ def _compare_facts(directory: Path, before: Mapping[str, Any], facts: Mapping[st
 def export(training: Training, run: RunDirectory, best_step: int | None, decorate: Decorate) -> None:
     """Write run.model from the weights of `best_step`, or the last ones. Raises CheckpointError on every rank."""
     accelerator = training.accelerator
-    weights = gather_weights(training.model)
     failure = None
-    if accelerator.is_main_process:
-        fault_point("export")
-        try:
-            if best_step is not None:
-                weights = load_best(run.path, best_step)
-            export_model(run.model, unwrap(training.model), weights, decorate)
-        except DISK_ERRORS as error:
-            failure = (
-                f"{run.model}: the trained model could not be written ({getattr(error, 'strerror', None) or error}). "
-                "The checkpoints are intact: make room there, and the same command ends the run"
-            )
-        except CheckpointError as error:
-            failure = str(error)
+    try:
+        if accelerator.is_main_process:
+            fault_point("export")
+        if best_step is None:
+            export_last(training, run.model, decorate)
+        elif accelerator.is_main_process:
+            export_model(run.model, unwrap(training.model), load_best(run.path, best_step), decorate)
+    except DISK_ERRORS as error:
+        failure = (
+            f"{run.model}: the trained model could not be written ({getattr(error, 'strerror', None) or error}). "
+            "The checkpoints are intact: make room there, and the same command ends the run"
+        )
+    except CheckpointError as error:
+        failure = str(error)
     failure = broadcast(failure, accelerator)
     if failure is not None:
         raise CheckpointError(failure)
+
+
+def export_last(training: Training, target: Path, decorate: Decorate, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write the weights as they are to a Hugging Face directory, gathering one at a time; every rank calls this.
+
+    Raises OSError or SafetensorError on the main process.
+    """
+    main, model = training.accelerator.is_main_process, unwrap(training.model)
+    weights = model.state_dict(keep_vars=True)
+    directory, failure = None, None
+    with ExitStack() as stack:
+        if main:
+            try:
+                directory = stack.enter_context(atomic_directory(target))
+            except OSError as error:
+                failure = error
+        stream_model(model, lambda name: full_weight(weights[name], keep=directory is not None), directory, shard_bytes)
+        if failure is not None:
+            raise failure
+        if main:
+            fault_point("export-model")
+            decorate(directory)

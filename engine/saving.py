@@ -50,7 +50,7 @@ class Saver:
 
     def keep_best(self, step: int) -> None:
         """Keep the weights as they are for the next save, in memory: a killed run evaluates them again."""
-        weights = gather_weights(self.training.model)
+        weights = gather_weights(self.training.model, keep=self._main)
         if self._main:
             self._wait()
             self._best = (step, weights)
@@ -63,7 +63,7 @@ class Saver:
         accelerator = self.training.accelerator
         # One copy in memory at a time.
         self._wait()
-        weights, moments = gather_state(self.training.model, self.training.optimizer)
+        weights, moments = gather_state(self.training.model, self.training.optimizer, keep=self._main)
         if not self._main:
             return
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None

@@ -23,30 +23,40 @@ def unwrap(model: nn.Module) -> nn.Module:
     return getattr(model, "module", model)
 
 
-def gather_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All weights, whole, in fp32 on the CPU, under the model's own names (tied ones under each name)."""
+def gather_weights(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
+    """All weights, whole, in fp32 on the CPU, under the model's own names (tied ones under each name).
+
+    A rank that will not write them gives keep=False: it takes part, holds one tensor at a time and gets nothing.
+    """
     named = unwrap(model).named_parameters(remove_duplicate=False)
-    return {name: _full_weight(parameter).detach().float().cpu().clone() for name, parameter in named}
+    pairs = ((name, full_weight(parameter, keep)) for name, parameter in named)
+    return {name: weight for name, weight in pairs if weight is not None}
 
 
-def gather_state(model: nn.Module, optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(weights, optimizer state) in canonical form."""
+def gather_state(model: nn.Module, optimizer: Any, keep: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(weights, optimizer state) in canonical form; `keep` as for gather_weights."""
     moments = {}
     inner = innermost(optimizer)
     kinds = _state_keys(optimizer)
     for name, parameter in unwrap(model).named_parameters():
         if not _is_sharded(parameter):
-            for key, value in inner.state[parameter].items():
-                moments[f"{name}/{key}"] = value.detach().float().cpu().clone()
+            for key, value in inner.state[parameter].items() if keep else ():
+                moments[f"{name}/{key}"] = _copy(value)
         elif parameter.requires_grad:
             from deepspeed.utils import safe_get_full_optimizer_state
 
             for key in kinds[parameter]:
-                moments[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key).float().cpu().clone()
-            if kinds[parameter] == ADAM_MOMENTS:
+                value = safe_get_full_optimizer_state(parameter, key)
+                if keep:
+                    moments[f"{name}/{key}"] = _copy(value)
+            if kinds[parameter] == ADAM_MOMENTS and keep:
                 step = next(state["step"] for state in inner.state.values() if "step" in state)
                 moments[f"{name}/step"] = torch.as_tensor(step, dtype=torch.float32).cpu().clone()
-    return gather_weights(model), moments
+    return gather_weights(model, keep), moments
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().float().cpu().clone()
 
 
 @torch.no_grad()
@@ -161,12 +171,13 @@ def _is_sharded(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
-def _full_weight(parameter: nn.Parameter) -> Tensor:
-    if not _is_sharded(parameter):
-        return parameter
-    from deepspeed.utils import safe_get_full_fp32_param
+def full_weight(parameter: nn.Parameter, keep: bool = True) -> Tensor | None:
+    """One weight, whole, in fp32 on the CPU, a copy; None without `keep`. Collective where it is sharded."""
+    if _is_sharded(parameter):
+        from deepspeed.utils import safe_get_full_fp32_param
 
-    return safe_get_full_fp32_param(parameter)
+        parameter = safe_get_full_fp32_param(parameter)
+    return _copy(parameter) if keep else None
 
 
 def _set_full(parameter: nn.Parameter, value: Tensor, key: str | None) -> None:

@@ -30,22 +30,33 @@ def save_model(model: nn.Module, directory: Path | str, state: dict[str, Tensor]
     Raises LayoutError when no Hugging Face class holds the architecture.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    layout = write_config(model, directory)
+    state = layout.to_theirs(model.state_dict() if state is None else state, model.config)
+    if model.config.tie_word_embeddings:
+        state = {theirs: tensor for theirs, tensor in state.items() if theirs not in tied_names(layout)}
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
+
+
+def write_config(model: nn.Module, directory: Path | None) -> Layout:
+    """Write config.json and generation_config.json, where there is a directory; the layout of the model.
+
+    Raises LayoutError when no Hugging Face class holds the architecture.
+    """
     config = model.config
     head = next(name for name, cls in HEADS.items() if isinstance(model, cls))
     layout = layout_for(config, head)
     theirs = layout.write_config(config, head)
     theirs["dtype"] = "float32"
-    state = layout.to_theirs(model.state_dict() if state is None else state, config)
-    if config.tie_word_embeddings:
-        state = {theirs: tensor for theirs, tensor in state.items() if theirs not in _tied(layout)}
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
+    if directory is None:
+        return layout
+    directory.mkdir(parents=True, exist_ok=True)
     if head in ("causal", "seq2seq"):
         keys = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
         generation = {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
         (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     (directory / "config.json").write_text(json.dumps(theirs, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return layout
 
 
 def load_model(directory: Path | str, head: str | None = None, **changes: Any) -> nn.Module:
@@ -112,7 +123,7 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
         )
     model.load_state_dict(state, strict=False)
     model.newly_initialized = missing
-    copies = _tied(layout) if config.tie_word_embeddings else ()
+    copies = tied_names(layout) if config.tie_word_embeddings else ()
     model.left_behind = [
         name
         for name, entry in layout.names(config)
@@ -132,7 +143,7 @@ def check_size(config: ModelConfig, held: int) -> None:
         raise LayoutError(f"config.json asks for {least:,} weights at least; the files hold {held:,}")
 
 
-def _tied(layout: Layout) -> list[str]:
+def tied_names(layout: Layout) -> list[str]:
     """Their names of the vocabulary head's matrix."""
     return [theirs for theirs, ours in layout.tensors.items() if ours == "lm_head.weight"]
 
@@ -145,7 +156,7 @@ def _second_copies(layout: Layout, config: ModelConfig, tensors: dict[str, Tenso
     first = tensors[embeddings[0]]
     return [
         f"tie_word_embeddings is set, but {name} is not {embeddings[0]}"
-        for name in _tied(layout)
+        for name in tied_names(layout)
         if name in tensors and not tensors[name].float().equal(first.float())
     ]
 

@@ -31,19 +31,26 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def launch(
-    folder: Path, run: str, *settings: str, processes: int = 1, stage: int | None = None
+    folder: Path, run: str, *settings: str, processes: int = 1, stage: int | None = None, file: str | None = None
 ) -> subprocess.CompletedProcess:
-    """`python -m pretrain` in `folder`, under torchrun for two processes, with DeepSpeed for a stage."""
+    """`python -m pretrain` in `folder`, under torchrun for two processes, with DeepSpeed for a stage.
+
+    file: of configs/accelerate/, for `accelerate launch`.
+    """
     launcher = [sys.executable, "-m"]
-    if processes > 1:
+    if file is not None:
+        launcher += ["accelerate.commands.launch", "--config_file", str(REPOSITORY / "configs" / "accelerate" / file)]
+        launcher += ["--main_process_port", "0", "-m"]
+    elif processes > 1:
         launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     environment = {
         **os.environ,
         "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_DEEPSPEED": str(stage is not None).lower(),
-        **({"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)} if stage is not None else {}),
     }
+    if file is None:
+        environment["ACCELERATE_USE_DEEPSPEED"] = str(stage is not None).lower()
+        environment |= {"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)} if stage is not None else {}
     command = [*launcher, "pretrain", "--data", "text.txt", f"run={run}", *SETTINGS, *settings]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
 
@@ -71,7 +78,9 @@ def test_two_processes_equal_one(folder, stage, model):
     if model == "mlm" and stage in (1, 2):
         pytest.skip("the objective and the sharding are independent; one stage is enough")
     run = f"{model}-{stage}"
-    result = launch(folder, run, "--model", model, "tracking.wandb=offline", processes=2, stage=stage)
+    # Both launchers, each with and without DeepSpeed.
+    file = {("gpt", 2): "zero2.yaml", ("mlm", None): "ddp-cpu.yaml"}.get((model, stage))
+    result = launch(folder, run, "--model", model, "tracking.wandb=offline", processes=2, stage=stage, file=file)
     assert result.returncode == 0, result.stderr
     assert len(list((folder / "runs" / run / "wandb").glob("offline-run-*"))) == 1
     reference = "one" if model == "gpt" else "one-mlm"
@@ -79,12 +88,14 @@ def test_two_processes_equal_one(folder, stage, model):
         expected = losses(folder, reference, key)
         assert len(expected) == (STEPS if key == "train/loss" else 2)
         assert losses(folder, run, key) == pytest.approx(expected, rel=1e-5)
+    # A schedule that Accelerate knew of would be stepped once for each process.
+    assert losses(folder, run, "train/lr") == losses(folder, reference, "train/lr")
     assert expected[-1] < expected[0]
     assert len(list((folder / "runs" / run).glob("checkpoints/step-*"))) == 2
 
 
 def test_a_run_moves_between_processes_and_stages(folder):
-    """Ten steps on two processes under ZeRO-3, then on to twenty on one without DeepSpeed."""
+    """Ten steps on two processes under ZeRO-3, then on to twenty on one without DeepSpeed, in larger micro-batches."""
     import shutil
 
     run = folder / "runs" / "moving"
@@ -93,8 +104,9 @@ def test_a_run_moves_between_processes_and_stages(folder):
     shutil.rmtree(run / "checkpoints" / f"step-{STEPS:08d}")
     shutil.rmtree(run / "model")
     (run / "finished.json").unlink()
-    result = launch(folder, "moving")
+    result = launch(folder, "moving", "micro_batch_size=4", "runtime.gradient_checkpointing=1")
     assert result.returncode == 0, result.stderr
+    assert "micro_batch_size changed: 2 -> 4" in result.stderr
     assert "going on from step 10" in result.stdout + result.stderr
     assert losses(folder, "moving") == pytest.approx(losses(folder, "one"), rel=1e-5)
 

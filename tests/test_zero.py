@@ -81,6 +81,10 @@ def test_the_state_of_another_optimizer_is_refused(runs):
     assert "momentum_buffer" in runs["refused"] and "exp_avg" in runs["refused"] and "optim.name" in runs["refused"]
 
 
+def test_zero3_is_written_tensor_by_tensor(runs):
+    assert runs["streamed"]["files"] > 3 and runs["streamed"]["gap"] == 0
+
+
 def test_weights_gathered_from_16_bit_are_the_masters(runs):
     assert runs["16 bit"]["beyond"] > 0.5
     assert runs["16 bit"]["loss"] == pytest.approx(losses(runs["muon bf16"])[-1], rel=2e-2)
@@ -88,7 +92,7 @@ def test_weights_gathered_from_16_bit_are_the_masters(runs):
 
 def test_the_effective_configuration_is_printed_by_one_rank(runs):
     lines = [line for line in runs["output 2"].splitlines() if line.startswith("DeepSpeed configuration")]
-    starts = 3 * 4 + 4 * 3 + 2
+    starts = 3 * 4 + 4 * 3 + 3
     assert len(lines) == starts
     assert json.loads(lines[0].split(": ", 1)[1])["zero_optimization"]["stage"] == 1
     assert "DeepSpeed configuration" not in runs["output 1"]

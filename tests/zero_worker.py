@@ -9,7 +9,9 @@ import torch
 
 from benchmarks.parallel import LAYOUTS, advance, start
 from engine.errors import CheckpointError
+from engine.resume import export_last
 from engine.sharding import gather_state, gather_weights, restore_state
+from model import load_model
 
 BEFORE, AFTER = range(4), range(4, 8)
 
@@ -50,8 +52,22 @@ def two(folder: Path) -> dict:
         restore_state(training.model, training.optimizer, *states["ZeRO 3"])
     except CheckpointError as error:
         seen["refused"] = str(error)
+    seen["streamed"] = streamed(folder)
     seen["16 bit"] = sixteen_bit(folder)
     return seen
+
+
+def streamed(folder: Path) -> dict[str, float]:
+    """The directory that ZeRO-3 writes tensor by tensor: its files, and how far its weights are from gathered ones."""
+    training = start(3, "muon", "fp32")
+    advance(training, BEFORE)
+    export_last(training, folder / "streamed", lambda directory: None, shard_bytes=8000)
+    weights = gather_weights(training.model)
+    assert not gather_weights(training.model, keep=False)
+    training.accelerator.wait_for_everyone()
+    found = load_model(folder / "streamed").state_dict()
+    gap = max(float((weights[name] - found[name]).abs().max()) for name in weights)
+    return {"files": len(list((folder / "streamed").glob("model-*.safetensors"))), "gap": gap}
 
 
 def sixteen_bit(folder: Path) -> dict[str, float]:

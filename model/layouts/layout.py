@@ -45,6 +45,12 @@ class Stored:
     leading: bool = False
     when: tuple[str, Any] | None = None
 
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Their tensor from ours."""
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        tensor = tensor.T if self.transposed and tensor.dim() == 2 else tensor
+        return tensor[None] if self.leading else tensor
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -158,10 +164,7 @@ class Layout:
         result = {}
         for theirs, entry in self.names(config):
             if all(name in state for name in entry.ours):
-                parts = [state[name] for name in entry.ours]
-                tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-                tensor = tensor.T if entry.transposed and tensor.dim() == 2 else tensor
-                result[theirs] = tensor[None] if entry.leading else tensor
+                result[theirs] = entry.join([state[name] for name in entry.ours])
         return result
 
     def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
