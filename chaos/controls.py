@@ -116,11 +116,14 @@ def traced_events(text: str, folder: Path) -> list[Event]:
     """Events in an strace log with paths (-y)."""
     events: list[Event] = []
     for line in text.splitlines():
-        if match := re.search(r"fsync\(\d+<([^>]*)>\) = 0", line):
+        # A call that another thread's interrupts in the log is "unfinished": its arguments are there.
+        if " = -1 " in line:
+            continue
+        if match := re.search(r"fsync\(\d+<([^>]*)>", line):
             events.append(("sync", match[1]))
         elif match := re.search(r'rename\w*\((?:\w+(?:<[^>]*>)?, )?"([^"]+)", (?:\w+(?:<[^>]*>)?, )?"([^"]+)"', line):
             events.append(("rename", str(folder / match[1]), str(folder / match[2])))
-        elif match := re.search(r'openat\(.*"([^"]+)", \S*O_(?:WRONLY|RDWR)\S*.* = \d+<', line):
+        elif match := re.search(r'openat\([^"]*"([^"]+)", \S*O_(?:WRONLY|RDWR)', line):
             events.append(("write", str(folder / match[1])))
     return events
 

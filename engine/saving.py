@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -81,6 +82,10 @@ class Saver:
             raise CheckpointError(failure)
 
     def __enter__(self) -> "Saver":
+        if self._main:
+            # A run killed after its last save has still to remove what that made superfluous.
+            with suppress(OSError):
+                remove_old(self.root, self.keep_last)
         return self
 
     def __exit__(

@@ -146,8 +146,8 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
         "update": states + kept + made + update + logits,
     }
     if setup.device == "cpu":
-        # All of weights and optimizer state is copied before it is written.
-        moments["saving"] = states + kept + 8 * total + 4 * adam
+        # All of weights and optimizer state is copied, and written while the steps go on.
+        moments["saving"] = max(moments.values()) + 8 * total + 4 * adam
     return Memory(parts, moments, setup.device == "cpu")
 
 
