@@ -76,13 +76,15 @@ def main(
     speed = Comparison(title, "tokens/s", figures, goals={k: v for k, v in GOALS.items() if k in figures}, notes=notes)
     goals = {name: goal for name, goal in LESS_MEMORY.items() if name in figures}
     memory = Comparison(f"{title}: peak memory", "MB", peaks, lower_is_better=True, goals=goals)
-    if ceilings:
+    # The ceiling is measured by the wall clock.
+    if ceilings and clock == "wall":
         flops, ceiling = ceilings[0]["flops"], max(found["ceiling"] for found in ceilings)
         shares = {name: value * flops / ceiling for name, value in speed.medians.items()}
         notes["share of the ceiling"] = shares
     publish([speed, memory], "training", out)
+    shares = notes.get("share of the ceiling", {})
     for name in workers:
-        share = f", {notes['share of the ceiling'][name]:.1%} of {ceiling / 1e9:,.0f} GFLOP/s bf16" if ceilings else ""
+        share = f", {shares[name]:.1%} of {ceiling / 1e9:,.0f} GFLOP/s bf16" if shares else ""
         print(f"{name}: first step after {first[name]:.1f} s{share}")
     for worker in workers.values():
         worker.close()
