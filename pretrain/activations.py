@@ -17,17 +17,19 @@ class Widths:
     """Bytes of an element: of the residual stream, and of the operands of matrix products.
 
     fp32: 4, 4. Autocast: 4, 2. A module cast to half precision (DeepSpeed): 2, 2.
+    `short`: keys up to which attention keeps its softmax (model/attention.py: SHORT).
     """
 
     stream: int
     product: int
+    short: int = 0
 
     @property
     def autocast(self) -> bool:
         return self.stream != self.product
 
     def inputs(self, size: int, products: int) -> int:
-        """The input of `products` matrix products: autocast makes and keeps a copy for each."""
+        """The input of `products` matrix products that are not fed by one norm: autocast copies it for each."""
         return self.product * size * (products if self.autocast else 1)
 
 
@@ -45,7 +47,9 @@ def block_bytes(
     1 where every row has its own, 1 / rows where they share one, 0 without. `first`: the block that may lack a norm."""
     size, inner = config.hidden_size, config.intermediate_size
     norm = norm_bytes(config, widths, size)
-    total = (norm if config.first_attention_norm or not first else 0) + widths.inputs(size, 3)
+    # What a norm leaves for several products is cast once; the sum that post-norm feeds them, for each.
+    post = config.norm_place == "post"
+    total = (norm if config.first_attention_norm or not first else 0) + widths.inputs(size, 3 if post else 1)
     total += attention_bytes(config, widths, length, length, config.position == "relative", masks)
     parts = 2
     if config.cross_attention:
@@ -54,7 +58,7 @@ def block_bytes(
         total += norm + widths.inputs(size, 1) + memory
         total += attention_bytes(config, widths, length, across, False, 0.0)
         parts = 3
-    total += norm + widths.inputs(size, 2 if config.gated_mlp else 1)
+    total += norm + widths.inputs(size, 2 if config.gated_mlp and post else 1)
     from_result = config.hidden_act in FROM_RESULT
     kept = (4 if config.gated_mlp else 2) - from_result
     total += widths.product * inner * kept
@@ -69,6 +73,9 @@ def attention_bytes(config: ModelConfig, widths: Widths, length: int, keys: int,
     if config.qk_norm:
         per_head = norm_bytes(config, widths, config.head_dim, widths.product)
         total += heads * per_head + config.num_key_value_heads * keys / length * per_head
+    if keys <= widths.short:
+        # Grouped keys and values are repeated for every head.
+        return total + widths.product * (2 * size + 2 * size * keys / length + heads * keys)
     if scored:
         return total + 4 * (size + 2 * size * keys / length + heads * keys) + widths.product * size
     # One number per head and query beside them: the logarithm of the softmax's denominator.
@@ -97,5 +104,6 @@ def head_bytes(config: ModelConfig, widths: Widths) -> float:
 
 
 def loss_bytes(config: ModelConfig, widths: Widths) -> float:
-    """Per position that reaches the head, at the worst moment: logits, their log-softmax, and the gradients of both."""
-    return (widths.stream + 12) * config.vocab_size
+    """Per position of a piece (engine/loss.py), at the worst moment: logits, their log-softmax, the gradients of both,
+    and what the head keeps."""
+    return (widths.product + 12) * config.vocab_size + head_bytes(config, widths)

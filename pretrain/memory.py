@@ -10,10 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from engine.errors import ConfigError
+from engine.loss import piece_rows
 from engine.optim import GATHERED
 from model import ModelConfig
-from pretrain.activations import Widths, block_bytes, edge_bytes, head_bytes, loss_bytes
+from model.attention import SHORT
+from pretrain.activations import Widths, block_bytes, edge_bytes, loss_bytes
 from pretrain.parameters import Parameters, count_parameters
 
 STAGES = (0, 1, 2, 3)
@@ -54,7 +58,8 @@ class Setup:
     def widths(self) -> Widths:
         if self.precision == "fp32":
             return Widths(stream=4, product=4)
-        return Widths(stream=2, product=2) if self.cast else Widths(stream=4, product=2)
+        short = SHORT if self.device == "cpu" and self.precision == "bf16" else 0
+        return Widths(stream=2 if self.cast else 4, product=2, short=short)
 
 
 def muon_bytes(matrices: Counter[tuple[int, int]], width: int) -> float:
@@ -114,6 +119,10 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
     total, shard = parameters.total, parameters.total / (setup.ranks if setup.stage else 1)
     width = 2 if setup.cast else 4
     adam = parameters.total - (parameters.hidden if setup.muon else 0)
+    # The logits of a piece, and the gradients of what came before the head and of its matrix.
+    piece = min(setup.rows * setup.labels, piece_rows(config.vocab_size, torch.device(setup.device)))
+    made_by_head = 4 * (config.hidden_size * setup.rows * setup.labels + config.hidden_size * config.vocab_size)
+    losses = loss_bytes(config, setup.widths) * piece + made_by_head
     parts = {
         "process": process,
         "weights": width * total if setup.stage < 3 else width * (shard + min(total, LIVE_WEIGHTS)),
@@ -122,16 +131,15 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
         "optimizer": (8 * adam + 4 * (total - adam)) * shard / total,
         "communication": _communication(setup, width, total),
         "activations": activations(config, setup),
-        "logits and loss": loss_bytes(config, setup.widths) * setup.rows * setup.labels,
+        "logits and loss": losses,
         "update": 0.0,
     }
     kept, made, update = _gradients(setup, parameters, width, shard)
     # A second gradient of the largest table is made before it is added to the first.
     twice = width * parameters.table if config.tie_word_embeddings or setup.accumulation > 1 else 0
-    # What autocast casts, and the loop's hold on the logits until the next micro-batch.
+    # What autocast casts.
     products = parameters.hidden + config.vocab_size * config.hidden_size
     casts = 2 * products if setup.widths.autocast else 0
-    logits = 4 * setup.rows * setup.labels * config.vocab_size
     parts |= {
         "bf16 copies of weights": casts,
         "recomputed block": _largest_block(config, setup) if setup.checkpoint_every else 0.0,
@@ -142,8 +150,8 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
     earlier = made if setup.accumulation > 1 and setup.stage == 0 else 0
     moments = {
         "loss": states + kept + earlier + parts["activations"] + casts + parts["logits and loss"],
-        "backward": states + parts["gradients"] + parts["recomputed block"] + logits,
-        "update": states + kept + made + update + logits,
+        "backward": states + parts["gradients"] + parts["recomputed block"] + made_by_head,
+        "update": states + kept + made + update,
     }
     if setup.device == "cpu":
         # All of weights and optimizer state is copied, and written while the steps go on.
@@ -187,9 +195,8 @@ def _sharded_muon_bytes(setup: Setup, parameters: Parameters) -> float:
 
 
 def activations(config: ModelConfig, setup: Setup) -> float:
-    """What autograd keeps for the backward pass, without the loss."""
-    tokens = setup.rows * setup.labels
-    total = head_bytes(config, setup.widths) * tokens
+    """What autograd keeps of the trunk for the backward pass."""
+    total = 0.0
     for trunk, length, across in _trunks(config, setup):
         blocks = _blocks(trunk, setup, length, across)
         total += edge_bytes(trunk, setup.widths) * setup.rows * length

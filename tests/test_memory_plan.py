@@ -54,7 +54,7 @@ def saved_bytes(model: torch.nn.Module, batch: dict, precision: str) -> int:
 
     casting = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
     with casting, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(**batch)
+        output = model(**batch, read=lambda predict, hidden: hidden)
     del output
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 

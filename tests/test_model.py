@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from model import CausalLM, KVCache, MaskedLM, ModelConfig, SequenceClassifier
+from model import HEADS, CausalLM, KVCache, MaskedLM, ModelConfig, SequenceClassifier
 from model.positions import rotary_table, rotate
 
 VOCABULARY = 64
@@ -198,3 +199,26 @@ def test_rotary_scores_depend_on_the_distance_alone():
 def test_sizes_that_do_not_fit_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         decoder(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"causal": True}, {"causal": True, "num_key_value_heads": 2}, {"causal": False}])
+def test_short_attention_in_bf16_rounds_no_worse_than_the_fused_kernel(changes, monkeypatch):
+    """The gradients of both, against those in fp32."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
+    config = ModelConfig(vocab_size=96, **sizes, init="normal", initializer_range=0.1, **changes)
+    model = HEADS["causal" if config.causal else "masked"](config)
+    ids, labels = torch.randint(96, (2, 4, 64))
+
+    def gradient(short: int, precise: bool = False) -> torch.Tensor:
+        monkeypatch.setattr("model.attention.SHORT", short)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            logits = model(ids)
+        F.cross_entropy(logits.float().flatten(0, 1), labels.flatten()).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    exact = gradient(0, precise=True)
+    fused, short = ((gradient(keys) - exact).norm() / exact.norm() for keys in (0, 64))
+    assert 0 < short < 1.2 * fused
+    assert short != fused

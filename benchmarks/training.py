@@ -1,0 +1,260 @@
+"""Training speed and peak memory at equal architecture, beside nanoGPT and transformers, in interleaved rounds.
+
+    NANOGPT=checkout python -m benchmarks.training --width 384 --layers 6 --length 256 --vocabulary 4096
+    python -m benchmarks.training --model mlm --width 256 --vocabulary 8192
+    python -m benchmarks.training --width 768 --layers 12 --length 1024 --vocabulary 32768 --rows 1 --only "ours;transf"
+
+Each case is a process of its own that waits for its turn, with the same matrix weights, rows, tokens a step and random
+tokens. nanoGPT: its model.py and its optimizer, in fp32 without compilation as its README says for a CPU, and with bf16
+autocast and torch.compile (its train.py ignores dtype on a CPU; here it has it). transformers: Qwen3 or ModernBERT in
+its Trainer's bf16 (autocast), fused AdamW, clipping at 1, without the Trainer's own overhead; a masked-LM head reads
+all positions there, as run_mlm.py does. --clock cpu counts processor time, for a machine that others use: set
+OMP_NUM_THREADS=1 then.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.measure import ROOT, Comparison, interleave, publish
+
+CASES = {
+    "ours, AdamW, compiled": {"kind": "ours", "optimizer": "adamw", "compile": True},
+    "ours, AdamW": {"kind": "ours", "optimizer": "adamw"},
+    "ours, Muon": {"kind": "ours", "optimizer": "muon"},
+    "nanoGPT, fp32": {"kind": "nanogpt"},
+    "nanoGPT, bf16, compiled": {"kind": "nanogpt", "bf16": True, "compile": True},
+    "transformers, fp32": {"kind": "transformers"},
+    "transformers, bf16": {"kind": "transformers", "bf16": True},
+}
+GOALS = {"nanoGPT, fp32": 2.5, "nanoGPT, bf16, compiled": 1.25, "transformers, bf16": 1.5}
+LESS_MEMORY = {"transformers, bf16": 0.6, "transformers, fp32": 0.6}
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    model: Annotated[str, typer.Option(help="gpt or mlm")] = "gpt",
+    width: int = 384,
+    layers: int = 6,
+    length: int = 256,
+    vocabulary: int = 4096,
+    rows: Annotated[int, typer.Option(help="of a micro-batch")] = 8,
+    accumulation: int = 2,
+    checkpointing: Annotated[bool, typer.Option(help="recompute every block, ours and transformers")] = False,
+    steps: Annotated[int, typer.Option(help="steps of a turn")] = 3,
+    rounds: int = 3,
+    clock: Annotated[str, typer.Option(help="wall or cpu")] = "wall",
+    only: Annotated[str, typer.Option(help="cases that begin with one of these, separated by semicolons")] = "",
+    out: Annotated[Path | None, typer.Option(help="folder for training.json")] = None,
+) -> None:
+    """Print tokens/s and peak resident memory of every case, and the ratios of ours to them."""
+    shape = {
+        **{"model": model, "width": width, "layers": layers, "length": length, "vocabulary": vocabulary},
+        **{"rows": rows, "accumulation": accumulation, "checkpointing": checkpointing, "steps": steps},
+    }
+    wanted = [name for name in CASES if not only or name.startswith(tuple(only.split(";")))]
+    if model == "mlm" or "NANOGPT" not in os.environ:
+        wanted = [name for name in wanted if CASES[name]["kind"] != "nanogpt"]
+    workers = {name: _Worker(shape | CASES[name]) for name in wanted}
+    tokens = rows * length * accumulation * steps
+    figures = interleave({name: lambda w=w: tokens / w.turn()[clock] for name, w in workers.items()}, rounds)
+    title = f"{model} {layers} x {width}, T {length}, V {vocabulary}, {accumulation} x {rows} rows"
+    first = {name: worker.first for name, worker in workers.items()}
+    peaks = {name: [worker.last["peak_mb"]] for name, worker in workers.items()}
+    ceilings = [worker.last for worker in workers.values() if "flops" in worker.last]
+    notes = {"seconds to the first step": first, "clock": clock}
+    speed = Comparison(title, "tokens/s", figures, goals={k: v for k, v in GOALS.items() if k in figures}, notes=notes)
+    goals = {name: goal for name, goal in LESS_MEMORY.items() if name in figures}
+    memory = Comparison(f"{title}: peak memory", "MB", peaks, lower_is_better=True, goals=goals)
+    # The ceiling is measured by the wall clock.
+    if ceilings and clock == "wall":
+        flops, ceiling = ceilings[0]["flops"], max(found["ceiling"] for found in ceilings)
+        shares = {name: value * flops / ceiling for name, value in speed.medians.items()}
+        notes["share of the ceiling"] = shares
+    publish([speed, memory], "training", out)
+    shares = notes.get("share of the ceiling", {})
+    for name in workers:
+        share = f", {shares[name]:.1%} of {ceiling / 1e9:,.0f} GFLOP/s bf16" if shares else ""
+        print(f"{name}: first step after {first[name]:.1f} s{share}")
+    for worker in workers.values():
+        worker.close()
+
+
+class _Worker:
+    """One case in a process of its own, which runs while it is asked to and sleeps otherwise."""
+
+    def __init__(self, case: dict) -> None:
+        command = [sys.executable, "-m", "benchmarks.training", "worker", json.dumps(case)]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ}
+        )
+        self.first = self.turn()["first"]
+        self.last: dict = {}
+
+    def turn(self) -> dict:
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith('{"wall"'):
+                self.last = json.loads(line)
+                return self.last
+        sys.exit(f"a worker ended with status {self.process.wait()}")
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@app.command()
+def worker(settings: str) -> None:
+    """One case: a line in, some steps, a line of JSON out."""
+    case = json.loads(settings)
+    start = time.perf_counter()
+    step, more = {"ours": _ours, "nanogpt": _nanogpt, "transformers": _transformers}[case["kind"]](case)
+    step()
+    first = time.perf_counter() - start
+    step()
+    for _ in sys.stdin:
+        wall, processor = time.perf_counter(), time.process_time()
+        for _ in range(case["steps"]):
+            step()
+        found = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - processor, "first": first}
+        print(json.dumps(found | {"peak_mb": _peak()} | more()), flush=True)
+
+
+def _ours(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
+    import torch
+
+    from engine.config import build_config
+    from engine.flops import flops_per_token
+    from engine.runtime import make_accelerator, matmul_ceiling, start_processes
+    from engine.step import prepare, train_step
+    from model import HEADS
+    from pretrain.config import PretrainConfig
+    from pretrain.memory import Setup
+    from pretrain.presets import build_config as build_model
+    from pretrain.rehearsal import random_batch
+
+    tree = {
+        "model": case["model"],
+        "budget": None,
+        "micro_batch_size": case["rows"],
+        "runtime": {"compile": case.get("compile", False), "gradient_checkpointing": int(case["checkpointing"])},
+        "optim": {"name": case["optimizer"]},
+    }
+    config = build_config(PretrainConfig, tree, "benchmark")
+    start_processes(config.runtime)
+    accelerator = make_accelerator(config.runtime, case["accumulation"], case["rows"], config.optim.max_grad_norm)
+    sizes = {
+        "vocab_size": case["vocabulary"],
+        "hidden_size": case["width"],
+        "num_hidden_layers": case["layers"],
+        "num_attention_heads": case["width"] // 64,
+        "max_position_embeddings": case["length"],
+    }
+    shape = build_model(case["model"], sizes)
+    labels = case["length"] if shape.causal else round(0.3 * case["length"])
+    setup = Setup(case["rows"], case["length"], labels, accumulation=case["accumulation"])
+    torch.manual_seed(0)
+    training = prepare(HEADS["causal" if shape.causal else "masked"](shape), config, accelerator)
+
+    def step() -> None:
+        batches = [random_batch(shape, setup) for _ in range(case["accumulation"])]
+        train_step(training, batches, 1.0, config.optim.max_grad_norm)
+
+    def more() -> dict:
+        flops = flops_per_token(shape, case["length"], labels / case["length"])
+        return {"flops": flops, "ceiling": matmul_ceiling(accelerator.device, torch.bfloat16)}
+
+    return step, more
+
+
+def _nanogpt(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
+    import torch
+
+    sys.path.insert(0, os.environ["NANOGPT"])
+    # Its file is called model.py, as our package is; this process has no use for ours.
+    sys.path = [path for path in sys.path if path and Path(path).resolve() != ROOT]
+    from model import GPT, GPTConfig
+
+    torch.manual_seed(0)
+    sizes = {"n_layer": case["layers"], "n_head": case["width"] // 64, "n_embd": case["width"]}
+    peer = GPT(GPTConfig(case["length"], case["vocabulary"], **sizes, dropout=0.0, bias=False))
+    optimizer = peer.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
+    peer = torch.compile(peer) if case.get("compile") else peer
+    return _plain_step(case, peer, optimizer, lambda ids: peer(ids[:, :-1], ids[:, 1:].contiguous())[1]), dict
+
+
+def _transformers(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
+    import torch
+    from transformers import ModernBertConfig, ModernBertForMaskedLM, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": case["vocabulary"],
+        "hidden_size": case["width"],
+        "num_hidden_layers": case["layers"],
+        "num_attention_heads": case["width"] // 64,
+        "max_position_embeddings": case["length"],
+    }
+    inner = -(-case["width"] * 8 // 3 // 64) * 64
+    if case["model"] == "gpt":
+        more = {"num_key_value_heads": case["width"] // 64, "head_dim": 64, "tie_word_embeddings": True}
+        peer = Qwen3ForCausalLM(Qwen3Config(**sizes, **more, intermediate_size=inner, use_cache=False))
+    else:
+        ids = {"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+        peer = ModernBertForMaskedLM(
+            ModernBertConfig(**sizes, **ids, intermediate_size=inner, global_attn_every_n_layers=1)
+        )
+    if case["checkpointing"]:
+        peer.gradient_checkpointing_enable({"use_reentrant": False})
+    peer.train()
+    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-3, fused=True)
+
+    def loss(ids: torch.Tensor) -> torch.Tensor:
+        ids = ids[:, :-1]
+        if case["model"] == "gpt":
+            return peer(input_ids=ids, labels=ids).loss
+        labels = torch.where(torch.rand(ids.shape) < 0.3, ids, -100)
+        return peer(input_ids=ids, labels=labels).loss
+
+    return _plain_step(case, peer, optimizer, loss), dict
+
+
+def _plain_step(case: dict, peer: object, optimizer: object, loss_of: Callable) -> Callable[[], None]:
+    """The step of nanoGPT's train.py and of the Trainer: mean loss over micro-batches, clipping, AdamW."""
+    import torch
+
+    context = torch.autocast("cpu", torch.bfloat16) if case.get("bf16") else nullcontext()
+
+    def step() -> None:
+        for _ in range(case["accumulation"]):
+            ids = torch.randint(case["vocabulary"], (case["rows"], case["length"] + 1))
+            with context:
+                loss = loss_of(ids) / case["accumulation"]
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step
+
+
+def _peak() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
+
+
+if __name__ == "__main__":
+    app()
