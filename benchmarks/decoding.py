@@ -42,7 +42,7 @@ def main(
     llama_python: Annotated[str | None, typer.Option(help="A python that imports llama_cpp.")] = None,
     repeats: int = 3,
     tokens: int = 128,
-    threads: int = os.cpu_count() or 1,
+    threads: int = torch.get_num_threads(),
     out: Path | None = None,
     model: Annotated[Path | None, typer.Option(help="A trained model, for the quality of bf16 and int8.")] = None,
     text: Annotated[Path | None, typer.Option(help="Held-out text for it.")] = None,
@@ -130,7 +130,7 @@ def make_model(directory: Path, shape: dict[str, int]) -> int:
     directory.mkdir()
     torch.manual_seed(0)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
-    model = CausalLM(ModelConfig(causal=True, max_position_embeddings=512, **shape, **ids))
+    model = CausalLM(ModelConfig(causal=True, max_position_embeddings=512, init="normal", **shape, **ids))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
@@ -164,7 +164,7 @@ def quality(path: Path, text: Path) -> None:
     directory = path / "model" if (path / "model").is_dir() else path
     exact = load_model(directory, head="causal")
     length = min(512, exact.config.max_position_embeddings)
-    ids = load_tokenizer(directory).encode(text.read_text(encoding="utf-8"))[: 200 * length]
+    ids = load_tokenizer(directory).encode(text.read_text(encoding="utf-8"))[: 40 * length]
     rows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
     reference = None
     for kind in BYTES:

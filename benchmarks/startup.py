@@ -23,7 +23,7 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-print("token", model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=1, do_sample=False))
+print("FIRST", model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=1, do_sample=False))
 """
 
 app = typer.Typer(add_completion=False)
@@ -47,7 +47,7 @@ def main(repeats: int = 3, out: Annotated[Path | None, typer.Option(help="Folder
         first_token = {
             "ours": lambda: until(folder, generate, b""),
             "ours, --no-compile": lambda: until(folder, [*generate, "--no-compile"], b""),
-            "transformers": lambda: until(folder, ["-c", TRANSFORMERS, model], b"token"),
+            "transformers": lambda: until(folder, ["-c", TRANSFORMERS, model], b"FIRST"),
         }
         first_step = {"ours": lambda: until(folder, [*train, "max_steps=50", f"run=run{next(count)}"], b"step 1/")}
         comparisons = [
@@ -62,14 +62,15 @@ def environment() -> dict[str, str]:
 
 
 def until(folder: Path, arguments: list[str], sign: bytes) -> float:
-    """Seconds from the start of a python to the moment when its standard output holds `sign`, or anything at all."""
+    """Seconds from the start of a python until it has printed `sign`; until any standard output where that is empty."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
         env=environment() | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        # A training run reports its steps on standard error.
+        stderr=subprocess.STDOUT if sign else subprocess.DEVNULL,
     )
     seen = b""
     while piece := os.read(process.stdout.fileno(), 4096):
@@ -79,7 +80,7 @@ def until(folder: Path, arguments: list[str], sign: bytes) -> float:
             process.kill()
             process.communicate()
             return elapsed
-    raise SystemExit(f"{' '.join(arguments)[:80]} ended without a sign of it: {process.communicate()[1].decode()}")
+    raise SystemExit(f"{' '.join(arguments)[:80]} ended without a sign of it:\n{seen.decode()}")
 
 
 if __name__ == "__main__":
