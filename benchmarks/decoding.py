@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    llama_python: Annotated[str | None, typer.Option(help="A python that imports llama_cpp.")] = None,
+    llama_python: Annotated[
+        str | None, typer.Option(help="A python that imports llama_cpp; this one where it does.")
+    ] = None,
     repeats: int = 3,
     tokens: int = 128,
     threads: int = torch.get_num_threads(),
@@ -51,6 +54,8 @@ def main(
     if model and text:
         quality(model, text)
         return
+    if llama_python is None and find_spec("llama_cpp"):
+        llama_python = sys.executable
     torch.set_num_threads(threads)
     bandwidth = memory_bandwidth()
     print(f"reading memory: {bandwidth / 1e9:.1f} GB/s", file=sys.stderr)
