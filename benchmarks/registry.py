@@ -48,6 +48,8 @@ BENCHMARKS = (
         "reviews", "bits per byte of reviews after 300 s", 45, DATA, True, ("transformers",), checkouts=("NANOGPT",)
     ),
     Benchmark("budget", "when budgets end; bits per byte falls with each", 20, DATA, True),
+    Benchmark("decoding", "tokens/s, one text at a time and sixteen", 15, peers=("transformers", "llama_cpp")),
+    Benchmark("startup", "seconds to the first token and the first step", 3, peers=("transformers",)),
     Benchmark("profile", "where a training step spends its time", 2, json=False),
     Benchmark("memory", "peak memory, predicted and measured", 10, ("table",), json=False),
     Benchmark("parallel", "losses of two processes and of one", 15, json=False),

@@ -27,6 +27,7 @@ Text goes to standard output while it is made, everything else to standard error
   python -m generate runs/gpt "class " --num-samples 3 --seed 7 --json\n
   python -m generate runs/gpt "def f(x):" --stop "def " --stop $'\\n\\n'\n
   git log -1 --format=%B | python -m generate runs/gpt\n
+  python -m generate runs/gpt --file prompts.txt --dtype int8 > texts.jsonl\n
   python -m generate runs/gpt --interactive\n
   python -m generate inspect runs/gpt "def f(x):"   [dim]# a page that shows attention and predictions[/dim]
 
@@ -81,6 +82,9 @@ def generate(
     stop: Annotated[list[str] | None, flag("End before this string; may be given several times.")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text and line, not streamed.")] = False,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Continue each of its lines, many at once, as JSON lines.")
+    ] = None,
     interactive: Annotated[bool, typer.Option("--interactive", help="Prompt after prompt, until Ctrl-D.")] = False,
     record: Annotated[
         bool, typer.Option("--record", help="Keep the texts in the run, for its report and W&B.")
@@ -107,7 +111,10 @@ def generate(
     config = read_settings(flags, overrides or [])
     if prompt == "-" and interactive:
         raise ConfigError("--interactive reads its prompts from standard input; leave '-' out")
-    if not interactive and prompt in (None, "-"):
+    prompts = None if file is None else read_prompts(file)
+    if prompts and (interactive or prompt is not None):
+        raise ConfigError(f"--file {file} holds the prompts; leave {'--interactive' if interactive else 'PROMPT'} out")
+    if prompts is None and not interactive and prompt in (None, "-"):
         prompt = read_stdin()
     elif prompt is not None:
         prompt = valid_text(prompt)
@@ -120,7 +127,9 @@ def generate(
     printer = Printer(
         load_generator(model_dir, config, device, dtype, compiled), as_json=as_json, echo=echo, verbose=verbose
     )
-    if prompt is not None:
+    if prompts:
+        printer.answer_all(prompts)
+    elif prompt is not None:
         printer.answer(prompt)
     if record:
         from generate.record import record_samples
@@ -185,6 +194,22 @@ def valid_text(argument: str) -> str:
         with contextlib.suppress(UnicodeDecodeError):
             return os.fsencode(argument).decode("utf-8")
     raise ConfigError(f"{argument!r}: this argument is not valid UTF-8")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file that are not empty. Raises DataError."""
+    try:
+        lines = [line.removesuffix("\r") for line in path.read_bytes().decode("utf-8").split("\n")]
+    except OSError as error:
+        raise DataError(f"--file {path}: {error.strerror}; name a text file with one prompt a line") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"--file {path}: not UTF-8 at byte {error.start}. Convert it: iconv -f LATIN1 -t UTF-8"
+        ) from None
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise DataError(f"--file {path}: no prompt in it; write one a line")
+    return prompts
 
 
 def read_stdin() -> str:

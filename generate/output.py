@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import sys
+from collections import deque
 
 from generate.decode import Sample, TextGenerator
 
@@ -19,6 +20,7 @@ class Printer:
         self.terminal = sys.stdout.isatty()
         self.show_speed = verbose or sys.stderr.isatty()
         self.prompts, self.text = 0, ""
+        self.context = generator.model.config.max_position_embeddings
         self.samples: list[Sample] = []
         if hasattr(sys.stdout, "reconfigure"):
             # A file or pipe is always UTF-8; a terminal keeps its encoding and shows ? for what it cannot.
@@ -29,35 +31,74 @@ class Printer:
 
         Raises KeyboardInterrupt after what was made until then is printed.
         """
-        config, context = self.generator.config, self.generator.model.config.max_position_embeddings
-        first, self.text = self.prompts * config.num_samples, prompt
-        # Counted before the work: a prompt given again, after Ctrl-C too, gets other random numbers.
-        self.prompts += 1
+        config = self.generator.config
+        if self.as_json and config.num_samples > 1:
+            self.answer_all([prompt])
+            return
+        first, self.text = self._next_index(), prompt
         for i in range(config.num_samples):
             sample = self.generator.sample(prompt, first + i)
-            if i == 0 and sample.prompt_tokens_dropped:
-                part = "last" if self.generator.model.config.is_encoder_decoder else "first"
-                remark(
-                    f"the prompt is longer than the context of {context} tokens: "
-                    f"its {part} {sample.prompt_tokens_dropped} are left out"
-                )
-            if config.num_samples > 1 and not self.as_json:
+            if i == 0:
+                self._say_dropped(sample)
+            if config.num_samples > 1:
                 self.write(f"--- {i + 1} of {config.num_samples} ---\n")
             try:
                 self.stream(sample)
             finally:
                 self.text = prompt + sample.text
                 self.samples.append(sample)
-            if sample.window_slides:
-                remark(
-                    f"the context of {context} tokens was full {sample.window_slides} times; "
-                    f"each time the text went on from the last {max(1, context // 2)}"
-                )
-            if self.show_speed:
-                remark(
-                    f"{len(sample.ids)} tokens, {sample.tokens_per_second:.1f} tokens/s, "
-                    f"first after {sample.seconds_to_first_token:.3f} s, ended by: {sample.finish_reason}"
-                )
+            self._say_made(sample)
+
+    def answer_all(self, prompts: list[str]) -> None:
+        """Generate all samples of all prompts together and print them in order as JSON lines.
+
+        Raises KeyboardInterrupt after what was made until then is printed.
+        """
+        samples = []
+        for prompt in prompts:
+            first = self._next_index()
+            samples += [self.generator.sample(prompt, first + i) for i in range(self.generator.config.num_samples)]
+            self._say_dropped(samples[-1])
+        waiting, finished = deque(samples), set()
+        try:
+            for sample in self.generator.write(samples):
+                finished.add(sample.index)
+                while waiting and waiting[0].index in finished:
+                    self._print_record(waiting.popleft())
+        finally:
+            for sample in waiting:
+                self._print_record(sample)
+
+    def _next_index(self) -> int:
+        """The first sample's index of the next prompt: given again, after Ctrl-C too, it gets other random numbers."""
+        self.prompts += 1
+        return (self.prompts - 1) * self.generator.config.num_samples
+
+    def _print_record(self, sample: Sample) -> None:
+        self.text = sample.prompt + sample.text
+        self.samples.append(sample)
+        self.write(json.dumps(self.record(sample), ensure_ascii=False) + "\n")
+        self._say_made(sample)
+
+    def _say_dropped(self, sample: Sample) -> None:
+        if sample.prompt_tokens_dropped:
+            part = "last" if self.generator.model.config.is_encoder_decoder else "first"
+            remark(
+                f"the prompt is longer than the context of {self.context} tokens: "
+                f"its {part} {sample.prompt_tokens_dropped} are left out"
+            )
+
+    def _say_made(self, sample: Sample) -> None:
+        if sample.window_slides:
+            remark(
+                f"the context of {self.context} tokens was full {sample.window_slides} times; "
+                f"each time the text went on from the last {max(1, self.context // 2)}"
+            )
+        if self.show_speed:
+            remark(
+                f"{len(sample.ids)} tokens, {sample.tokens_per_second:.1f} tokens/s, "
+                f"first after {sample.seconds_to_first_token:.3f} s, ended by: {sample.finish_reason}"
+            )
 
     def stream(self, sample: Sample) -> None:
         """Print a sample while it is made; as JSON, when it is finished or interrupted."""

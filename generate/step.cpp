@@ -90,7 +90,7 @@ template <class T> float dot(const T* w, const float* x, int64_t size) {
 }
 
 // The same with one scale for each GROUP weights.
-template <int64_t GROUP> float dot(const int8_t* w, const float* scale, const float* x, int64_t size) {
+template <int64_t GROUP, class T> float dot(const T* w, const float* scale, const float* x, int64_t size) {
     Floats total[2] = {};
     for (int64_t begin = 0, g = 0; begin < size; begin += GROUP, g++) {
         Floats part[2] = {};
@@ -152,21 +152,39 @@ struct Row {
 
 namespace {
 
-float product(const Matrix& m, int64_t row, const float* x) {
-    float result;
-    if (m.kind == FP32) {
-        result = dot(static_cast<const float*>(m.data) + row * m.cols, x, m.cols);
-    } else if (m.kind == BF16) {
-        result = dot(static_cast<const BFloat16*>(m.data) + row * m.cols, x, m.cols);
-    } else {
-        const int8_t* w = static_cast<const int8_t*>(m.data) + row * m.cols;
-        const float* scale = m.scale + row * (m.cols / m.group);
-        result = m.group == 64   ? dot<64>(w, scale, x, m.cols)
-                 : m.group == 32 ? dot<32>(w, scale, x, m.cols)
-                                 : dot<16>(w, scale, x, m.cols);
-    }
-    return m.bias ? result + m.bias[row] : result;
+template <class T> float scaled_dot(const Matrix& m, const T* w, const float* scale, const float* x) {
+    return m.group == 64   ? dot<64>(w, scale, x, m.cols)
+           : m.group == 32 ? dot<32>(w, scale, x, m.cols)
+                           : dot<16>(w, scale, x, m.cols);
 }
+
+// One row of a weight. With a buffer (cols) its weights are widened there once, for many products: the same sums.
+struct Line {
+    const Matrix& m;
+    int64_t row;
+    const float* wide = nullptr;
+
+    Line(const Matrix& matrix, int64_t index, float* buffer) : m(matrix), row(index) {
+        if (!buffer || m.kind == FP32) return;
+        for (int64_t i = 0; i < m.cols; i++) buffer[i] = m.kind == BF16 ? widen(halves()[i]) : float(bytes()[i]);
+        wide = buffer;
+    }
+    const BFloat16* halves() const { return static_cast<const BFloat16*>(m.data) + row * m.cols; }
+    const int8_t* bytes() const { return static_cast<const int8_t*>(m.data) + row * m.cols; }
+
+    float product(const float* x) const {
+        float result;
+        if (m.kind == INT8) {
+            const float* scale = m.scale + row * (m.cols / m.group);
+            result = wide ? scaled_dot(m, wide, scale, x) : scaled_dot(m, bytes(), scale, x);
+        } else if (m.kind == BF16) {
+            result = wide ? dot(wide, x, m.cols) : dot(halves(), x, m.cols);
+        } else {
+            result = dot(static_cast<const float*>(m.data) + row * m.cols, x, m.cols);
+        }
+        return m.bias ? result + m.bias[row] : result;
+    }
+};
 
 // RMSNorm, or LayerNorm; y may be x.
 void normalize(const Decoder& d, const Norm& norm, const float* x, float* y, int64_t size) {
@@ -251,7 +269,9 @@ extern "C" void decode_step(const Decoder* decoder, const Row* row, int64_t rows
 #pragma omp parallel num_threads(d.threads)
     {
         // Each thread norms every row for itself: cheaper than waiting for another to have done it.
-        std::vector<float> normed(rows * d.hidden), score(longest);
+        std::vector<float> normed(rows * d.hidden), score(longest), wide(2 * (d.hidden + width + d.inner));
+        float* first = rows > 1 ? wide.data() : nullptr;
+        float* second = rows > 1 ? wide.data() + d.hidden : nullptr;
         auto norm_rows = [&](const Norm& norm) {
             for (int64_t r = 0; r < rows; r++)
                 normalize(d, norm, x + r * d.hidden, &normed[r * d.hidden], d.hidden);
@@ -260,8 +280,10 @@ extern "C" void decode_step(const Decoder* decoder, const Row* row, int64_t rows
             const Layer& layer = d.layer[index];
             norm_rows(layer.attention_norm);
 #pragma omp for schedule(static)
-            for (int64_t o = 0; o < fused; o++)
-                for (int64_t r = 0; r < rows; r++) qkv[r * fused + o] = product(layer.qkv, o, &normed[r * d.hidden]);
+            for (int64_t o = 0; o < fused; o++) {
+                Line line(layer.qkv, o, first);
+                for (int64_t r = 0; r < rows; r++) qkv[r * fused + o] = line.product(&normed[r * d.hidden]);
+            }
 #pragma omp for schedule(static)
             for (int64_t unit = 0; unit < rows * d.kv_heads; unit++) {
                 int64_t r = unit / d.kv_heads, group = unit % d.kv_heads;
@@ -269,24 +291,32 @@ extern "C" void decode_step(const Decoder* decoder, const Row* row, int64_t rows
                 run(d, layer, row[r], index, group, &qkv[r * fused], &y[r * width], score.data());
             }
 #pragma omp for schedule(static)
-            for (int64_t o = 0; o < d.hidden; o++)
-                for (int64_t r = 0; r < rows; r++) x[r * d.hidden + o] += product(layer.out, o, &y[r * width]);
+            for (int64_t o = 0; o < d.hidden; o++) {
+                Line line(layer.out, o, first);
+                for (int64_t r = 0; r < rows; r++) x[r * d.hidden + o] += line.product(&y[r * width]);
+            }
             norm_rows(layer.mlp_norm);
 #pragma omp for schedule(static)
-            for (int64_t o = 0; o < d.inner; o++)
+            for (int64_t o = 0; o < d.inner; o++) {
+                Line gate(layer.up, o, first), up(layer.up, d.gated ? d.inner + o : o, d.gated ? second : nullptr);
                 for (int64_t r = 0; r < rows; r++) {
                     const float* from = &normed[r * d.hidden];
-                    float gate = activate(d.activation, product(layer.up, o, from));
-                    inner[r * d.inner + o] = d.gated ? gate * product(layer.up, d.inner + o, from) : gate;
+                    float value = activate(d.activation, gate.product(from));
+                    inner[r * d.inner + o] = d.gated ? value * up.product(from) : value;
                 }
+            }
 #pragma omp for schedule(static)
-            for (int64_t o = 0; o < d.hidden; o++)
-                for (int64_t r = 0; r < rows; r++) x[r * d.hidden + o] += product(layer.down, o, &inner[r * d.inner]);
+            for (int64_t o = 0; o < d.hidden; o++) {
+                Line line(layer.down, o, first);
+                for (int64_t r = 0; r < rows; r++) x[r * d.hidden + o] += line.product(&inner[r * d.inner]);
+            }
         }
         norm_rows(d.norm);
         for (float& value : normed) value *= d.logit_scale;
 #pragma omp for schedule(static)
-        for (int64_t o = 0; o < d.head.rows; o++)
-            for (int64_t r = 0; r < rows; r++) logits[r * d.head.rows + o] = product(d.head, o, &normed[r * d.hidden]);
+        for (int64_t o = 0; o < d.head.rows; o++) {
+            Line line(d.head, o, first);
+            for (int64_t r = 0; r < rows; r++) logits[r * d.head.rows + o] = line.product(&normed[r * d.hidden]);
+        }
     }
 }

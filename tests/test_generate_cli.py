@@ -160,6 +160,47 @@ def test_a_long_prompt_and_a_full_context_are_said(call):
     assert "was full" in err and parse(out)[0]["window_slides"] == 5 and parse(out)[0]["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize("compiled", ["--compile", "--no-compile"])
+def test_prompts_of_a_file_are_answered_in_order_each_as_alone(call, tmp_path, compiled):
+    file = tmp_path / "prompts.txt"
+    file.write_text("def \n\nclass Two:\ndef \nx\n")
+    options = ("--max-new-tokens", 12, "--temperature", 1, "--num-samples", 2, compiled)
+    code, out, err = call("runs/gpt", "--file", file, *options)
+    samples = parse(out)
+    assert (code, err) == (0, "")
+    assert [s["sample"] for s in samples] == list(range(8))
+    assert [s["prompt"] for s in samples[::2]] == ["def ", "class Two:", "def ", "x"]
+    lines = b"def \nclass Two:\ndef \nx\n"
+    alone = parse(call("runs/gpt", "--interactive", "--json", *options, stdin=lines)[1])
+    assert [s["ids"] for s in alone] == [s["ids"] for s in samples]
+    assert samples[0]["ids"] != samples[4]["ids"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n\n", b"caf\xe9\n"])
+def test_a_file_without_prompts_is_named(call, tmp_path, content):
+    file = tmp_path / "prompts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    code, out, err = call("runs/gpt", "--file", file)
+    assert (code, out) == (3, "") and f"--file {file}" in err and "Traceback" not in err
+
+
+def test_a_file_and_a_prompt_are_one_too_many(call, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a\n")
+    code, _, err = call("runs/gpt", "def ", "--file", tmp_path / "prompts.txt")
+    assert code == 2 and "leave PROMPT out" in err
+
+
+def test_int8_writes_text_and_needs_the_step(call, monkeypatch):
+    options = ("--json", "--temperature", 0, "--max-new-tokens", 8)
+    code, out, _ = call("runs/gpt", "def ", *options, "--dtype", "int8")
+    assert code == 0 and len(parse(out)[0]["ids"]) == 8
+    monkeypatch.setattr("generate.step.load_library", lambda: (None, "no C++ compiler found"))
+    code, out, err = call("runs/gpt", "def ", *options, "--dtype", "int8")
+    assert (code, out) == (2, "") and "no C++ compiler" in err and "--dtype" in err
+    assert call("runs/gpt", "def ", *options)[0] == 0
+
+
 def test_interactive_answers_line_by_line(call):
     options = ("--json", "--max-new-tokens", 4, "--temperature", 1)
     code, out, _ = call("runs/gpt", "--interactive", *options, stdin=b"def \nclass \ndef \n\n")

@@ -56,9 +56,10 @@ def test_the_step_equals_the_model(name, kind):
         step([0], [cache])
 
 
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
 @torch.inference_mode()
-def test_a_row_is_the_same_bits_alone_and_among_others():
-    model, step = made()
+def test_a_row_is_the_same_bits_alone_and_among_others(kind):
+    model, step = made(kind)
     prompts = [[5, 6, 7], [8] * 20, [9]]
     alone = [Window(model, ids, 20, step) for ids in prompts]
     expected = [[step([t], [window.cache])[0] for t in range(30, 40)] for window in alone]

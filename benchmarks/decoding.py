@@ -1,0 +1,195 @@
+"""Greedy decoding at batch 1: ours beside transformers.generate and llama.cpp, at 7 M and 110 M parameters.
+
+    python -m benchmarks.decoding --llama-python /tmp/llama/bin/python --out results
+
+Random weights (the speed does not depend on them), a prompt of 16 tokens, each case a process of its own, in turns.
+llama.cpp reads the same model through `python -m export gguf`; its python needs llama-cpp-python, numpy and typer.
+With `--model RUN --text FILE`: bits per token of a trained model in fp32, bf16 and int8, and how far logits move.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from sentencepiece import SentencePieceTrainer
+
+from benchmarks.measure import ROOT, Comparison, interleave, publish, seconds
+from export.write import export_gguf
+from generate.step import round_to_int8
+from model import CausalLM, ModelConfig, load_model, save_model
+from tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+
+SIZES = {
+    "7 M": {"vocab_size": 8192, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4},
+    "110 M": {"vocab_size": 32000, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+}
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1 + 4 / 64}
+GGUF = {"fp32": "f32", "bf16": "bf16", "int8": "q8_0"}
+PROMPT = list(range(100, 116))
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    llama_python: Annotated[
+        str | None, typer.Option(help="A python that imports llama_cpp; this one where it does.")
+    ] = None,
+    repeats: int = 3,
+    tokens: int = 128,
+    threads: int = torch.get_num_threads(),
+    out: Path | None = None,
+    model: Annotated[Path | None, typer.Option(help="A trained model, for the quality of bf16 and int8.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Held-out text for it.")] = None,
+) -> None:
+    """Print the tables; with `out`, write decoding.json."""
+    if model and text:
+        quality(model, text)
+        return
+    if llama_python is None and find_spec("llama_cpp"):
+        llama_python = sys.executable
+    torch.set_num_threads(threads)
+    bandwidth = memory_bandwidth()
+    print(f"reading memory: {bandwidth / 1e9:.1f} GB/s", file=sys.stderr)
+    comparisons = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for size, shape in SIZES.items():
+            directory = Path(scratch) / size.replace(" ", "")
+            parameters = make_model(directory, shape)
+            comparisons += compare(size, directory, parameters, llama_python, repeats, tokens, threads, bandwidth)
+    publish(comparisons, "decoding", out)
+
+
+def compare(
+    size: str,
+    directory: Path,
+    parameters: int,
+    llama_python: str | None,
+    repeats: int,
+    tokens: int,
+    threads: int,
+    bandwidth: float,
+) -> list[Comparison]:
+    """One comparison for each type of the weights."""
+    made: dict[str, list[int]] = {}
+    cases, goals = {}, {}
+
+    def case(name: str, program: str, path: Path, kind: str) -> None:
+        python = llama_python if program == "llama.cpp" else sys.executable
+        command = [python, "-m", "benchmarks.decoding_case", program, path, kind, json.dumps(PROMPT), tokens, threads]
+
+        def run() -> float:
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            result = subprocess.run(
+                list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
+            )
+            figures = json.loads(result.stdout.splitlines()[-1])
+            made[name] = figures["ids"]
+            return figures["tokens_per_second"]
+
+        cases[name] = run
+
+    for kind in BYTES:
+        case(f"ours {kind}", "ours", directory, kind)
+        if kind != "int8":
+            case(f"ours {kind}, --no-compile", "model", directory, kind)
+            case(f"transformers {kind}", "transformers", directory, kind)
+        if llama_python:
+            file = directory / f"{kind}.gguf"
+            export_gguf(directory, file, GGUF[kind])
+            case(f"llama.cpp {GGUF[kind]}", "llama.cpp", file, kind)
+        case(f"ours {kind}, 16 texts", "batch", directory, kind)
+    figures = interleave(cases, repeats)
+    results = []
+    for kind in BYTES:
+        ours = f"ours {kind}"
+        peers = [f"transformers {k}" for k in ("fp32", "bf16")] + [f"llama.cpp {GGUF[kind]}"] * bool(llama_python)
+        names = [ours, *peers, *(name for name in figures if name.startswith(f"{ours},"))]
+        goals = {f"llama.cpp {GGUF[kind]}": 0.7} if llama_python and size == "110 M" and kind != "fp32" else {}
+        if size == "110 M" and kind == "bf16":
+            goals["transformers bf16"] = 3
+        elif size == "7 M":
+            goals |= {"transformers fp32": 8, "transformers bf16": 8}
+        comparison = Comparison(f"{size}, {kind}", "tokens/s", {name: figures[name] for name in names}, goals=goals)
+        speed = comparison.medians[ours]
+        comparison.notes = {
+            "share of memory bandwidth": speed * parameters * BYTES[kind] / bandwidth,
+            "GB/s": bandwidth / 1e9,
+            "ids as": [name for name in names[1:] if "16 texts" not in name and made[name] == made[ours]],
+        }
+        print(f"{comparison.title}: {comparison.notes}", file=sys.stderr)
+        results.append(comparison)
+    return results
+
+
+def make_model(directory: Path, shape: dict[str, int]) -> int:
+    """Write a random model with a tokenizer of few pieces; returns the parameters that a token reads."""
+    directory.mkdir()
+    torch.manual_seed(0)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    model = CausalLM(ModelConfig(causal=True, max_position_embeddings=512, init="normal", **shape, **ids))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    SentencePieceTrainer.train(
+        sentence_iterator=iter((ROOT / "README.md").read_text().splitlines(keepends=True)),
+        model_prefix=str(directory / "tokenizer"),
+        model_type="bpe",
+        vocab_size=512,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        pad_id=3,
+        control_symbols=["<mask>", "<cls>", "<sep>"],
+        minloglevel=2,
+    )
+    save_model(model, directory)
+    save_tokenizer(Tokenizer.load(directory), directory, "causal")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def memory_bandwidth() -> float:
+    """Bytes/s of reading 512 MB with all threads, best of 8."""
+    block = torch.ones(128 * 2**20)
+    return block.nbytes / min(seconds(block.sum) for _ in range(8))
+
+
+@torch.inference_mode()
+def quality(path: Path, text: Path) -> None:
+    """Print bits per token of `text`, and the largest change of a logit, in each type of the weights."""
+    directory = path / "model" if (path / "model").is_dir() else path
+    exact = load_model(directory, head="causal")
+    length = min(512, exact.config.max_position_embeddings)
+    ids = load_tokenizer(directory).encode(text.read_text(encoding="utf-8"))[: 40 * length]
+    rows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+    reference = None
+    for kind in BYTES:
+        model = load_model(directory, head="causal")
+        if kind == "int8":
+            round_to_int8(model)
+        model = model.to(torch.bfloat16 if kind == "bf16" else torch.float32)
+        total, largest, norms = 0.0, 0.0, [0.0, 0.0]
+        for row in rows:
+            logits, expected = model(row[None])[0].float(), exact(row[None])[0]
+            total += torch.nn.functional.cross_entropy(logits[:-1], row[1:], reduction="sum").item()
+            largest = max(largest, (logits - expected).abs().max().item())
+            norms = [norms[0] + (logits - expected).square().sum().item(), norms[1] + expected.square().sum().item()]
+        bits = total / math.log(2) / (rows.numel() - len(rows))
+        reference = reference or bits
+        print(
+            f"{kind}: {bits:.5f} bits per token ({bits / reference - 1:+.4%}), perplexity {2**bits:.4f}; "
+            f"logits move by {math.sqrt(norms[0] / norms[1]):.4%} of their size, {largest:.4f} at most"
+        )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,87 @@
+"""From the start of a cold process to its first token and to its first training step; nothing is compiled for training.
+
+    python -m benchmarks.startup --out results
+
+Files are in the page cache, the tokenizer and the token file exist. The peer of the first token is a script of five
+lines with `transformers`. Where the time goes: python -X importtime -m generate ...
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.measure import ROOT, Comparison, interleave, publish
+
+TRANSFORMERS = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+print("FIRST", model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=1, do_sample=False))
+"""
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(repeats: int = 3, out: Annotated[Path | None, typer.Option(help="Folder for startup.json.")] = None) -> None:
+    """Print seconds; with `out`, write startup.json."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        text = "".join(path.read_text() for path in sorted(ROOT.glob("*/*.py")))
+        (folder / "text.txt").write_text(text)
+        train = ["-m", "pretrain", "--data", "text.txt", "budget=null", "vocab_size=1024", "max_steps=2"]
+        # A finished run: its tokenizer, token file and model serve the cases below.
+        subprocess.run(
+            [sys.executable, *train, "run=made"], cwd=folder, env=environment(), check=True, stdout=subprocess.DEVNULL
+        )
+        model = "runs/made/model"
+        generate = ["-m", "generate", model, "def ", "--max-new-tokens", "200", "--temperature", "0"]
+        count = iter(range(10**6))
+        first_token = {
+            "ours": lambda: until(folder, generate, b""),
+            "ours, --no-compile": lambda: until(folder, [*generate, "--no-compile"], b""),
+            "transformers": lambda: until(folder, ["-c", TRANSFORMERS, model], b"FIRST"),
+        }
+        first_step = {"ours": lambda: until(folder, [*train, "max_steps=50", f"run=run{next(count)}"], b"step 1/")}
+        comparisons = [
+            Comparison("first token", "s", interleave(first_token, repeats), lower_is_better=True),
+            Comparison("first training step", "s", interleave(first_step, repeats), lower_is_better=True),
+        ]
+    publish(comparisons, "startup", out)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def until(folder: Path, arguments: list[str], sign: bytes) -> float:
+    """Seconds from the start of a python until it has printed `sign`; until any standard output where that is empty."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment() | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        # A training run reports its steps on standard error.
+        stderr=subprocess.STDOUT if sign else subprocess.DEVNULL,
+    )
+    seen = b""
+    while piece := os.read(process.stdout.fileno(), 4096):
+        seen += piece
+        if sign in seen:
+            elapsed = time.perf_counter() - start
+            process.kill()
+            process.communicate()
+            return elapsed
+    raise SystemExit(f"{' '.join(arguments)[:80]} ended without a sign of it:\n{seen.decode()}")
+
+
+if __name__ == "__main__":
+    app()
