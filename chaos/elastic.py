@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 @cache
 def gaps(lab: "Lab") -> dict[str, float]:
     """Differences of the loss by change, the larger of both optimizers'; measure raises when a step had other rows."""
-    parts = [
-        elastic.measure(lab.folder(f"elastic-{name}"), name) for name in ("muon", *(() if lab.quick else ("adamw",)))
-    ]
+    optimizers = ["muon"] if lab.quick else ["muon", "adamw"]
+    parts = [elastic.measure(lab.folder(f"elastic-{name}") / "parts", name) for name in optimizers]
     return {change: max(part[change] for part in parts) for change in parts[0]}
 
 

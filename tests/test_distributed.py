@@ -52,7 +52,7 @@ def launch(
         environment["ACCELERATE_USE_DEEPSPEED"] = str(stage is not None).lower()
         environment |= {"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)} if stage is not None else {}
     command = [*launcher, "pretrain", "--data", "text.txt", f"run={run}", *SETTINGS, *settings]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
 
 
 def losses(folder: Path, run: str, key: str = "train/loss") -> list[float]:
