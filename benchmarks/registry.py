@@ -48,6 +48,22 @@ BENCHMARKS = (
         "reviews", "bits per byte of reviews after 300 s", 45, DATA, True, ("transformers",), checkouts=("NANOGPT",)
     ),
     Benchmark("budget", "when budgets end; bits per byte falls with each", 20, DATA, True),
+    Benchmark(
+        "training",
+        "training tokens/s and peak memory at equal architecture",
+        20,
+        ("main",),
+        peers=("transformers",),
+        checkouts=("NANOGPT",),
+    ),
+    Benchmark(
+        "masked",
+        "masked-LM loss in a third of the Trainer's time",
+        30,
+        ("main", "{data}/imdb/unsup.jsonl.gz"),
+        True,
+        ("transformers",),
+    ),
     Benchmark("profile", "where a training step spends its time", 2, json=False),
     Benchmark("memory", "peak memory, predicted and measured", 10, ("table",), json=False),
     Benchmark("parallel", "losses of two processes and of one", 15, json=False),
