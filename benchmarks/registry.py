@@ -69,6 +69,9 @@ BENCHMARKS = (
     Benchmark("profile", "where a training step spends its time", 2, json=False),
     Benchmark("memory", "peak memory, predicted and measured", 10, ("table",), json=False),
     Benchmark("parallel", "losses of two processes and of one", 15, json=False),
+    Benchmark("elastic", "losses when stage, ranks and precision change on the way", 10, json=False),
+    Benchmark("saving", "share of the training that saving takes", 5, json=False),
+    Benchmark("parity", "logits and gradients beside torch and transformers", 3, json=False),
     Benchmark(
         "sst2",
         "SST-2 accuracy after pretraining, beside TF-IDF",

@@ -146,7 +146,7 @@ class Pace:
             middle = (step + self.schedule.decay_start) // 2
             return middle if middle - step > ENOUGH_STEPS else self.schedule.decay_start
         left = self.total - step
-        return step + left // 2 if left >= 8 else UNKNOWN
+        return step + left // 2 if left >= 2 else UNKNOWN
 
     def _state(self) -> dict[str, Any]:
         return {
