@@ -1,7 +1,7 @@
 """Masked-LM loss in a third of the time: ours beside transformers' Trainer as run_mlm.py sets it up.
 
-    python -m benchmarks.masked unsup.jsonl.gz --seconds 300
-    python -m benchmarks.masked unsup.jsonl.gz --seconds 300 --peer-lr 1e-3 --set sizes.hidden_size=192
+    python -m benchmarks.masked main unsup.jsonl.gz --seconds 300
+    python -m benchmarks.masked main unsup.jsonl.gz --seconds 300 --peer-lr 1e-3 --set sizes.hidden_size=192
 
 Ours trains for a third of --seconds with its default recipe, then the Trainer a ModernBERT of the same shape, with
 the same tokenizer on the same windows of tokens, for --seconds: bf16, fused AdamW, 15 % masked by

@@ -1,8 +1,8 @@
 """Training speed and peak memory at equal architecture, beside nanoGPT and transformers, in interleaved rounds.
 
-    NANOGPT=checkout python -m benchmarks.training --width 384 --layers 6 --length 256 --vocabulary 4096
-    python -m benchmarks.training --model mlm --width 256 --vocabulary 8192
-    python -m benchmarks.training --width 768 --layers 12 --length 1024 --vocabulary 32768 --rows 1 --only "ours;transf"
+    NANOGPT=checkout python -m benchmarks.training main --width 384 --layers 6 --length 256 --vocabulary 4096
+    python -m benchmarks.training main --model mlm --width 256 --vocabulary 8192
+    python -m benchmarks.training main --width 768 --layers 12 --length 1024 --rows 1 --only "ours;transf"
 
 Each case is a process of its own that waits for its turn, with the same matrix weights, rows, tokens a step and random
 tokens. nanoGPT: its model.py and its optimizer, in fp32 without compilation as its README says for a CPU, and with bf16
