@@ -3,7 +3,8 @@
     python -m benchmarks.sst2 sst2/ imdb/unsup.jsonl.gz --budget 5m
 
 `sst2/` holds train.tsv, dev.tsv and test.tsv with columns sentence and label. Everything goes into --folder, where
-finished runs are kept: the command can be given again.
+finished runs are kept: the command can be given again. Each classifier is trained --seeds times (order, dropout, head);
+what pretraining brings is the mean over seeds, example by example, so that the luck of one training counts for less.
 """
 
 import csv
@@ -27,33 +28,47 @@ def main(
     text: Annotated[Path, typer.Argument(help="unlabelled text to pretrain on")],
     budget: Annotated[str, typer.Option(help="wall time of each pretraining")] = "5m",
     finetune_budget: Annotated[str, typer.Option(help="wall time of each fine-tuning at most")] = "3m",
+    seeds: Annotated[int, typer.Option(help="trainings of each classifier")] = 1,
     folder: Annotated[Path, typer.Option(help="where the runs go")] = Path("sst2-benchmark"),
 ) -> None:
     folder.mkdir(exist_ok=True)
     data = [f"data.{name}={labelled.resolve() / file}" for name, file in SPLITS.items()]
     data += ["data.text=sentence", f"budget={finetune_budget}", "batch_size=64"]
-    runs = []
+    runs = {}
     for model in ("gpt", "mlm"):
         call(folder, "pretrain", "--model", model, "--data", str(text.resolve()), "--budget", budget, f"run={model}")
-        for weights in ("pretrained", "random"):
-            runs.append(f"{model}-{weights}")
-            call(folder, "finetune", "--model", f"runs/{model}", f"run={runs[-1]}", f"weights={weights}", *data)
-    summaries = [json.loads((folder / "runs" / run / "summary.json").read_text()) for run in runs]
-    table = Table("classifier", "accuracy", "standard error", "macro F1", "MCC")
-    for row in [*(s["scores"][0] for s in summaries), *summaries[0]["scores"][1:]]:
-        figures = (f"{row[key]:.4f}" for key in ("accuracy", "accuracy_error", "macro_f1", "mcc"))
-        table.add_row(row["name"], *figures)
+        for seed in range(seeds):
+            # In turns: a busy moment of the machine meets both.
+            for weights in ("pretrained", "random"):
+                name = f"{model}-{weights}" + (f"-{seed}" if seed else "")
+                runs.setdefault(f"{model}-{weights}", []).append(name)
+                settings = [f"run={name}", f"weights={weights}", f"seed={seed}"]
+                call(folder, "finetune", "--model", f"runs/{model}", *settings, *data)
+    table = Table("classifier", "accuracy", "standard error", "macro F1", "MCC", "trainings")
+    for name, repeats in runs.items():
+        rows = [json.loads((folder / "runs" / run / "summary.json").read_text())["scores"] for run in repeats]
+        add(table, name, [row[0] for row in rows])
+    for baseline in rows[0][1:]:
+        add(table, baseline["name"], [baseline])
     Console(width=100).print(table)
     with (labelled / SPLITS["test"]).open(newline="", encoding="utf-8") as file:
         test = list(csv.DictReader(file, delimiter="\t"))
-    hits = {run: correct(folder / "runs" / run, test) for run in runs}
+    hits = {
+        name: np.mean([correct(folder / "runs" / run, test) for run in repeats], 0) for name, repeats in runs.items()
+    }
     for model in ("gpt", "mlm"):
         difference = hits[f"{model}-pretrained"] - hits[f"{model}-random"]
         mean, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
         print(
             f"{model}: pretrained over random weights {100 * mean:+.1f} points, standard error {100 * error:.1f} "
-            f"(the same {len(test)} examples, paired): {mean / error:.1f} standard errors"
+            f"(the same {len(test)} examples, paired, {seeds} trainings each): {mean / error:.1f} standard errors"
         )
+
+
+def add(table: Table, name: str, scores: list[dict[str, float]]) -> None:
+    """A row of the means of `scores`."""
+    figures = [np.mean([row[key] for row in scores]) for key in ("accuracy", "accuracy_error", "macro_f1", "mcc")]
+    table.add_row(name, *(f"{figure:.4f}" for figure in figures), str(len(scores)))
 
 
 def correct(run: Path, test: list[dict[str, str]]) -> np.ndarray:
