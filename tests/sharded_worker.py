@@ -165,6 +165,22 @@ def a_full_disk(folder: Path) -> dict:
     return seen
 
 
+def sixteen_bit(folder: Path) -> dict:
+    """DeepSpeed's own bf16, whose working weights are roundings of the fp32 shards: losses on, and after a resume."""
+    file = folder / f"ds{os.environ['RANK']}.json"
+    file.write_text('{"bf16": {"enabled": true}}')
+    seen = {}
+    for name, stage in (("ZeRO 1", 1), ("ZeRO 3", 3)):
+        training = start(stage, "muon", "bf16", file=str(file))
+        advance(training, BEFORE)
+        save(ShardedSaver, folder / "bf16" / name, training, {"step": 4})
+        losses = advance(training, AFTER)
+        again = start(stage, "muon", "bf16", file=str(file))
+        load(folder / "bf16" / name, again)
+        seen[name] = [losses, advance(again, AFTER)]
+    return seen
+
+
 def on_two_after_one(folder: Path) -> list:
     """What runs/one saved on one process goes on here under ZeRO 3."""
     training = start(3, "muon", "fp32")
@@ -187,6 +203,6 @@ if __name__ == "__main__":
     here = Path(sys.argv[1])
     result = transitions(here, "muon") | transitions(here, "adamw") | both_kinds(here)
     result |= {"memory": memory(here), "full": a_full_disk(here), "two": on_two_after_one(here)}
-    result["refused"] = refused(here)
+    result |= {"refused": refused(here), "16 bit": sixteen_bit(here)}
     if int(os.environ["RANK"]) == 0:
         (here / "seen.json").write_text(json.dumps(result))

@@ -72,6 +72,12 @@ def test_one_process_then_two_then_one(folder, seen):
     assert advance(training, range(8, 12)) == [pytest.approx(pair, rel=1e-5) for pair in expected[8:]]
 
 
+@pytest.mark.parametrize("stage", ["ZeRO 1", "ZeRO 3"])
+def test_deepspeeds_own_bf16_goes_on_to_the_bit(seen, stage):
+    on, resumed = seen["16 bit"][stage]
+    assert on == resumed
+
+
 def test_both_kinds_follow_one_another(folder, seen):
     assert seen["gathered after sharded"] == seen["sharded after gathered"] == 0
     assert seen["names"] == ["best-00000004", "step-00000008", "step-00000012"]
