@@ -1,6 +1,6 @@
 """A run that goes on elsewhere: ZeRO stage i -> j, one process -> two -> one, another precision or micro-batch.
 
-    python -m benchmarks.elastic
+    python -m benchmarks.elastic [--checkpoint sharded]
 
 Every cell is the largest relative difference of the training loss from one process that was never interrupted, over
 the steps after a checkpoint was read from disk; bounds: 1e-5 in fp32, 2e-3 where the precision changes to bf16 (a
@@ -26,9 +26,11 @@ from benchmarks.parallel import BOUNDS, CLIP, LAYOUTS, MICRO, ROWS, batch, gap, 
 from engine.checkpoint import load_checkpoint
 from engine.runtime import Share, seed_step
 from engine.saving import Saver
+from engine.sharded_saving import ShardedSaver
 from engine.step import Training, train_step
 
 ROOT = Path(__file__).parent.parent
+SAVERS = {"gathered": Saver, "sharded": ShardedSaver}
 # Steps before and after each change.
 PART = 4
 # name: (processes, ZeRO stage, micro-batch, precision) of each part of the run.
@@ -45,6 +47,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(
     optimizers: Annotated[str, typer.Option(help="of adamw, muon")] = "adamw,muon",
+    checkpoint: Annotated[str, typer.Option(help="gathered or sharded")] = "gathered",
     worker: Annotated[Path | None, typer.Option(help="used within: the folder of checkpoints and losses")] = None,
     job: Annotated[str, typer.Option(help="used within: what this launch does, as JSON")] = "",
 ) -> None:
@@ -54,8 +57,12 @@ def main(
     worst = 0.0
     with tempfile.TemporaryDirectory() as name:
         for optimizer in optimizers.split(","):
-            gaps = measure(Path(name) / optimizer, optimizer)
-            table = Table("from \\ to, two processes", *LAYOUTS, title=f"{optimizer}, fp32, bound {BOUNDS['fp32']:.0e}")
+            gaps = measure(Path(name) / optimizer, optimizer, checkpoint)
+            table = Table(
+                "from \\ to, two processes",
+                *LAYOUTS,
+                title=f"{optimizer}, fp32, {checkpoint}, bound {BOUNDS['fp32']:.0e}",
+            )
             for source in LAYOUTS:
                 table.add_row(source, *(f"{gaps[f'{source} -> {target}']:.1e}" for target in LAYOUTS))
             Console(width=110).print(table)
@@ -69,18 +76,18 @@ def bound(name: str) -> float:
     return BOUNDS["bf16" if "bf16" in name else "fp32"]
 
 
-def measure(folder: Path, optimizer: str) -> dict[str, float]:
+def measure(folder: Path, optimizer: str, checkpoint: str = "gathered") -> dict[str, float]:
     """The gaps by the name of the change. Raises RuntimeError when a step had other rows."""
     folder.mkdir(parents=True)
     whole = {"name": "whole", "load": None, "save": None, "first": 0, "steps": 3 * PART}
-    launch(folder, 1, [{**whole, "layout": [None, MICRO, "fp32"], "optimizer": optimizer}])
+    launch(folder, 1, [{**whole, "layout": [None, MICRO, "fp32"], "optimizer": optimizer, "kind": checkpoint}])
     jobs = []
     for name, stage in LAYOUTS.items():
-        layout = {"layout": [stage, MICRO, "fp32"], "optimizer": optimizer, "steps": PART}
+        layout = {"layout": [stage, MICRO, "fp32"], "optimizer": optimizer, "kind": checkpoint, "steps": PART}
         jobs.append({**layout, "name": f"before {name}", "load": None, "save": f"at {name}", "first": 0})
     for source in LAYOUTS:
         for target, stage in LAYOUTS.items():
-            layout = {"layout": [stage, MICRO, "fp32"], "optimizer": optimizer, "steps": PART}
+            layout = {"layout": [stage, MICRO, "fp32"], "optimizer": optimizer, "kind": checkpoint, "steps": PART}
             jobs.append(
                 {**layout, "name": f"{source} -> {target}", "load": f"at {source}", "save": None, "first": PART}
             )
@@ -93,7 +100,8 @@ def measure(folder: Path, optimizer: str) -> dict[str, float]:
                 ranks, *layout = parts[part]
                 if ranks == processes:
                     load = f"{chain} {part - 1}" if part else None
-                    job = {"layout": layout, "optimizer": optimizer, "load": load, "save": f"{chain} {part}"}
+                    job = {"layout": layout, "optimizer": optimizer, "kind": checkpoint}
+                    job |= {"load": load, "save": f"{chain} {part}"}
                     jobs.append({**job, "name": f"{chain} {part}", "first": part * PART, "steps": PART})
             if jobs:
                 launch(folder, processes, jobs)
@@ -139,7 +147,7 @@ def work(folder: Path, jobs: list[dict]) -> None:
         steps = range(job["first"], job["first"] + job["steps"])
         losses, rows = advance(training, steps, micro)
         if job["save"] is not None:
-            with Saver(folder / job["save"], training, lambda directory: None, 1, {}) as saver:
+            with SAVERS[job["kind"]](folder / job["save"], training, lambda directory: None, 1, {}) as saver:
                 saver.save({"step": steps.stop})
                 saver.finish()
         if training.accelerator.is_main_process:

@@ -6,6 +6,7 @@ checkpoints/step-00000100/
     state.json             step, elapsed seconds, best so far
     manifest.json          what it was written by, size and sha256 of every file above, and its own; written last
 checkpoints/best-00000080/ model/ and manifest.json: the weights of the best evaluation
+With checkpoint=sharded, shards/ in both (engine/shards.py) takes the place of model/ and optimizer.safetensors.
 checkpoints/damaged-*      found damaged and set aside
 """
 
@@ -25,7 +26,9 @@ from torch import Tensor, nn
 from engine.errors import CheckpointError
 from engine.faults import fault_point
 from engine.files import atomic_directory, read_json, remove_directory
+from engine.fragments import restore_fragments
 from engine.sharding import restore_state
+from engine.shards import SHARDS, Shards
 from engine.tracking import sha256
 from model import load_model, save_model
 
@@ -55,7 +58,7 @@ def write_checkpoint(root: Path, model: nn.Module, snapshot: Snapshot, decorate:
     `model` says the architecture; `decorate(directory)` adds what else belongs into a model directory.
     """
     step = snapshot.state["step"]
-    target = root / "checkpoints" / f"step-{step:08d}"
+    target = step_path(root, step)
     with atomic_directory(target) as directory:
         save_model(model, directory / "model", snapshot.weights)
         fault_point("save-model")
@@ -78,6 +81,10 @@ def write_best(root: Path, model: nn.Module, step: int, weights: dict[str, Tenso
         fault_point("best-model")
         decorate(directory / "model")
         write_manifest(directory, {"step": step})
+
+
+def step_path(root: Path, step: int) -> Path:
+    return root / "checkpoints" / f"step-{step:08d}"
 
 
 def best_path(root: Path, step: int) -> Path:
@@ -105,13 +112,15 @@ def export_model(directory: Path, model: nn.Module, weights: dict[str, Tensor] |
         decorate(temporary)
 
 
-def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Write manifest.json for the files below `directory`."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    entries = {
-        path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files
-    }
-    (directory / MANIFEST).write_text(_manifest_text({"version": VERSION, **facts, "files": entries}))
+def write_manifest(
+    directory: Path, facts: Mapping[str, Any], entries: Mapping[str, dict[str, Any]] | None = None
+) -> None:
+    """Write manifest.json for the files below `directory`; those of `entries` have been looked at by their writers."""
+    known = entries or {}
+    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    seen = {name: {"size": files[name].stat().st_size, "sha256": sha256(files[name])} for name in files.keys() - known}
+    listed = dict(sorted({**known, **seen}.items()))
+    (directory / MANIFEST).write_text(_manifest_text({"version": VERSION, **facts, "files": listed}))
 
 
 def _manifest_text(content: dict[str, Any]) -> str:
@@ -232,25 +241,32 @@ def _set_aside(directory: Path) -> None:
     os.rename(directory, aside)
 
 
-def load_best(root: Path, step: int) -> dict[str, Tensor]:
-    """Weights of checkpoints/best-<step>. Raises CheckpointError when a file of it is not as it was written."""
+def load_best(root: Path, step: int) -> dict[str, Tensor] | Path:
+    """Weights of checkpoints/best-<step>, or its directory where they are sharded.
+
+    Raises CheckpointError when a file of it is not as it was written.
+    """
     best = best_path(root, step)
     if (best / "config.json").is_file():
         return load_model(best).state_dict()
     if damage := find_damage(best):
         raise CheckpointError(
-            f"{best}: {damage}, and these are the weights to publish. The last ones are in "
-            f"{_checkpoints(root)[-1] / 'model'}"
+            f"{best}: {damage}, and these are the weights to publish. The last ones are in {_checkpoints(root)[-1]}; "
+            "with keep=last the same command publishes those"
         )
-    return load_model(best / "model").state_dict()
+    return best if (best / SHARDS).is_dir() else load_model(best / "model").state_dict()
 
 
 def load_checkpoint(directory: Path, model: nn.Module, optimizer: Any, accelerator: Accelerator) -> dict[str, Any]:
     """Fill a prepared model and optimizer; returns state.json. Every rank must call this."""
     moments = directory / "optimizer.safetensors"
     try:
-        source = load_model(directory / "model")
-        restore_state(model, optimizer, source.state_dict(), load_file(str(moments)))
+        if (directory / SHARDS).is_dir():
+            with Shards(directory) as shards:
+                restore_fragments(model, optimizer, shards)
+        else:
+            source = load_model(directory / "model")
+            restore_state(model, optimizer, source.state_dict(), load_file(str(moments)))
         if accelerator.scaler is not None and (directory / "scaler.json").is_file():
             accelerator.scaler.load_state_dict(json.loads((directory / "scaler.json").read_text()))
         state = read_json(directory / "state.json")

@@ -31,8 +31,8 @@ from engine.runtime import (
     seed_step,
     zero_stage,
 )
-from engine.saving import Saver
 from engine.schedule import ScheduleConfig
+from engine.sharded_saving import make_saver
 from engine.signals import Interrupted, StopRequest
 from engine.step import prepare, train_step
 from engine.tracking import Tracker
@@ -49,6 +49,9 @@ class LoopConfig(Config):
     evaluate_every: int | None = Field(None, ge=1, description="steps between evaluations on the validation set")
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; None: about one a minute")
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
+    checkpoint: Literal["gathered", "sharded"] = Field(
+        "gathered", description="whole tensors, gathered on one machine; sharded: each rank writes what it holds"
+    )
     keep: Literal["best", "last"] = Field("best", description="which weights become model/")
     patience: int | None = Field(None, ge=1, description="evaluations without a better one before stopping early")
     optim: OptimConfig = OptimConfig()
@@ -70,7 +73,7 @@ class LoopConfig(Config):
 
 # Keys that may change between launches of one run: how the same steps are computed and recorded, not which ones.
 HARMLESS = (
-    *("log_every", "evaluate_every", "save_every", "keep_last", "patience", "micro_batch_size"),
+    *("log_every", "evaluate_every", "save_every", "keep_last", "checkpoint", "patience", "micro_batch_size"),
     *("runtime.compile", "runtime.zero_stage", "runtime.deepspeed", "runtime.precision"),
     *("runtime.gradient_checkpointing", "runtime.hang_timeout"),
 )
@@ -155,7 +158,7 @@ def train(
         StopRequest() as stop,
         Watchdog(hang, accelerator) as watchdog,
         Progress(pace.total, start=state.step, main_process=main) as progress,
-        Saver(run.path, training, decorate, config.keep_last, facts) as saver,
+        make_saver(run.path, training, decorate, config, facts) as saver,
     ):
         while state.step < pace.total and not patience_is_over():
             if pace.review(state.step):

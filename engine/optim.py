@@ -102,6 +102,15 @@ class Placement:
         part = shards[:, self.start : self.start + self.width]
         return part.reshape(-1)[: self.shape.numel()].view(self.shape)
 
+    def part(self, rank: int, size: int) -> tuple[int, int, int]:
+        """What a shard of `size` elements holds: (first element of the flattened matrix, where it lies, how many)."""
+        elements = self.shape.numel()
+        if self.width is not None:
+            first = min(rank * self.width, elements)
+            return first, self.start, min(self.width, elements - first)
+        begin, end = max(self.start, rank * size), min(self.start + elements, (rank + 1) * size)
+        return begin - self.start, begin - rank * size, max(0, end - begin)
+
     def write(self, shards: Tensor, matrix: Tensor) -> None:
         if self.width is None:
             self.read(shards).copy_(matrix)

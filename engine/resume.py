@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from engine.anomalies import Anomalies
 from engine.checkpoint import (
     Decorate,
@@ -24,6 +26,7 @@ from engine.pace import broadcast
 from engine.run_directory import RunDirectory
 from engine.saving import DISK_ERRORS
 from engine.sharding import full_weight, unwrap
+from engine.shards import Shards
 from engine.step import Training
 from engine.tracking import Tracker
 from model.streaming import SHARD_BYTES, stream_model
@@ -101,7 +104,11 @@ def export(training: Training, run: RunDirectory, best_step: int | None, decorat
         if best_step is None:
             export_last(training, run.model, decorate)
         elif accelerator.is_main_process:
-            export_model(run.model, unwrap(training.model), load_best(run.path, best_step), decorate)
+            weights = load_best(run.path, best_step)
+            if isinstance(weights, Path):
+                export_shards(unwrap(training.model), weights, run.model, decorate)
+            else:
+                export_model(run.model, unwrap(training.model), weights, decorate)
     except DISK_ERRORS as error:
         failure = (
             f"{run.model}: the trained model could not be written ({getattr(error, 'strerror', None) or error}). "
@@ -134,3 +141,19 @@ def export_last(training: Training, target: Path, decorate: Decorate, shard_byte
         if main:
             fault_point("export-model")
             decorate(directory)
+
+
+def export_shards(
+    model: nn.Module, checkpoint: Path, target: Path, decorate: Decorate, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write the weights of a sharded checkpoint to a Hugging Face directory, reading one at a time; on one rank.
+
+    `model` says the architecture. Raises OSError, SafetensorError, CheckpointError.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    # Tied weights are there once.
+    stored = {name: names[parameter] for name, parameter in model.named_parameters(remove_duplicate=False)}
+    with Shards(checkpoint) as shards, atomic_directory(target) as directory:
+        stream_model(model, lambda name: shards.whole(stored[name]), directory, shard_bytes)
+        fault_point("export-model")
+        decorate(directory)

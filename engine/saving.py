@@ -126,7 +126,7 @@ class Saver:
                 "it is intact; make room there or make it writable"
             )
             self._saved = None
-            if not last:
+            if self._main and not last:
                 print(f"{self._failure}. The training goes on", file=sys.stderr, flush=True)
 
 

@@ -4,7 +4,7 @@ The canonical form is independent of ranks and ZeRO stage: fp32 weights by param
 "<parameter>/<state>". Every function here is collective: all ranks call it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -39,7 +39,7 @@ def gather_state(model: nn.Module, optimizer: Any, keep: bool = True) -> tuple[d
     inner = innermost(optimizer)
     kinds = _state_keys(optimizer)
     for name, parameter in unwrap(model).named_parameters():
-        if not _is_sharded(parameter):
+        if not is_sharded(parameter):
             for key, value in inner.state[parameter].items() if keep else ():
                 moments[f"{name}/{key}"] = _copy(value)
         elif parameter.requires_grad:
@@ -62,39 +62,52 @@ def _copy(value: Tensor) -> Tensor:
 @torch.no_grad()
 def restore_state(model: nn.Module, optimizer: Any, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
     """Inverse of gather_state. Raises CheckpointError when the state is another optimizer's."""
+    for key, value in moments.items():
+        if not value.is_floating_point():
+            raise CheckpointError(f"the checkpoint's optimizer state {key} is {value.dtype}, not floating point")
+    check_states(model, optimizer, {key: value.shape for key, value in moments.items()})
     named = dict(unwrap(model).named_parameters())
     states: dict[str, dict[str, Tensor]] = {name: {} for name in named}
     for key, value in moments.items():
         name, _, state = key.rpartition("/")
-        if name not in states:
-            raise CheckpointError(f"the checkpoint's optimizer state names '{name}', which this model does not have")
         states[name][state] = value
     kinds = _state_keys(optimizer)
-    for name, parameter in named.items():
-        missing = set(kinds.get(parameter, ())) - set(states[name])
-        if moments and missing:
-            raise CheckpointError(
-                f"the checkpoint holds {', '.join(states[name]) or 'nothing'} for {name}, this run's optimizer needs "
-                f"{', '.join(kinds[parameter])}: go on with the optim.name it was written with, or start a new run"
-            )
-        for state, value in states[name].items():
-            shape = torch.Size() if state == "step" else getattr(parameter, "ds_shape", parameter.shape)
-            if value.shape != shape or not value.is_floating_point():
-                raise CheckpointError(
-                    f"the checkpoint's optimizer state {name}/{state} is {value.dtype} of shape {tuple(value.shape)}, "
-                    f"not numbers of shape {tuple(shape)}"
-                )
-    if moments and any(_is_sharded(parameter) for parameter in named.values()):
+    if moments and any(is_sharded(parameter) for parameter in named.values()):
         create_sharded_state(optimizer, next((v for key, v in moments.items() if key.endswith("/step")), None))
     inner = innermost(optimizer)
     for name, parameter in named.items():
-        if not _is_sharded(parameter):
+        if not is_sharded(parameter):
             parameter.copy_(weights[name])
             inner.state[parameter] = {key: value.clone().to(parameter.device) for key, value in states[name].items()}
             continue
         _set_full(parameter, weights[name], None)
         for key in kinds.get(parameter, ()) if moments else ():
             _set_full(parameter, states[name][key], key)
+
+
+def check_states(model: nn.Module, optimizer: Any, shapes: Mapping[str, torch.Size]) -> None:
+    """Raises CheckpointError when state of these shapes, by "<parameter>/<state>", is not that of this optimizer."""
+    named = dict(unwrap(model).named_parameters())
+    states: dict[str, dict[str, torch.Size]] = {name: {} for name in named}
+    for key, shape in shapes.items():
+        name, _, state = key.rpartition("/")
+        if name not in states:
+            raise CheckpointError(f"the checkpoint's optimizer state names '{name}', which this model does not have")
+        states[name][state] = shape
+    kinds = _state_keys(optimizer)
+    for name, parameter in named.items():
+        missing = set(kinds.get(parameter, ())) - set(states[name])
+        if shapes and missing:
+            raise CheckpointError(
+                f"the checkpoint holds {', '.join(states[name]) or 'nothing'} for {name}, this run's optimizer needs "
+                f"{', '.join(kinds[parameter])}: go on with the optim.name it was written with, or start a new run"
+            )
+        for state, shape in states[name].items():
+            expected = torch.Size() if state == "step" else getattr(parameter, "ds_shape", parameter.shape)
+            if shape != expected:
+                raise CheckpointError(
+                    f"the checkpoint's optimizer state {name}/{state} has shape {tuple(shape)}, not {tuple(expected)}"
+                )
 
 
 def create_sharded_state(optimizer: Any, step: Tensor | None = None) -> None:
@@ -105,7 +118,7 @@ def create_sharded_state(optimizer: Any, step: Tensor | None = None) -> None:
     """
     zero = optimizer.optimizer
     inner = innermost(optimizer)
-    for shard, group, _, matrices in _shards(zero):
+    for shard, group, _, matrices in zero_shards(optimizer):
         inner.state[shard] = {key: torch.zeros_like(shard) for key in _keys(group)}
         if "momentum" in group:
             inner.sharded[shard] = matrices
@@ -117,8 +130,11 @@ def create_sharded_state(optimizer: Any, step: Tensor | None = None) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def _shards(zero: Any) -> Iterator[tuple[Tensor, dict[str, Any], list[nn.Parameter], ShardedMatrices]]:
+def zero_shards(optimizer: Any) -> Iterator[tuple[Tensor, dict[str, Any], list[nn.Parameter], ShardedMatrices]]:
     """(flat fp32 shard of this rank, its settings, the parameters in it, where they lie), for each group under ZeRO."""
+    zero = getattr(optimizer, "optimizer", None)
+    if not _is_zero(zero):
+        return
     groups = zero.optimizer.param_groups
     if hasattr(zero, "fp32_partitioned_groups_flat"):
         for i, shard in enumerate(zero.fp32_partitioned_groups_flat):
@@ -140,15 +156,18 @@ def _shards(zero: Any) -> Iterator[tuple[Tensor, dict[str, Any], list[nn.Paramet
         yield group["params"][0], group, parameters, layout
 
 
+def _is_zero(optimizer: Any) -> bool:
+    return any(hasattr(optimizer, name) for name in ("fp16_groups", "bit16_groups", "bf16_groups"))
+
+
 def _keys(group: dict[str, Any]) -> tuple[str, ...]:
     return MUON_MOMENTS if "momentum" in group else ADAM_MOMENTS
 
 
 def _state_keys(optimizer: Any) -> dict[nn.Parameter, tuple[str, ...]]:
     """Names of the moments that the optimizer keeps of each of the model's parameters."""
-    zero = getattr(optimizer, "optimizer", None)
-    if any(hasattr(zero, name) for name in ("fp16_groups", "bit16_groups", "bf16_groups")):
-        groups = ((parameters, group) for _, group, parameters, _ in _shards(zero))
+    if _is_zero(getattr(optimizer, "optimizer", None)):
+        groups = ((parameters, group) for _, group, parameters, _ in zero_shards(optimizer))
     else:
         groups = ((group["params"], group) for group in innermost(optimizer).param_groups)
     return {parameter: _keys(group) for parameters, group in groups for parameter in parameters}
@@ -166,14 +185,14 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _is_sharded(parameter: nn.Parameter) -> bool:
+def is_sharded(parameter: nn.Parameter) -> bool:
     """ZeRO-3 marks parameters with ds_id; ZeRO 1, 2 and its bf16 optimizer with _hp_mapping (None on other ranks)."""
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
 def full_weight(parameter: nn.Parameter, keep: bool = True) -> Tensor | None:
     """One weight, whole, in fp32 on the CPU, a copy; None without `keep`. Collective where it is sharded."""
-    if _is_sharded(parameter):
+    if is_sharded(parameter):
         from deepspeed.utils import safe_get_full_fp32_param
 
         parameter = safe_get_full_fp32_param(parameter)

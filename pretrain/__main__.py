@@ -38,7 +38,8 @@ encoder-decoders corrupted spans, or pairs of texts.
 
   sizes.*: architecture (hidden_size, num_hidden_layers, ...); by rule from the budget and the machine\n
   optim.*, schedule.*: learning rates and their course; runtime.*: precision, compile, gradient_checkpointing\n
-  global_batch_size, micro_batch_size, max_steps, max_epochs, evaluate_every, save_every, keep_last, seed\n
+  global_batch_size, micro_batch_size, max_steps, max_epochs, evaluate_every, save_every, keep_last, checkpoint,
+  seed\n
   pairs.*: path, source, target, validation, test, or task=restore (give sentences their capitals and marks back)\n
   tokenizer=DIR, vocab_size=N, corpus.*: sources, split; tracking.*: Weights & Biases
 

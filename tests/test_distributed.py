@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 STEPS = 20
 SETTINGS = [
@@ -109,6 +110,26 @@ def test_a_run_moves_between_processes_and_stages(folder):
     assert "micro_batch_size changed: 2 -> 4" in result.stderr
     assert "going on from step 10" in result.stdout + result.stderr
     assert losses(folder, "moving") == pytest.approx(losses(folder, "one"), rel=1e-5)
+
+
+def test_a_rank_killed_in_a_sharded_save_costs_the_steps_since_the_last(folder, monkeypatch):
+    """Under ZeRO-3, when the second rank has written its part of the last checkpoint: the same command goes on."""
+    run = folder / "runs" / "sharded"
+    # The fourth directory: the best weights of step 10, step 10, the best weights of step 20, step 20.
+    monkeypatch.setenv("LLM_FAULT", "save-shard:1:4=kill")
+    result = launch(folder, "sharded", "checkpoint=sharded", processes=2, stage=3)
+    assert result.returncode != 0
+    assert [path.name for path in run.glob("checkpoints/step-*")] == ["step-00000010"]
+    monkeypatch.delenv("LLM_FAULT")
+    result = launch(folder, "sharded", "checkpoint=sharded", processes=2, stage=3)
+    assert result.returncode == 0, result.stderr
+    assert "going on from step 10" in result.stdout + result.stderr
+    assert losses(folder, "sharded") == pytest.approx(losses(folder, "one"), rel=1e-5)
+    assert losses(folder, "sharded", "val/loss") == pytest.approx(losses(folder, "one", "val/loss"), rel=1e-5)
+    assert not [path for path in run.rglob("*") if path.name.startswith(".tmp") or path.suffix == ".pt"]
+    weights = [load_file(folder / "runs" / name / "model" / "model.safetensors") for name in ("sharded", "one")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.allclose(weights[0][key], weights[1][key], atol=1e-4) for key in weights[0])
 
 
 def test_an_error_of_the_user_is_one_message_on_two_processes(folder):
