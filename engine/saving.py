@@ -60,10 +60,10 @@ class Saver:
         """Copy everything and have it written as checkpoints/step-<state["step"]>, after the save before it."""
         if self._saved == state["step"]:
             return
-        self._saved = state["step"]
         accelerator = self.training.accelerator
         # One copy in memory at a time.
         self._wait()
+        self._saved = state["step"]
         weights, moments = gather_state(self.training.model, self.training.optimizer, keep=self._main)
         if not self._main:
             return
