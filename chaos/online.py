@@ -38,7 +38,7 @@ def server_trouble(lab: Lab) -> Seen:
             os.kill(pid, signal.SIGKILL)
             wait(pid, float("inf"))
         expect(outcome, 0)
-        told = outcome.text.count("cannot be reached") + outcome.text.count("could not take all")
+        told = sum(map(outcome.text.count, ("cannot be reached", "could not take all", "does not answer")))
         check(told == (mode != "no key"), f"{mode}: told {told} times: {outcome.text[-800:]}")
         check(outcome.text.count("wandb sync") == 1, f"{mode}: {outcome.text[-800:]}")
         lab.compare(folder, RUN)

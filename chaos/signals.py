@@ -46,7 +46,7 @@ def stopped(lab: Lab, code: int, prepare: Callable[[], None], run: str = RUN, sa
     check(not saved or lost == 0, f"{lost} steps are lost")
     check(outcome.seconds < 60, f"{outcome.seconds:.0f} s")
     lab.finish(folder, run)
-    lab.compare(folder, run)
+    lab.compare(folder, run, own_save=saved)
     return lost
 
 
