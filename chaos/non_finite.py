@@ -71,3 +71,5 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    # Threads of gloo that outlive the interpreter may abort it.
+    torch.distributed.destroy_process_group()
