@@ -15,7 +15,7 @@ ONLY   ?=
 ARGS   ?=
 
 READY := .venv/.ready
-export NANOGPT NANOCHAT
+export NANOGPT
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 quoted = '$(subst ','\'',$(1))'

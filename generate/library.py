@@ -10,6 +10,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 SOURCE = Path(__file__).with_name("step.cpp")
 # Not -ffast-math: NaN must stay NaN, and a library linked with it changes the rounding mode of its whole process.
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
@@ -20,14 +22,10 @@ def compiler() -> str | None:
     return next(filter(None, map(shutil.which, filter(None, [os.environ.get("CXX"), "c++", "g++", "clang++"]))), None)
 
 
-def cache_directory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mini-llm"
-
-
 def library_path() -> Path:
     """Where the library of this source, these flags and this processor is kept."""
     what = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode() + _processor().encode())
-    return cache_directory() / f"step-{what.hexdigest()[:16]}.so"
+    return user_cache_path("mini-llm") / f"step-{what.hexdigest()[:16]}.so"
 
 
 @cache
