@@ -86,7 +86,8 @@ def transitions(folder: Path, optimizer: str) -> dict:
         seen[f"{name} {optimizer}"] = advance(training, AFTER)
         last[name] = state_of(training)
     for source in LAYOUTS:
-        targets = LAYOUTS if optimizer == "muon" else {source, RING[source]}
+        # In one order on both ranks, which that of a set is not.
+        targets = list(LAYOUTS) if optimizer == "muon" else [source, RING[source]]
         for target in targets:
             training = start(LAYOUTS[target], optimizer, "fp32")
             load(folder / optimizer / source, training)
