@@ -3,10 +3,10 @@
     python -m benchmarks.memory table
     python -m benchmarks.memory table --tensors
 
-Three sizes on one process, one of them on two ranks without ZeRO and with stage 2, each with and without gradient
-checkpointing. Three steps of two micro-batches on random tokens; the peak of resident memory (VmHWM) less what it
-held before there was a model. --tensors: every large tensor gets pages of its own and gives them back, so that resident
-memory is what tensors hold, without the holes that glibc's heap keeps.
+Three sizes on one process, one of them on two ranks without ZeRO and at each stage, each with and without gradient
+checkpointing. Three steps of two micro-batches on random tokens; the peak of the process's resident memory (VmHWM), and
+what of it came after there was a model. --tensors: every large tensor gets pages of its own and gives them back, so that
+resident memory is what tensors hold, without the holes that glibc's heap keeps.
 """
 
 import json
@@ -36,19 +36,18 @@ def table(
     tensors: Annotated[bool, typer.Option("--tensors", help="Without the heap's holes.")] = False,
 ) -> None:
     """Run every case in processes of its own and print predicted, measured and their ratio."""
-    cases = [(name, 1, 0) for name in SIZES] + [(TWO_RANKS, 2, 0), (TWO_RANKS, 2, 2)]
-    print("size      ranks ZeRO checkpointing  predicted  measured  ratio  moment")
+    cases = [(name, 1, 0) for name in SIZES] + [(TWO_RANKS, 2, stage) for stage in range(4)]
+    print("                                   whole process                 of it the model")
+    print("size      ranks ZeRO checkpointing predicted  measured  ratio   predicted  measured  ratio")
     for name, processes, stage in cases:
         for every in (0, 1):
             if name.startswith(only) and ranks in (0, processes):
                 settings = [name, str(processes), str(stage), str(every), optimizer, precision]
                 for found in _run(settings, processes, stage, tensors):
-                    predicted, measured = found["predicted"] / 1e6, found["measured"] / 1e6
-                    print(
-                        f"{name:9} {processes:5} {stage:4} {every:13} {predicted:7,.0f} MB {measured:6,.0f} MB "
-                        f"{predicted / measured:6.2f}  {found['moment']}",
-                        flush=True,
-                    )
+                    row = f"{name:9} {processes:5} {stage:4} {every:13}"
+                    for predicted, measured in (found["process"], found["model"]):
+                        row += f" {predicted / 1e6:6,.0f} MB {measured / 1e6:6,.0f} MB {predicted / measured:6.2f}  "
+                    print(row, flush=True)
 
 
 def _run(settings: list[str], ranks: int, stage: int, tensors: bool) -> list[dict]:
@@ -68,7 +67,7 @@ def _run(settings: list[str], ranks: int, stage: int, tensors: bool) -> list[dic
     )
     if result.returncode:
         sys.exit(result.stderr[-3000:])
-    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"predicted"')]
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"process"')]
 
 
 @app.command()
@@ -84,7 +83,7 @@ def case(name: str, ranks: int, stage: int, every: int, optimizer: str, precisio
     from pretrain.config import PretrainConfig
     from pretrain.memory import memory
     from pretrain.plan import make_plan
-    from pretrain.plan_command import DraftTokenizer, setup_of
+    from pretrain.plan_command import DraftTokenizer, process_bytes, setup_of
     from pretrain.rehearsal import rehearse
 
     width, layers, vocabulary, length, rows = SIZES[name]
@@ -99,6 +98,7 @@ def case(name: str, ranks: int, stage: int, every: int, optimizer: str, precisio
     config, device = build_config(PretrainConfig, tree, "benchmark"), torch.device("cpu")
     plan = make_plan(config, None, DraftTokenizer(vocabulary), 10**9, None, ranks, device)
     setup = setup_of(config, plan, ranks, stage, device)
+    process = process_bytes(setup)
     if os.environ.get("BENCHMARK_TENSORS"):
         runtime.keep_freed_memory = lambda: None
     runtime.start_processes(config.runtime)
@@ -114,20 +114,12 @@ def case(name: str, ranks: int, stage: int, every: int, optimizer: str, precisio
         rehearse(config, tiny, replace(setup, rows=1, length=8, labels=8), 2, 1e9)
     before = _resident("VmRSS")
     found = memory(plan.config, setup)
-    seconds = rehearse(config, plan.config, setup, STEPS, 1e9)
-    measured = _resident("VmHWM") - before
+    predicted = found.tensors if os.environ.get("BENCHMARK_TENSORS") else found.resident
+    rehearse(config, plan.config, setup, STEPS, 1e9)
+    peak = _resident("VmHWM")
+    line = {"process": (process + predicted, peak), "model": (predicted, peak - before)}
     # One write, so that the lines of two ranks do not mix.
-    sys.stdout.write(
-        json.dumps(
-            {
-                "predicted": found.tensors if os.environ.get("BENCHMARK_TENSORS") else found.resident,
-                "measured": measured,
-                "moment": found.moment,
-                "seconds": seconds,
-            }
-        )
-        + "\n"
-    )
+    sys.stdout.write(json.dumps(line) + "\n")
 
 
 def _resident(key: str) -> float:

@@ -39,7 +39,7 @@ BYTES_PER_TOKEN = 3
 MEASURED_STEPS, MEASURED_SECONDS, MEASURED_ACCUMULATION = 4, 15.0, 4
 COUNTS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 # What the first step imports and loads, what DeepSpeed adds to it, and the context of a GPU.
-FIRST_STEP_BYTES, DEEPSPEED_BYTES, CONTEXT_BYTES = 95e6, 200e6, 600e6
+FIRST_STEP_BYTES, DEEPSPEED_BYTES, CONTEXT_BYTES = 95e6, 150e6, 600e6
 
 
 @dataclass
