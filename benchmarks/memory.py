@@ -4,9 +4,9 @@
     python -m benchmarks.memory table --tensors
 
 Three sizes on one process, one of them on two ranks without ZeRO and at each stage, each with and without gradient
-checkpointing. Three steps of two micro-batches on random tokens; the peak of the process's resident memory (VmHWM), and
-what of it came after there was a model. --tensors: every large tensor gets pages of its own and gives them back, so that
-resident memory is what tensors hold, without the holes that glibc's heap keeps.
+checkpointing. Three steps of two micro-batches on random tokens; the peak of the process's resident memory (VmHWM),
+and what of it came after there was a model. --tensors: every large tensor gets pages of its own and gives them back, so
+that resident memory is what tensors hold, without the holes that glibc's heap keeps.
 """
 
 import json

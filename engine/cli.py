@@ -4,6 +4,9 @@ import errno
 import os
 import signal
 import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from typer.completion import completion_init
@@ -20,6 +23,20 @@ def command_app(help_text: str) -> typer.Typer:
     """A Typer application that shows help without markup surprises and never prints a Typer traceback."""
     # Typer would install its completion for a program called "python -m ..."; configs/completion.bash does it right.
     return typer.Typer(help=help_text, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False)
+
+
+def add_replay(app: typer.Typer, module: str) -> None:
+    """The command of a training stage that computes a step again, by `replay(path, step, dump)` of `module`."""
+
+    @app.command()
+    def replay(
+        path: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory.")],
+        step: Annotated[int, typer.Argument(min=1, help="The step, as metrics.jsonl counts it.")],
+        dump: Annotated[Path | None, typer.Option(help="safetensors file for the tensors of the batch.")] = None,
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    ) -> None:
+        """Compute a step of a run again, bit for bit; the same as python -m engine replay."""
+        import_module(module).replay(path, step, dump)
 
 
 def run_app(app: typer.Typer, stage: str, arguments: list[str] | None = None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from engine.cli import EXIT_CODES, run_app
+from engine.cli import EXIT_CODES, add_replay, run_app
 from engine.config import flag_overrides, split_arguments
 
 TRAIN_HELP = f"""Fine-tune a pretrained model into a text classifier, scored beside its baselines.
@@ -101,18 +101,7 @@ def predict(
     label(model_dir, source, text, input_format, output, output_format, batch_size, top_k)
 
 
-@app.command()
-def replay(
-    path: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory.")],
-    step: Annotated[int, typer.Argument(min=1, help="The step, as metrics.jsonl counts it.")],
-    dump: Annotated[Path | None, typer.Option(help="safetensors file for the tensors of the batch.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """Compute a step of a run again, bit for bit; the same as python -m engine replay."""
-    from finetune.run import replay as compute
-
-    compute(path, step, dump)
-
+add_replay(app, "finetune.run")
 
 if __name__ == "__main__":
     run_app(app, "finetune")

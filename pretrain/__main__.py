@@ -1,12 +1,11 @@
 """The command line of stage 2: `python -m pretrain` trains, `python -m pretrain plan` says beforehand what it needs."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from engine.cli import EXIT_CODES, run_app
+from engine.cli import EXIT_CODES, add_replay, run_app
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -124,17 +123,7 @@ def plan(
     show_plan(config, ranks, zero, parse_count(memory, "--memory"), parse_count(tokens, "--tokens"))
 
 
-@app.command()
-def replay(
-    path: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory.")],
-    step: Annotated[int, typer.Argument(min=1, help="The step, as metrics.jsonl counts it.")],
-    dump: Annotated[Path | None, typer.Option(help="safetensors file for the tensors of the batch.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """Compute a step of a run again, bit for bit; the same as python -m engine replay."""
-    from pretrain.run import replay as compute
-
-    compute(path, step, dump)
+add_replay(app, "pretrain.run")
 
 
 def read_settings(arguments: list[str], flags: dict[str, object]) -> "PretrainConfig":
