@@ -151,6 +151,8 @@ class Lab:
             finally:
                 # A child must never go on as a second campaign.
                 os._exit(70)
+        # The number may have been that of a child before.
+        _ended.pop(pid, None)
         return pid
 
     def join(self, pid: int, folder: Path, run: str, started: float, timeout: float = 300) -> Outcome:

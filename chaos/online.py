@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 from chaos.damage import expect
 from chaos.lab import Lab, wait
@@ -59,6 +60,8 @@ def killed_with_wandb(lab: Lab) -> Seen:
     lab.launch(folder, RUN, offline, environment={"LLM_FAULT": "step::8=kill"})
     run = folder / "runs" / RUN
     first = json.loads((run / "wandb.json").read_text())["id"]
+    # W&B names a piece by the second in which it began.
+    time.sleep(1)
     lab.finish(folder, RUN, offline)
     check(json.loads((run / "wandb.json").read_text())["id"] == first, "another run id")
     pieces = list((run / "wandb").glob(f"offline-run-*-{first}*"))
