@@ -141,8 +141,7 @@ class Lab:
         output, counter = folder / f"output-{run}.txt", folder / "events.txt"
         output.unlink(missing_ok=True)
         counter.unlink(missing_ok=True)
-        sys.stdout.flush()
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             try:
                 child.become(folder, output, environment or {})
@@ -151,8 +150,6 @@ class Lab:
             finally:
                 # A child must never go on as a second campaign.
                 os._exit(70)
-        # The number may have been that of a child before.
-        _ended.pop(pid, None)
         return pid
 
     def join(self, pid: int, folder: Path, run: str, started: float, timeout: float = 300) -> Outcome:
@@ -182,9 +179,8 @@ class Lab:
         self._count += 1
         files = [self.root / f"shared-{self._count:04d}-{worker}.json" for worker in range(WORKERS)]
         workers = []
-        sys.stdout.flush()
         for worker, file in enumerate(files):
-            pid = os.fork()
+            pid = fork()
             if pid == 0:
                 # Folder names and randomness of its own.
                 self._count = 100_000 * (worker + 1) + self._count
@@ -230,6 +226,14 @@ class Lab:
 
 
 _ended: dict[int, int] = {}
+
+
+def fork() -> int:
+    """os.fork, for `wait`: the number may have been that of a child before."""
+    sys.stdout.flush()
+    pid = os.fork()
+    _ended.pop(pid, None)
+    return pid
 
 
 def wait(pid: int, until: float) -> int | None:

@@ -6,7 +6,7 @@ import signal
 import time
 
 from chaos.damage import expect
-from chaos.lab import Lab, wait
+from chaos.lab import Lab, fork, wait
 from chaos.registry import NotHere, Seen, check, fault
 
 RUN = "gpt"
@@ -23,7 +23,7 @@ def server_trouble(lab: Lab) -> Seen:
     slowest = 0.0
     for mode in modes:
         server = Server(mode)
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             server.serve_forever()
         server.server_close()
@@ -57,8 +57,13 @@ def short_timeouts() -> None:
 def killed_with_wandb(lab: Lab) -> Seen:
     folder = lab.folder("wandb", ready=RUN)
     offline = "tracking.wandb=offline"
-    lab.launch(folder, RUN, offline, environment={"LLM_FAULT": "step::8=kill"})
+    # W&B begins beside the training, which therefore waits before it is killed.
+    pid, started = lab.start(folder, RUN, offline, environment={"LLM_FAULT": "step::8=sleep"}), time.monotonic()
     run = folder / "runs" / RUN
+    while not list(run.glob("wandb/offline-run-*/*.wandb")) and wait(pid, time.monotonic() + 0.05) is None:
+        pass
+    os.kill(pid, signal.SIGKILL)
+    lab.join(pid, folder, RUN, started)
     first = json.loads((run / "wandb.json").read_text())["id"]
     # W&B names a piece by the second in which it began.
     time.sleep(1)
