@@ -76,6 +76,25 @@ def pieces(hidden: Tensor, labels: Tensor, rows: int) -> Iterator[tuple[Tensor, 
     return zip(hidden.flatten(0, -2).split(rows), labels.flatten().split(rows), strict=True)
 
 
+def cross_entropy_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """cross_entropy_sum of logits (N, V), and its gradient softmax(logits) - onehot(labels) in their type.
+
+    One pass over the logits makes the softmax that the gradient is to have; the loss is read off it, and shares its
+    rounding (2^-9 of a probability in bf16).
+    """
+    counted = labels != IGNORE_INDEX
+    places = torch.arange(len(labels), device=labels.device), torch.where(counted, labels, 0)
+    gradient = torch.softmax(logits, -1)
+    likely = gradient[places]
+    losses = -likely.float().log()
+    if (vanished := likely < 1e-30).any():
+        losses[vanished] = F.cross_entropy(logits[vanished].float(), places[1][vanished], reduction="none")
+    gradient[places] = likely - 1
+    if not counted.all():
+        losses, gradient = losses.where(counted, 0.0), gradient.masked_fill_(~counted.unsqueeze(1), 0.0)
+    return losses.sum(), gradient
+
+
 class _HeadLoss(torch.autograd.Function):
     """cross_entropy_sum(predict(hidden), labels), with the gradients of each piece made when its logits are there.
 
@@ -90,9 +109,10 @@ class _HeadLoss(torch.autograd.Function):
         for part, answers in pieces(hidden, labels, rows):
             with torch.enable_grad():
                 part = part.detach().requires_grad_()
-                loss = cross_entropy_sum(predict(part), answers)
-                gradient, *gradients = torch.autograd.grad(loss, (part, *head), allow_unused=True)
-            total += loss.detach()
+                logits = predict(part)
+            loss, of_logits = cross_entropy_and_gradient(logits.detach(), answers)
+            gradient, *gradients = torch.autograd.grad(logits, (part, *head), of_logits, allow_unused=True)
+            total += loss
             ctx.hidden.append(gradient)
             for i, found in enumerate(gradients):
                 if found is not None:

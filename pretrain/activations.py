@@ -1,7 +1,6 @@
 """What autograd keeps of a forward pass for the backward pass, in bytes per token of a row.
 
-Counted on a CPU, where an RMSNorm is made of several operations; one kernel of a GPU keeps less. Without the tables of
-positions, which all rows share. tests/test_memory_plan.py holds this against what autograd saves.
+Without the tables of positions, which all rows share. tests/test_memory_plan.py holds this against what autograd saves.
 """
 
 from dataclasses import dataclass
@@ -34,10 +33,9 @@ class Widths:
 
 
 def norm_bytes(config: ModelConfig, widths: Widths, size: int, width: int | None = None) -> int:
-    """One norm over `size` channels: its input and statistics; RMSNorm also the normalised input, both in fp32."""
-    if config.norm == "rmsnorm":
-        return 8 * size + 4
-    return (widths.stream if width is None else width) * size + 2 * widths.stream
+    """One norm over `size` channels: its input and statistics."""
+    statistics = 4 if config.norm == "rmsnorm" else 2 * widths.stream
+    return (widths.stream if width is None else width) * size + statistics
 
 
 def block_bytes(
@@ -80,9 +78,6 @@ def attention_bytes(config: ModelConfig, widths: Widths, length: int, keys: int,
         return total + 4 * (size + 2 * size * keys / length + heads * keys) + widths.product * size
     # One number per head and query beside them: the logarithm of the softmax's denominator.
     total += widths.product * (2 * size + 2 * kv) + 4 * heads
-    if config.qk_norm:
-        # The result is laid out like the normed queries, and copied for the output product.
-        total += widths.product * size
     return total + widths.product * keys * masks
 
 
@@ -104,6 +99,5 @@ def head_bytes(config: ModelConfig, widths: Widths) -> float:
 
 
 def loss_bytes(config: ModelConfig, widths: Widths) -> float:
-    """Per position of a piece (engine/loss.py), at the worst moment: logits, their log-softmax, the gradients of both,
-    and what the head keeps."""
-    return (widths.product + 12) * config.vocab_size + head_bytes(config, widths)
+    """Per position of a piece (engine/loss.py): logits, their gradient, and what the head keeps."""
+    return 2 * widths.product * config.vocab_size + head_bytes(config, widths)

@@ -7,8 +7,9 @@ from accelerate import Accelerator
 
 from engine import loss
 from engine.evaluate import evaluate_loss, score_sums
-from engine.loss import IGNORE_INDEX, cross_entropy_sum, loss_sums
+from engine.loss import IGNORE_INDEX, cross_entropy_and_gradient, cross_entropy_sum, loss_sums
 from model import HEADS, ModelConfig
+from model.norms import RMSNorm
 
 VOCABULARY, ROWS, LENGTH = 50, 3, 11
 
@@ -104,7 +105,7 @@ def test_in_bf16_they_differ_by_its_rounding(name):
     with torch.autocast("cpu", torch.bfloat16):
         expected, found = whole(model, batch, answers), loss_sums(model, batch, answers)
     for one, other in zip(expected, found, strict=True):
-        assert other.item() == pytest.approx(one.item(), rel=1e-4)
+        assert other.item() == pytest.approx(one.item(), rel=5e-4)
     wanted, seen = gradients(expected, model), gradients(found, model)
     assert distance(seen, exact) <= 1.2 * distance(wanted, exact)
 
@@ -144,3 +145,33 @@ def test_evaluation_in_pieces(name):
     found = evaluate_loss(model, [batch | labels], Accelerator(cpu=True))
     assert found["loss"] == pytest.approx(sum(float(total / count) for total, _, count in sums), rel=1e-6)
     assert found["accuracy"] == float(sums[0][1] / sums[0][2]) and found["count"] == float(sums[0][2])
+
+
+def test_the_loss_read_off_the_softmax_is_that_of_the_logits():
+    """Ignored labels count nothing, and a label of no probability at all still has its loss."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(6, 11, generator=generator)).requires_grad_()
+    labels = torch.tensor([3, IGNORE_INDEX, 0, 10, IGNORE_INDEX, 7])
+    with torch.no_grad():
+        logits[3, 2] = 500.0
+    expected = cross_entropy_sum(logits, labels)
+    expected.backward()
+    loss, gradient = cross_entropy_and_gradient(logits.detach(), labels)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, logits.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rms_norm_trained_on_a_cpu_has_the_gradients_of_its_definition(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((5, 3, 32), (32,)))
+    given = torch.randn(5, 3, 32, generator=generator, dtype=dtype)
+    norm = RMSNorm(32, eps=1e-6, dtype=torch.float32 if dtype == torch.bfloat16 else dtype)
+    with torch.no_grad():
+        norm.weight.copy_(weight)
+    ours = torch.autograd.grad(norm(x.requires_grad_()), (x, norm.weight), given)
+    x, weight = x.detach().double().requires_grad_(), norm.weight.detach().double().requires_grad_()
+    y = weight * x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    bounds = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+    for found, expected in zip(ours, torch.autograd.grad(y, (x, weight), given.double()), strict=True):
+        assert (found.double() - expected).abs().max() <= bounds[dtype] * expected.abs().max()
