@@ -28,8 +28,8 @@ def explicit_attention(
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
-        # Added, which has no backward pass over the scores.
-        scores += torch.where(mask, 0.0, float("-inf")) if mask.dtype == torch.bool else mask
+        # Added, which has no backward pass over the scores, and in their type, which needs no copy of them.
+        scores += (torch.where(mask, 0.0, float("-inf")) if mask.dtype == torch.bool else mask).to(scores.dtype)
     weights = scores.softmax(-1)
     return weights @ value, weights
 
