@@ -38,8 +38,10 @@ from tokenizer.train import is_complete
 BYTES_PER_TOKEN = 3
 MEASURED_STEPS, MEASURED_SECONDS, MEASURED_ACCUMULATION = 4, 15.0, 4
 COUNTS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
-# What the first step imports and loads, what DeepSpeed adds to it, and the context of a GPU.
-FIRST_STEP_BYTES, DEEPSPEED_BYTES, CONTEXT_BYTES = 95e6, 150e6, 600e6
+# What the first step imports and loads, and the context of a GPU.
+FIRST_STEP_BYTES, CONTEXT_BYTES = 95e6, 600e6
+# What DeepSpeed adds, by stage; benchmarks/memory.py.
+DEEPSPEED_BYTES = {0: 0.0, 1: 150e6, 2: 150e6, 3: 300e6}
 
 
 @dataclass
@@ -138,7 +140,7 @@ def process_bytes(setup: Setup) -> float:
     """What a process holds before there is a model."""
     if setup.device == "cuda":
         return CONTEXT_BYTES
-    return psutil.Process().memory_info().rss + FIRST_STEP_BYTES + (DEEPSPEED_BYTES if setup.stage else 0.0)
+    return psutil.Process().memory_info().rss + FIRST_STEP_BYTES + DEEPSPEED_BYTES[setup.stage]
 
 
 def draft_plan(config: PretrainConfig, ranks: int, device: torch.device, tokens: int | None) -> Draft:
