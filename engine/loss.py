@@ -79,20 +79,20 @@ def pieces(hidden: Tensor, labels: Tensor, rows: int) -> Iterator[tuple[Tensor, 
 def cross_entropy_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """cross_entropy_sum of logits (N, V), and its gradient softmax(logits) - onehot(labels) in their type.
 
-    One pass over the logits makes the softmax that the gradient is to have; the loss is read off it, and shares its
-    rounding (2^-9 of a probability in bf16).
+    One pass over the logits makes the softmax that the gradient is to have; the loss is read off it. Both in fp32 at
+    least: rounded to bf16 first, the difference from 1 of a probability near 1 would lose its digits.
     """
     counted = labels != IGNORE_INDEX
     places = torch.arange(len(labels), device=labels.device), torch.where(counted, labels, 0)
-    gradient = torch.softmax(logits, -1)
+    gradient = torch.softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
     likely = gradient[places]
-    losses = -likely.float().log()
+    losses = -likely.log()
     if (vanished := likely < 1e-30).any():
-        losses[vanished] = F.cross_entropy(logits[vanished].float(), places[1][vanished], reduction="none")
+        losses[vanished] = F.cross_entropy(logits[vanished].to(likely.dtype), places[1][vanished], reduction="none")
     gradient[places] = likely - 1
     if not counted.all():
         losses, gradient = losses.where(counted, 0.0), gradient.masked_fill_(~counted.unsqueeze(1), 0.0)
-    return losses.sum(), gradient
+    return losses.sum(), gradient.to(logits.dtype)
 
 
 class _HeadLoss(torch.autograd.Function):

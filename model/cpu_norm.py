@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 
+def trains_on_cpu(x: Tensor) -> bool:
+    """Whether CPURMSNorm is for x. bf16 keeps torch's own gradient: rounded otherwise, Muon's losses on two ranks part
+    from those of one (benchmarks/parallel.py)."""
+    wide = x.dtype in (torch.float32, torch.float64)
+    return wide and x.device.type == "cpu" and x.requires_grad and not torch.compiler.is_compiling()
+
+
 class CPURMSNorm(torch.autograd.Function):
     """F.rms_norm of x (..., C) by `weight` (C,), with the backward pass of layer_norm, which is fused.
 
@@ -23,9 +30,9 @@ class CPURMSNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, r = ctx.saved_tensors
-        gradient, wide = gradient.contiguous(), weight.to(r.dtype)
+        gradient, wide = gradient.contiguous(), weight.to(x.dtype)
         for_x, for_weight, _ = torch.ops.aten.native_layer_norm_backward(
             gradient, x, wide.shape, torch.zeros_like(r), r, wide, None, [True, True, False]
         )
-        mean = (gradient @ weight.to(gradient.dtype)).unsqueeze(-1) / weight.numel()
+        mean = (gradient @ wide).unsqueeze(-1) / wide.numel()
         return for_x.add_(mean * r), for_weight.to(weight.dtype), None

@@ -5,14 +5,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import ModelConfig
-from model.cpu_norm import CPURMSNorm
+from model.cpu_norm import CPURMSNorm, trains_on_cpu
 
 
 class RMSNorm(nn.RMSNorm):
     """nn.RMSNorm that follows its input's type: under autocast a mixed pair would leave the fused kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.requires_grad and not torch.compiler.is_compiling():
+        if trains_on_cpu(x):
             return CPURMSNorm.apply(x, self.weight, self.eps)
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 

@@ -33,9 +33,11 @@ class Widths:
 
 
 def norm_bytes(config: ModelConfig, widths: Widths, size: int, width: int | None = None) -> int:
-    """One norm over `size` channels: its input and statistics."""
-    statistics = 4 if config.norm == "rmsnorm" else 2 * widths.stream
-    return (widths.stream if width is None else width) * size + statistics
+    """One norm over `size` channels: its input and statistics; RMSNorm in 16 bits also the normalised, both in fp32."""
+    width = widths.stream if width is None else width
+    if config.norm == "rmsnorm":
+        return (4 if width == 4 else 8) * size + 4
+    return width * size + 2 * widths.stream
 
 
 def block_bytes(
@@ -99,5 +101,5 @@ def head_bytes(config: ModelConfig, widths: Widths) -> float:
 
 
 def loss_bytes(config: ModelConfig, widths: Widths) -> float:
-    """Per position of a piece (engine/loss.py): logits, their gradient, and what the head keeps."""
-    return 2 * widths.product * config.vocab_size + head_bytes(config, widths)
+    """Per position of a piece (engine/loss.py): logits, their gradient (bf16's in fp32 too), what the head keeps."""
+    return 8 * config.vocab_size + head_bytes(config, widths)
