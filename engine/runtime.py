@@ -32,7 +32,8 @@ class RuntimeConfig(Config):
 
     device: Literal["auto", "cpu"] = "auto"
     precision: Precision = "auto"
-    compile: bool = False
+    # auto: where it pays within the time of a pretraining (pretrain/plan.py); never in fine-tuning, whose lengths vary.
+    compile: bool | Literal["auto"] = "auto"
     # 0 keeps all activations, 1 recomputes every block in the backward pass, n every n-th.
     gradient_checkpointing: int = 0
     # None: what the launcher says (ACCELERATE_USE_DEEPSPEED), which is no DeepSpeed under plain python.
@@ -218,7 +219,7 @@ def prepare_model(model: nn.Module, config: RuntimeConfig) -> nn.Module:
         if isinstance(module, Transformer):
             module.checkpoint_every = config.gradient_checkpointing
         # One block class is compiled once, whatever the depth.
-        if isinstance(module, Block) and config.compile:
+        if isinstance(module, Block) and config.compile is True:
             module.compile()
     return model
 

@@ -4,7 +4,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -12,14 +11,11 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from engine.compiler import compiler
+
 SOURCE = Path(__file__).with_name("step.cpp")
 # Not -ffast-math: NaN must stay NaN, and a library linked with it changes the rounding mode of its whole process.
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
-
-
-def compiler() -> str | None:
-    """The C++ compiler: $CXX, else the first of c++, g++, clang++ that is installed."""
-    return next(filter(None, map(shutil.which, filter(None, [os.environ.get("CXX"), "c++", "g++", "clang++"]))), None)
 
 
 def library_path() -> Path:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from engine.compiler import compiler
 from engine.errors import ConfigError
 from engine.flops import flops_per_token
-from engine.runtime import DTYPES, matmul_ceiling, resolve_precision
+from engine.runtime import DTYPES, matmul_ceiling, resolve_precision, zero_stage
 from model import ModelConfig
 from pretrain.config import ModelSizes, PretrainConfig
 from pretrain.presets import build_config, read_preset, shape_of
@@ -30,6 +31,10 @@ EPOCHS_WANTED, MOST_TIMES_WEIGHTS = 6, 4
 STEPS_WANTED = 2000
 SMALLEST_STEP, LARGEST_STEP = 2048, 524_288
 LONGEST_PAIR, LENGTH_MULTIPLE = 512, 64
+# Compiled blocks: 8 to 9 % faster on two cores, after 11 to 24 s of compiling (benchmarks/RESULTS.md). Without a budget
+# the time is what the FLOPs would take at these ceilings; where that is too short, compiling pays all the more.
+SECONDS_TO_COMPILE = {"cpu": 600.0, "cuda": 180.0}
+NOMINAL_CEILING = {"cpu": 4e11, "cuda": 1e15}
 
 
 @dataclass
@@ -76,6 +81,7 @@ class Plan:
     global_batch_size: int
     micro_batch_size: int
     max_steps: int
+    compile: bool
     reasons: list[tuple[str, str, str]]
 
     def table(self) -> Table:
@@ -137,7 +143,30 @@ def make_plan(
     why = f"{steps / per_epoch:.3g} epochs of {f'{pairs.count:,} pairs' if pairs else f'{tokens:,} tokens'}"
     reasons.append(("max_steps", f"{steps:,}", why + (f", or {config.budget} of time" if config.budget else "")))
     reasons.append(("FLOPs per token", f"{per_token:,.0f}", "6 per matrix weight, and attention"))
-    return Plan(model, length, rows, batch, micro, steps, reasons)
+    work = steps * batch * rows.tokens * per_token
+    if flops is None:
+        seconds = work / (EXPECTED_MFU * NOMINAL_CEILING[device.type] * ranks)
+    else:
+        seconds = config.budget_seconds * min(1.0, work / flops)
+    compiles, why = _compiles(config, seconds, device)
+    reasons.append(("compile", "yes" if compiles else "no", why))
+    return Plan(model, length, rows, batch, micro, steps, compiles, reasons)
+
+
+def _compiles(config: PretrainConfig, seconds: float, device: torch.device) -> tuple[bool, str]:
+    """Whether a run of so many seconds compiles its blocks, and the reason."""
+    wanted = SECONDS_TO_COMPILE[device.type]
+    if config.runtime.compile != "auto":
+        return config.runtime.compile, "given"
+    if zero_stage(config.runtime) is not None:
+        return False, "DeepSpeed's hooks stand in the way"
+    if config.pairs is not None:
+        return False, "the lengths of pairs vary"
+    if seconds < wanted:
+        return False, f"pays from {wanted / 60:.0f} minutes on"
+    if compiler() is None:
+        return False, "no C++ compiler found"
+    return True, f"pays from {wanted / 60:.0f} minutes on"
 
 
 def _by_rule(

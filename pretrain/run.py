@@ -84,7 +84,7 @@ def choices(plan: Plan) -> dict[str, Any]:
     """What a plan chose by the budget and the speed of the machine, which another launch may measure otherwise."""
     model, names = plan.config, ("hidden_size", "num_hidden_layers", "num_attention_heads")
     sizes = {name: getattr(model, name) for name in names} | {"max_position_embeddings": plan.length}
-    return {"sizes": sizes, "global_batch_size": plan.global_batch_size}
+    return {"sizes": sizes, "global_batch_size": plan.global_batch_size, "compile": plan.compile}
 
 
 def with_choices(config: PretrainConfig, run: RunDirectory) -> PretrainConfig:
@@ -95,7 +95,10 @@ def with_choices(config: PretrainConfig, run: RunDirectory) -> PretrainConfig:
     given = config.sizes.model_dump(exclude_none=True)
     sizes = config.sizes.model_copy(update={**chosen["sizes"], **given})
     batch = config.global_batch_size or chosen["global_batch_size"]
-    return config.model_copy(update={"sizes": sizes, "global_batch_size": batch})
+    runtime = config.runtime
+    if runtime.compile == "auto":
+        runtime = runtime.model_copy(update={"compile": chosen["compile"]})
+    return config.model_copy(update={"sizes": sizes, "global_batch_size": batch, "runtime": runtime})
 
 
 def _plan(config: PretrainConfig, data: Data, processes: PartialState) -> Plan:
@@ -128,6 +131,8 @@ def _train(
     loop: Callable[..., dict[str, float]] = train,
 ) -> dict[str, float]:
     share = Share(plan.global_batch_size, plan.micro_batch_size, processes.num_processes, processes.process_index)
+    runtime = config.runtime.model_copy(update={"compile": plan.compile})
+    config = config.model_copy(update={"runtime": runtime, "max_steps": plan.max_steps})
     accelerator = make_accelerator(
         config.runtime, share.accumulation, share.micro_batch_size, config.optim.max_grad_norm
     )
@@ -161,7 +166,7 @@ def _train(
         model,
         lambda step: objective.batches(step, share),
         evaluate,
-        config.model_copy(update={"max_steps": plan.max_steps}),
+        config,
         accelerator,
         run,
         tracker,

@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
 from engine.checkpoint import find_damage, latest_checkpoint
+from engine.compiler import compiler
 from engine.errors import CheckpointError, NonFiniteError
 from engine.evaluate import evaluate_loss
 from engine.loop import LoopConfig, train
@@ -104,6 +105,20 @@ def final_files(path: Path) -> dict[str, bytes]:
     return {name: file.read_bytes() for name, file in files.items()} | {
         "metrics": (path / "metrics.jsonl").read_bytes()
     }
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+def test_compiled_blocks_train_as_they_are_written(tmp_path):
+    losses = []
+    for name, compile in (("eager", False), ("compiled", True)):
+        torch.manual_seed(0)
+        settings = config(max_steps=4, runtime=RuntimeConfig(precision="fp32", device="cpu", compile=compile))
+        model = CausalLM(decoder(dropout=0.0))
+        # Without an evaluation, which would be compiled too.
+        run(tmp_path / name, settings, model=model, evaluate=lambda model: {"val/loss": 1.0})
+        records = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        losses.append([record["train/loss"] for record in records if "train/loss" in record])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 4
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -35,3 +35,24 @@ def test_wider_has_a_bound():
 def test_an_encoder_and_a_given_width_are_left_alone():
     assert width(SMALL, model="mlm") == width(LARGE, model="mlm")
     assert width(SMALL, sizes={"hidden_size": 64}) == 64
+
+
+def compiles(monkeypatch, found: str | None = "/usr/bin/c++", **settings) -> bool:
+    monkeypatch.setattr(plan, "compiler", lambda: found)
+    config = build_config(PretrainConfig, settings, "test")
+    return plan.make_plan(config, None, DraftTokenizer(1024), LARGE, None, 1, torch.device("cpu")).compile
+
+
+def test_blocks_are_compiled_where_the_time_pays_for_it(monkeypatch):
+    assert compiles(monkeypatch, budget="10m") and compiles(monkeypatch, budget="4h")
+    assert not compiles(monkeypatch, budget="5m")
+    # A few steps end before the budget does.
+    assert not compiles(monkeypatch, budget="10m", max_steps=5)
+    assert compiles(monkeypatch, budget=None) and not compiles(monkeypatch, budget=None, max_steps=5)
+
+
+def test_blocks_are_not_compiled_where_they_cannot_be(monkeypatch):
+    assert not compiles(monkeypatch, None, budget="10m")
+    assert not compiles(monkeypatch, budget="10m", runtime={"zero_stage": 1})
+    assert compiles(monkeypatch, None, budget="1m", runtime={"compile": True})
+    assert not compiles(monkeypatch, budget="10m", runtime={"compile": False})
