@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import wait
 from functools import partial
 from importlib.util import find_spec
 from itertools import chain
@@ -26,6 +26,7 @@ import typer
 from benchmarks.measure import ROOT, Comparison, interleave, publish
 from corpus.config import CorpusConfig, SourceConfig
 from corpus.documents import iter_documents
+from corpus.encoders import Encoders
 from tokenizer.config import TokenizerConfig
 from tokenizer.sample import draw_sample
 from tokenizer.tokenizer import SPACE, Tokenizer
@@ -45,7 +46,7 @@ def main(
     context: typer.Context,
     data: Annotated[Path, typer.Option(help="folder with imdb/, sst2/ and shakespeare/")] = Path("data"),
     vocab_size: Annotated[list[int] | None, typer.Option(help="pieces; may be given several times")] = None,
-    megabytes: Annotated[float, typer.Option(help="text that is timed, of imdb/unsup")] = 30,
+    megabytes: Annotated[float, typer.Option(help="text that is timed, of imdb/unsup")] = 60,
     repeats: int = 3,
     check: Annotated[bool, typer.Option(help="compare all ids of all corpora first")] = True,
     out: Annotated[Path | None, typer.Option(help="folder for the JSON file")] = None,
@@ -133,10 +134,10 @@ def case(name: str, cores: int, folder: Path) -> None:
     batches = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
     size = sum(len(text.encode()) for text in texts) / 1e6
     if name == "ours" and cores > 1:
-        with ProcessPoolExecutor(cores, initializer=load, initargs=(folder,)) as pool:
-            list(pool.map(encode_here, [texts[:1]] * cores))  # starts the processes
+        with Encoders(Tokenizer.load(folder), cores) as processes:
+            wait([processes.submit(texts[:1]) for _ in range(cores)])  # until both have started
             start = time.perf_counter()
-            list(pool.map(encode_here, batches))
+            wait([processes.submit(batch) for batch in batches])
             print(size / (time.perf_counter() - start))
         return
     encode = ENCODERS[name](folder, cores)
@@ -145,16 +146,6 @@ def case(name: str, cores: int, folder: Path) -> None:
     for batch in batches:
         encode(batch)
     print(size / (time.perf_counter() - start))
-
-
-def load(folder: Path) -> None:
-    global encode_here_with
-    encode_here_with = Tokenizer.load(folder).encode_batch
-
-
-def encode_here(batch: list[str]) -> list[np.ndarray]:
-    """Ids of a batch, in a worker; they travel back."""
-    return encode_here_with(batch)
 
 
 def _ours(folder: Path, cores: int) -> Any:

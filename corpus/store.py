@@ -26,6 +26,7 @@ from filelock import FileLock
 
 from corpus.config import CorpusConfig
 from corpus.documents import Split, iter_parts, no_text, resolve_split
+from corpus.encoders import encoders_for
 from corpus.fingerprint import corpus_fingerprint, source_bytes
 from corpus.report import ReadReport
 from corpus.shards import ShardWriter, token_dtype, write_json
@@ -39,7 +40,8 @@ PLAIN_LINE_SECONDS = 30
 def build_store(config: CorpusConfig, tokenizer: Any, root: Path) -> dict[str, TokenStore]:
     """The {"train": ..., "validation": ...} stores of a corpus below `root`: reused, finished, or built; says which.
 
-    `tokenizer` has sha256, vocab_size, bos_id, eos_id (int or None) and encode_batch(list[str]) -> list of id arrays.
+    `tokenizer` has sha256, vocab_size, bos_id, eos_id (int or None) and encode_batch(list[str]) -> list of id arrays;
+    where it says uses_one_core, it is pickled and encodes in processes of its own.
     Raises DataError for unreadable sources, an empty part, or a disk that is full or cannot be written.
     """
     fingerprint = corpus_fingerprint(config)
@@ -80,18 +82,21 @@ def _build(config: CorpusConfig, tokenizer: Any, folder: Path, fingerprint: str)
     split, report, size = resolve_split(config), ReadReport(), source_bytes(config)
     partial = folder.with_name(folder.name + ".partial")
     _check_space(folder.parent, size, tokenizer)
-    writers = {part: ShardWriter(partial / part, tokenizer) for part in PARTS}
-    kept = sum(writer.kept for writer in writers.values())
-    if kept:
-        _say(f"{partial}: going on after {kept} whole shards of an earlier run")
     start = time.monotonic()
-    with _progress(f"tokenizing {config.name or 'stdlib'}", size, report) as show:
+    with (
+        encoders_for(tokenizer, size) as encoders,
+        _progress(f"tokenizing {config.name or 'stdlib'}", size, report) as show,
+    ):
+        writers = {part: ShardWriter(partial / part, tokenizer, encoders) for part in PARTS}
+        kept = sum(writer.kept for writer in writers.values())
+        if kept:
+            _say(f"{partial}: going on after {kept} whole shards of an earlier run")
         for document in iter_parts(config, split, report):
             report.documents += 1
             report.bytes += len(document.text.encode())
             if writers[document.part].add(document.text, document.origin):
                 show()
-    shards = {part: writer.finish() for part, writer in writers.items()}
+        shards = {part: writer.finish() for part, writer in writers.items()}
     for part in PARTS:
         if not shards[part]:
             shutil.rmtree(partial)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -83,6 +83,14 @@ class Tokenizer:
             raise CheckpointError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
         tokenizer._check_recorded_hash()
         return tokenizer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self.model, self.directory)
+
+    @property
+    def uses_one_core(self) -> bool:
+        """Whether encode_batch works on one core at a time, which the memo does."""
+        return self._memo is not None
 
     @property
     def kind(self) -> str:
