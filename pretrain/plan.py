@@ -9,9 +9,10 @@ import torch
 from rich.table import Table
 
 from engine.compiler import compiler
+from engine.device import DTYPES, resolve_precision
 from engine.errors import ConfigError
 from engine.flops import flops_per_token
-from engine.runtime import DTYPES, matmul_ceiling, resolve_precision, zero_stage
+from engine.runtime import matmul_ceiling, zero_stage
 from model import ModelConfig
 from pretrain.config import ModelSizes, PretrainConfig
 from pretrain.presets import build_config, read_preset, shape_of
