@@ -21,7 +21,7 @@ def tiny_tokenizer(tmp_path_factory) -> Tokenizer:
 
 
 @pytest.fixture
-def parity(record_property) -> Callable[[str, str, str, float], None]:
+def assert_parity(record_property) -> Callable[[str, str, str, float], None]:
     """Asserts a largest difference from the reference and leaves it for `python -m benchmarks.parity`."""
 
     def note(family: str, reference: str, column: str, figure: float) -> None:
