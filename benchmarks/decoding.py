@@ -19,13 +19,14 @@ from typing import Annotated
 
 import torch
 import typer
-from sentencepiece import SentencePieceTrainer
 
 from benchmarks.measure import ROOT, Comparison, interleave, publish, seconds
 from export.write import export_gguf
 from generate.step import round_to_int8
 from model import CausalLM, ModelConfig, load_model, save_model
-from tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+from tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, save_tokenizer
+from tokenizer.sample import draw_sample
+from tokenizer.train import train_model
 
 SIZES = {
     "7 M": {"vocab_size": 8192, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4},
@@ -139,21 +140,10 @@ def make_model(directory: Path, shape: dict[str, int]) -> int:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    SentencePieceTrainer.train(
-        sentence_iterator=iter((ROOT / "README.md").read_text().splitlines(keepends=True)),
-        model_prefix=str(directory / "tokenizer"),
-        model_type="bpe",
-        vocab_size=512,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        pad_id=3,
-        control_symbols=["<mask>", "<cls>", "<sep>"],
-        minloglevel=2,
-    )
+    sample = draw_sample([(ROOT / "README.md").read_text()], 1_000_000, 0)
+    pieces = train_model(TokenizerConfig(vocab_size=512), sample)
     save_model(model, directory)
-    save_tokenizer(Tokenizer.load(directory), directory, "causal")
+    save_tokenizer(Tokenizer(pieces, directory), directory, "causal")
     return sum(parameter.numel() for parameter in model.parameters())
 
 

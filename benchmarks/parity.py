@@ -21,7 +21,7 @@ PRESETS = {"marian": "transformer"}
 
 
 class Figures:
-    """Collects what tests leave with the `parity` fixture."""
+    """Collects what tests leave with the `assert_parity` fixture."""
 
     def __init__(self) -> None:
         self.seen: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

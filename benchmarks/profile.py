@@ -20,8 +20,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from engine import loss, step
 from engine.config import build_config
+from engine.device import DTYPES, resolve_precision
 from engine.flops import flops_per_token
-from engine.runtime import DTYPES, make_accelerator, matmul_ceiling, resolve_precision, start_processes
+from engine.runtime import make_accelerator, matmul_ceiling, start_processes
 from engine.step import prepare, train_step
 from model import HEADS, attention, layers, transformer
 from pretrain.config import PretrainConfig

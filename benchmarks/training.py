@@ -155,14 +155,7 @@ def _ours(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
     config = build_config(PretrainConfig, tree, "benchmark")
     start_processes(config.runtime)
     accelerator = make_accelerator(config.runtime, case["accumulation"], case["rows"], config.optim.max_grad_norm)
-    sizes = {
-        "vocab_size": case["vocabulary"],
-        "hidden_size": case["width"],
-        "num_hidden_layers": case["layers"],
-        "num_attention_heads": case["width"] // 64,
-        "max_position_embeddings": case["length"],
-    }
-    shape = build_model(case["model"], sizes)
+    shape = build_model(case["model"], _sizes(case))
     labels = case["length"] if shape.causal else round(0.3 * case["length"])
     setup = Setup(case["rows"], case["length"], labels, accumulation=case["accumulation"])
     torch.manual_seed(0)
@@ -177,6 +170,17 @@ def _ours(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
         return {"flops": flops, "ceiling": matmul_ceiling(accelerator.device, torch.bfloat16)}
 
     return step, more
+
+
+def _sizes(case: dict) -> dict[str, int]:
+    """The shape of a case, in the names that our configuration and Hugging Face's have."""
+    return {
+        "vocab_size": case["vocabulary"],
+        "hidden_size": case["width"],
+        "num_hidden_layers": case["layers"],
+        "num_attention_heads": case["width"] // 64,
+        "max_position_embeddings": case["length"],
+    }
 
 
 def _nanogpt(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
@@ -200,13 +204,7 @@ def _transformers(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
     from transformers import ModernBertConfig, ModernBertForMaskedLM, Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
-    sizes = {
-        "vocab_size": case["vocabulary"],
-        "hidden_size": case["width"],
-        "num_hidden_layers": case["layers"],
-        "num_attention_heads": case["width"] // 64,
-        "max_position_embeddings": case["length"],
-    }
+    sizes = _sizes(case)
     inner = -(-case["width"] * 8 // 3 // 64) * 64
     if case["model"] == "gpt":
         more = {"num_key_value_heads": case["width"] // 64, "head_dim": 64, "tie_word_embeddings": True}

@@ -20,6 +20,7 @@ MODULES = [
     "kills",
     "signals",
     "damage",
+    "hostile",
     "disk",
     "changes",
     "inputs",

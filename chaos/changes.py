@@ -2,9 +2,8 @@
 
 import json
 
-from chaos.damage import expect
 from chaos.lab import Lab
-from chaos.registry import Seen, check, fault
+from chaos.registry import Seen, check, expect, fault
 
 RUN = "gpt"
 

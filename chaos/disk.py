@@ -9,10 +9,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from chaos.damage import expect, unfinished
+from chaos.damage import unfinished
 from chaos.kills import check_no_leftovers
 from chaos.lab import Lab, check_nothing_lost, final_bytes, saved_step
-from chaos.registry import NotHere, Seen, check, fault
+from chaos.registry import NotHere, Seen, check, expect, fault
 
 RUN = "gpt"
 CLONE_NEWNS = 0x20000

@@ -5,10 +5,9 @@ import shutil
 import subprocess
 import sys
 
-from chaos.damage import expect
 from chaos.kills import ROOT
 from chaos.lab import COMMANDS, Lab
-from chaos.registry import Differs, Seen, check, fault
+from chaos.registry import Differs, Seen, check, expect, fault
 
 RUN = "gpt"
 CANARY = "canary-5d41402abc4b2a76b9719d911017c592"

@@ -5,9 +5,8 @@ import os
 import signal
 import time
 
-from chaos.damage import expect
 from chaos.lab import Lab, fork, wait
-from chaos.registry import NotHere, Seen, check, fault
+from chaos.registry import NotHere, Seen, check, expect, fault
 
 RUN = "gpt"
 SECONDS = 2.0

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from chaos.lab import Lab
+    from chaos.lab import Lab, Outcome
 
 
 class Differs(Exception):
@@ -63,3 +63,11 @@ def check(condition: object, otherwise: str) -> None:
     """Raise Differs(otherwise) unless `condition` holds."""
     if not condition:
         raise Differs(otherwise)
+
+
+def expect(outcome: "Outcome", code: int, *parts: str) -> None:
+    """Differs unless a launch ended with `code`, said all `parts`, and showed no traceback."""
+    check(outcome.code == code, f"exit code {outcome.code}, expected {code}: {outcome.text[-600:]}")
+    for part in parts:
+        check(part in outcome.text, f"'{part}' was not said: {outcome.text[-600:]}")
+    check("Traceback" not in outcome.text and "internal error" not in outcome.text, outcome.text[-600:])

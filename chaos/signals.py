@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chaos import child
-from chaos.damage import expect
 from chaos.lab import COMMANDS, Lab, check_nothing_lost, wait
-from chaos.registry import Seen, check, fault
+from chaos.registry import Seen, check, expect, fault
 
 RUN = "gpt"
 

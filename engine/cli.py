@@ -6,10 +6,11 @@ import signal
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.completion import completion_init
+from typer.core import TyperGroup
 
 from engine.errors import ConfigError
 
@@ -19,10 +20,20 @@ COMPLETE = "MINI_LLM_COMPLETE"
 EXIT_CODES = "Exit codes: 0 done, 2 usage or config, 3 data, 4 checkpoint or model, 5 non-finite loss, 130/143 signal."
 
 
-def command_app(help_text: str) -> typer.Typer:
+class TrainByDefault(TyperGroup):
+    """Arguments that name no command are those of `train`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {*self.commands, *ctx.help_option_names, *(o for p in self.params for o in p.opts)}
+        return super().parse_args(ctx, args if args and args[0] in known else ["train", *args])
+
+
+def command_app(help_text: str, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
     """A Typer application that shows help without markup surprises and never prints a Typer traceback."""
     # Typer would install its completion for a program called "python -m ..."; configs/completion.bash does it right.
-    return typer.Typer(help=help_text, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False)
+    return typer.Typer(
+        cls=cls, help=help_text, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False
+    )
 
 
 def add_replay(app: typer.Typer, module: str) -> None:

@@ -86,11 +86,6 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     return tree
 
 
-def dump_yaml(config: BaseModel) -> str:
-    """The resolved configuration as YAML, in the order of the class."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
 def _parse_value(override: str, text: str) -> Any:
     try:
         return yaml.safe_load(text) if text else ""

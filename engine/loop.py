@@ -16,6 +16,7 @@ from engine.capacity import check_space, out_of_memory_explained
 from engine.checkpoint import Decorate
 from engine.cli import parse_duration
 from engine.config import Config
+from engine.device import DTYPES, resolve_precision
 from engine.faults import fault_point
 from engine.loss import Batch
 from engine.optim import OptimConfig
@@ -23,14 +24,7 @@ from engine.pace import Pace
 from engine.progress import Progress
 from engine.resume import export, resume
 from engine.run_directory import RunDirectory
-from engine.runtime import (
-    DTYPES,
-    RuntimeConfig,
-    matmul_ceiling,
-    resolve_precision,
-    seed_step,
-    zero_stage,
-)
+from engine.runtime import RuntimeConfig, matmul_ceiling, seed_step, zero_stage
 from engine.schedule import ScheduleConfig
 from engine.sharded_saving import make_saver
 from engine.signals import Interrupted, StopRequest

@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.optim.adamw import adamw
 
 from engine.config import Config
-from engine.runtime import DTYPES, cpu_has_bf16
+from engine.device import DTYPES, cpu_has_bf16
 
 # Elements of a Muon group under ZeRO: what a rank gathers at a time, 256 MB in fp32.
 GATHERED = 2**26

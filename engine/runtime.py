@@ -1,4 +1,4 @@
-"""Device, precision, compilation and processes: every choice that depends on the machine is made here."""
+"""Processes, memory and compilation: with device.py, every choice that depends on the machine is made here."""
 
 import ctypes
 import json
@@ -18,13 +18,11 @@ from torch import nn
 from engine.cli import parse_duration
 from engine.config import Config
 from engine.deepspeed_config import deepspeed_config, deepspeed_file, file_stage
+from engine.device import Precision, default_device, resolve_precision
 from engine.errors import ConfigError
 from engine.watchdog import PATIENCE, die_with_launcher
 from model.layers import Block
 from model.transformer import Transformer
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class RuntimeConfig(Config):
@@ -79,28 +77,6 @@ class Share:
         """This rank's micro-batches of the step's rows (global_batch_size, ...)."""
         dealt = rows.reshape(self.accumulation, self.ranks, self.micro_batch_size, *rows.shape[1:])
         return list(dealt[:, self.rank])
-
-
-def cpu_has_bf16() -> bool:
-    """Whether matrix products in bf16 are faster than in fp32 on this processor (AVX512-BF16 or AMX)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def resolve_precision(precision: Precision, device: torch.device) -> str:
-    """'auto' is bf16 where the hardware multiplies it, else fp32. Raises ConfigError for fp16 on a CPU."""
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("precision=fp16 needs a GPU; on a CPU use bf16 or fp32")
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
-
-
-def default_device(device: str = "auto") -> torch.device:
-    if device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def zero_stage(config: RuntimeConfig) -> int | None:

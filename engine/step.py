@@ -16,10 +16,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from engine.device import resolve_precision
 from engine.evaluate import LABELS, pop_labels, to_device
 from engine.loss import IGNORE_INDEX, Batch, loss_sums
 from engine.optim import make_optimizer
-from engine.runtime import prepare_model, resolve_precision, zero_stage
+from engine.runtime import prepare_model, zero_stage
 from engine.sharding import create_sharded_state
 
 if TYPE_CHECKING:

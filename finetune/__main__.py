@@ -1,12 +1,11 @@
 """The command line of stage 3: `python -m finetune` trains a classifier, `python -m finetune predict` uses one."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from engine.cli import EXIT_CODES, add_replay, run_app
+from engine.cli import EXIT_CODES, TrainByDefault, add_replay, command_app, run_app
 from engine.config import flag_overrides, split_arguments
 
 TRAIN_HELP = f"""Fine-tune a pretrained model into a text classifier, scored beside its baselines.
@@ -38,17 +37,7 @@ FILE is plain text (a line is a text), .jsonl, .csv, .tsv or .parquet, or - for 
 {EXIT_CODES}"""
 
 
-class TrainByDefault(TyperGroup):
-    """Arguments that name no command are those of `train`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = {*self.commands, *ctx.help_option_names, *(o for p in self.params for o in p.opts)}
-        return super().parse_args(ctx, args if args and args[0] in known else ["train", *args])
-
-
-app = typer.Typer(
-    cls=TrainByDefault, help=TRAIN_HELP, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False
-)
+app = command_app(TRAIN_HELP, TrainByDefault)
 
 
 @app.command(help=TRAIN_HELP)

@@ -11,6 +11,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 import torch
 
+from engine.device import default_device
 from engine.errors import CheckpointError, ConfigError, DataError
 from engine.files import read_json
 from engine.run_directory import find_model
@@ -44,7 +45,7 @@ class Classifier:
                 f"{self.directory}: the tokenizer has {self.tokenizer.vocab_size:,} tokens, the model "
                 f"{config.vocab_size:,}: they are not from the same run. Copy the directory again"
             )
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         self.model.to(self.device)
         self.names = [config.id2label[index] for index in range(config.num_labels)]
         self.max_length = min(config.max_position_embeddings, recorded_length(self.directory))

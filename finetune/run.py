@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from engine.config import load_config
+from engine.device import default_device
 from engine.errors import CheckpointError
 from engine.evaluate import to_device
 from engine.files import content_hash
@@ -20,7 +21,7 @@ from engine.loop import HARMLESS, train
 from engine.loss import Batch, cross_entropy_sum
 from engine.replay import Replay
 from engine.run_directory import RunDirectory, find_model
-from engine.runtime import default_device, make_accelerator, start_processes
+from engine.runtime import make_accelerator, start_processes
 from engine.tracking import Tracker
 from finetune.batches import LengthBatches, collate, ordered_batches
 from finetune.data import load_examples

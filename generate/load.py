@@ -4,8 +4,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from engine.device import choose_device
 from engine.errors import CheckpointError, ConfigError
 from engine.files import read_json
 from engine.run_directory import find_model
@@ -17,7 +16,6 @@ from model.layouts import LAYOUTS
 from tokenizer import load_tokenizer
 
 RUNS = Path("runs")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_generator(
@@ -59,26 +57,6 @@ def compile_step(model: CausalLM | Seq2SeqLM, int8: bool) -> CompiledStep | None
     if int8:
         raise ConfigError(f"--dtype int8 needs the compiled step: {problem}; use --dtype bf16 or fp32")
     return None
-
-
-def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """ "auto" device: a CUDA GPU, else Apple's, else the CPU. "auto" type: bf16 on a GPU that has it, else fp32.
-
-    Raises ConfigError.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ConfigError(f"--dtype {dtype}: choose auto, {', '.join(DTYPES)}, int8")
-    try:
-        place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        cause = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--device {device}: not usable on this machine ({cause}); try auto or cpu") from None
-    if dtype == "auto":
-        dtype = "bf16" if place.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return place, DTYPES[dtype]
 
 
 def find_generator(path: Path) -> Path:

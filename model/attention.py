@@ -66,7 +66,7 @@ class Attention(nn.Module):
         memory: Tensor | None = None,
     ) -> Tensor:
         """x (B, T, C) attends to itself and the cache, or to `memory` (B, S, C): cross-attention."""
-        query = self._heads(self.q_norm, self.q_proj(x))  # B H T D
+        query = self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2)  # B H T D
         if memory is None:
             key, value = self._key_value(x)
             if rotary is not None:
@@ -93,10 +93,10 @@ class Attention(nn.Module):
             )
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
-    def _heads(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """(B, T, H * D) -> (B, H, T, D), each head normed."""
-        return norm(x.view(*x.shape[:2], -1, self.head_dim)).transpose(1, 2)
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, T, H * D) -> (B, T, H, D)."""
+        return x.view(*x.shape[:2], -1, self.head_dim)
 
-    def _key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, K, S, D) of source (B, S, C)."""
-        return self._heads(self.k_norm, self.k_proj(source)), self._heads(nn.Identity(), self.v_proj(source))
+    def _key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, K, S, D) of x (B, S, C)."""
+        return self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2), self._heads(self.v_proj(x)).transpose(1, 2)

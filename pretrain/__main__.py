@@ -1,11 +1,10 @@
 """The command line of stage 2: `python -m pretrain` trains, `python -m pretrain plan` says beforehand what it needs."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from engine.cli import EXIT_CODES, add_replay, run_app
+from engine.cli import EXIT_CODES, TrainByDefault, add_replay, command_app, run_app
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -58,17 +57,7 @@ ZeRO stage, disk, and the time it takes at the speed of a few real steps. Refuse
 {EXIT_CODES}"""
 
 
-class TrainByDefault(TyperGroup):
-    """Arguments that name no command are those of `train`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = {*self.commands, *ctx.help_option_names, *(o for p in self.params for o in p.opts)}
-        return super().parse_args(ctx, args if args and args[0] in known else ["train", *args])
-
-
-app = typer.Typer(
-    cls=TrainByDefault, help=HELP, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False
-)
+app = command_app(HELP, TrainByDefault)
 
 
 @app.command(help=HELP)

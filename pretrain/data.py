@@ -8,10 +8,10 @@ from accelerate import PartialState
 from torch import nn
 
 from corpus.store import TokenStore, build_store
+from engine.device import default_device
 from engine.errors import CheckpointError, ConfigError, DataError
 from engine.loss import Batch
 from engine.run_directory import find_model
-from engine.runtime import default_device
 from model import HEADS, ModelConfig, load_model
 from pretrain.config import PretrainConfig
 from pretrain.next_sentence import NextSentenceObjective

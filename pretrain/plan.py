@@ -9,9 +9,10 @@ import torch
 from rich.table import Table
 
 from engine.compiler import compiler
+from engine.device import DTYPES, resolve_precision
 from engine.errors import ConfigError
 from engine.flops import flops_per_token
-from engine.runtime import DTYPES, matmul_ceiling, resolve_precision, zero_stage
+from engine.runtime import matmul_ceiling, zero_stage
 from model import ModelConfig
 from pretrain.config import ModelSizes, PretrainConfig
 from pretrain.presets import build_config, read_preset, shape_of
@@ -181,12 +182,9 @@ def _by_rule(
     """The model of a run that starts from nothing."""
     sizes, shape = config.sizes, shape_of(**read_preset(config.model))
     two_trunks = shape == "seq2seq"
-    flops_reason = f"about {flops:.1e} FLOPs, {TOKENS_PER_WEIGHT} tokens a weight" if flops else "no budget given"
-    by_rule = _width(flops)
     # Measured with decoders alone; the masks of an encoder are new in every epoch.
-    if shape == "causal" and pairs is None and (wider := _width(flops, tokens)) > by_rule:
-        by_rule, flops_reason = wider, f"wider, as {tokens:,} tokens would be read more than {EPOCHS_WANTED} times"
-    width = choose("hidden_size", sizes.hidden_size, by_rule, flops_reason)
+    repeated = tokens if shape == "causal" and pairs is None else math.inf
+    width = choose("hidden_size", sizes.hidden_size, *_width(flops, repeated))
     depth, depth_reason = max(4, width // 64), "width / 64, at least 4"
     if two_trunks:
         depth, depth_reason = -(-depth // 2), "half of (width / 64, at least 4) in each trunk"
@@ -220,7 +218,7 @@ def expected_flops(config: PretrainConfig, ranks: int, device: torch.device) -> 
 
 def expected_width(config: PretrainConfig, ranks: int, device: torch.device) -> int:
     """hidden_size, given or by rule: the tokenizer's default size depends on it."""
-    return config.sizes.hidden_size or _width(expected_flops(config, ranks, device))
+    return config.sizes.hidden_size or _width(expected_flops(config, ranks, device))[0]
 
 
 def model_config(
@@ -246,21 +244,24 @@ def model_config(
     return build_config(config.model, {**config.sizes.model_dump(), **chosen})
 
 
-def _width(flops: float | None, tokens: float = math.inf) -> int:
-    """The width at which `flops` buy TOKENS_PER_WEIGHT tokens for each weight of the blocks.
+def _width(flops: float | None, tokens: float = math.inf) -> tuple[int, str]:
+    """The width at which `flops` buy TOKENS_PER_WEIGHT tokens for each weight of the blocks, and the reason.
 
     Where that is more than EPOCHS_WANTED times a corpus of `tokens`, more weights read it less often.
     """
     if flops is None:
-        return 256
+        return 256, "no budget given"
     weights = math.sqrt(flops / (6 * TOKENS_PER_WEIGHT))
-    weights = max(weights, min(flops / (6 * EPOCHS_WANTED * tokens), MOST_TIMES_WEIGHTS * weights))
+    why = f"about {flops:.1e} FLOPs, {TOKENS_PER_WEIGHT} tokens a weight"
+    if (more := flops / (6 * EPOCHS_WANTED * tokens)) > weights:
+        weights = min(more, MOST_TIMES_WEIGHTS * weights)
+        why = f"more weights, as {tokens:,} tokens would be read more than {EPOCHS_WANTED} times"
     # 12 width^2 weights a block; width / 64 blocks, at least 4.
     width = math.sqrt(weights / 48)
     if width > 4 * HEAD_DIM:
         width = (weights * HEAD_DIM / 12) ** (1 / 3)
     step = HEAD_DIM // 2 if width < 4 * HEAD_DIM else HEAD_DIM
-    return max(HEAD_DIM, step * round(width / step))
+    return max(HEAD_DIM, step * round(width / step)), why
 
 
 def _heads(width: int) -> int:

@@ -18,10 +18,11 @@ from corpus.fingerprint import source_bytes
 from corpus.shards import token_dtype
 from corpus.stdlib import iter_stdlib_files
 from engine.deepspeed_config import deepspeed_file, read_deepspeed
+from engine.device import DTYPES, default_device, resolve_precision
 from engine.errors import ConfigError
 from engine.flops import flops_per_token
 from engine.optim import orthogonalize_dtype
-from engine.runtime import DTYPES, default_device, matmul_ceiling, resolve_precision, start_processes, zero_stage
+from engine.runtime import matmul_ceiling, start_processes, zero_stage
 from pretrain.config import PretrainConfig
 from pretrain.data import find_source, tokenizer_name
 from pretrain.memory import STAGES, Memory, Setup, activations, fit, memory, size

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from engine.config import load_config
+from engine.device import default_device
 from engine.evaluate import evaluate_loss
 from engine.files import content_hash, read_json, write_json
 from engine.flops import flops_per_token
@@ -19,7 +20,7 @@ from engine.loop import HARMLESS, train
 from engine.pace import broadcast
 from engine.replay import Replay
 from engine.run_directory import RunDirectory
-from engine.runtime import Share, default_device, make_accelerator, start_processes
+from engine.runtime import Share, make_accelerator, start_processes
 from engine.tracking import Tracker
 from model import load_model
 from pretrain.config import PretrainConfig

@@ -163,18 +163,18 @@ def difference(ours: nn.Module, theirs: nn.Module, head: str) -> float:
 
 
 @pytest.mark.parametrize(("family", "head", "size"), CASES)
-def test_transformers_reads_what_we_write(family, head, size, tmp_path, parity):
+def test_transformers_reads_what_we_write(family, head, size, tmp_path, assert_parity):
     ours = randomized(HEADS[head](make_config(family, head, size)))
     save_model(ours, tmp_path)
     theirs, report = AUTO[head].from_pretrained(tmp_path, output_loading_info=True)
     assert theirs.config.model_type == family
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    parity(family, type(theirs).__name__, "ours to theirs", difference(ours, theirs.eval(), head))
+    assert_parity(family, type(theirs).__name__, "ours to theirs", difference(ours, theirs.eval(), head))
 
 
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize(("family", "head", "size"), CASES)
-def test_we_read_what_transformers_writes(family, head, size, sharded, tmp_path, parity):
+def test_we_read_what_transformers_writes(family, head, size, sharded, tmp_path, assert_parity):
     written = LAYOUTS[family].write_config(make_config(family, head, size), head)
     torch.manual_seed(size)
     theirs = randomized(AUTO[head].from_config(AutoConfig.for_model(**written)))
@@ -183,11 +183,11 @@ def test_we_read_what_transformers_writes(family, head, size, sharded, tmp_path,
     ours = load_model(tmp_path)
     assert not ours.newly_initialized and not ours.left_behind
     figure = difference(ours, theirs, head)
-    parity(family, type(theirs).__name__, "sharded" if sharded else "theirs to ours", figure)
+    assert_parity(family, type(theirs).__name__, "sharded" if sharded else "theirs to ours", figure)
 
 
 @pytest.mark.parametrize(("family", "head"), [(f, h) for f in FAMILIES for h in HEADS_OF[f]])
-def test_gradients_agree(family, head, tmp_path, parity):
+def test_gradients_agree(family, head, tmp_path, assert_parity):
     config = make_config(family, head, 0)
     ours = randomized(HEADS[head](config))
     save_model(ours, tmp_path)
@@ -200,11 +200,11 @@ def test_gradients_agree(family, head, tmp_path, parity):
     # Marian's bias of the logits is a buffer.
     assert found.keys() - dict(theirs.named_buffers()).keys() == expected.keys()
     figure = max((found[name] - expected[name]).abs().max().item() for name in expected)
-    parity(family, type(theirs).__name__, "gradients", figure)
+    assert_parity(family, type(theirs).__name__, "gradients", figure)
 
 
 @pytest.mark.parametrize(("family", "head", "size"), [(f, h, i) for f, h, i in CASES if h in CACHED])
-def test_decoding_with_a_cache_gives_the_logits_of_one_pass(family, head, size, tmp_path, parity):
+def test_decoding_with_a_cache_gives_the_logits_of_one_pass(family, head, size, tmp_path, assert_parity):
     config = make_config(family, head, size)
     ours = randomized(HEADS[head](config))
     save_model(ours, tmp_path)
@@ -221,10 +221,10 @@ def test_decoding_with_a_cache_gives_the_logits_of_one_pass(family, head, size, 
             parts = [ours(None, ids[:, step], mask, cache=cache, memory=memory) for step in steps]
         found, expected = torch.cat(parts, 1), theirs(**batch).logits
     figure = (real(found, batch, head) - real(expected, batch, head)).abs().max().item()
-    parity(family, type(theirs).__name__, "cache", figure)
+    assert_parity(family, type(theirs).__name__, "cache", figure)
 
 
-def test_next_sentence_logits_are_those_of_transformers(tmp_path, parity):
+def test_next_sentence_logits_are_those_of_transformers(tmp_path, assert_parity):
     config = make_config("bert", "masked", 0, next_sentence=True)
     ours = randomized(HEADS["masked"](config))
     save_model(ours, tmp_path)
@@ -234,7 +234,7 @@ def test_next_sentence_logits_are_those_of_transformers(tmp_path, parity):
         (tokens, pairs), expected = ours(**batch), theirs(**batch)
     differences = (tokens - expected.prediction_logits)[batch["attention_mask"].bool()], pairs - expected[1]
     for differing in differences:
-        parity("bert", type(theirs).__name__, "ours to theirs", differing.abs().max().item())
+        assert_parity("bert", type(theirs).__name__, "ours to theirs", differing.abs().max().item())
     again = load_model(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), again.state_dict().values(), strict=True))
 

@@ -66,7 +66,7 @@ def test_every_preset_has_its_file():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_preset_trains_and_is_saved_in_its_family(name, tmp_path, parity):
+def test_a_preset_trains_and_is_saved_in_its_family(name, tmp_path, assert_parity):
     config = make(name)
     head = shape_of(config.causal, config.is_encoder_decoder)
     torch.manual_seed(0)
@@ -85,7 +85,9 @@ def test_a_preset_trains_and_is_saved_in_its_family(name, tmp_path, parity):
         ours, found = model(**inputs), theirs(**inputs)
     logits = ours[0] if isinstance(ours, tuple) else ours
     expected = found.prediction_logits if config.next_sentence else found.logits
-    parity(FAMILIES[name], f"{type(theirs).__name__}, preset", "ours to theirs", (logits - expected).abs().max().item())
+    assert_parity(
+        FAMILIES[name], f"{type(theirs).__name__}, preset", "ours to theirs", (logits - expected).abs().max().item()
+    )
     again = load_model(tmp_path).state_dict()
     assert all(torch.equal(tensor, again[key]) for key, tensor in model.state_dict().items())
 

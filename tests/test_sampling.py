@@ -24,7 +24,6 @@ from generate.sampling import (
 )
 
 NOTHING = torch.empty(0, dtype=torch.int64)
-PLAIN = {"temperature": 1.0, "top_p": 1.0}
 
 
 def random_logits(seed: int, rows: int = 8, size: int = 50) -> torch.Tensor:

@@ -121,7 +121,9 @@ def largest(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("theirs_first", [False, True], ids=["ours to theirs", "theirs to ours"])
 @pytest.mark.parametrize(("norm_place", "final_norm"), [("post", False), ("post", True), ("pre", False), ("pre", True)])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_transformer_preset_is_torch_nn_transformer(size, norm_place, final_norm, theirs_first, padded, parity):
+def test_the_transformer_preset_is_torch_nn_transformer(
+    size, norm_place, final_norm, theirs_first, padded, assert_parity
+):
     config = make_config(size, norm_place=norm_place, final_norm=final_norm)
     ours, theirs = randomized(Seq2SeqLM(config)), randomized(reference(config), seed=1)
     for model in (ours, theirs):
@@ -135,10 +137,10 @@ def test_the_transformer_preset_is_torch_nn_transformer(size, norm_place, final_
         copy_to_theirs(ours.trunk, theirs)
     with torch.no_grad():
         figure = largest(*run_both(ours, theirs, ours.lm_head.weight, ours.lm_head.bias, padded))
-    parity("transformer", "torch.nn.Transformer", "theirs to ours" if theirs_first else "ours to theirs", figure)
+    assert_parity("transformer", "torch.nn.Transformer", "theirs to ours" if theirs_first else "ours to theirs", figure)
 
 
-def test_decoding_with_a_cache_gives_the_logits_of_torch_nn_transformer(parity):
+def test_decoding_with_a_cache_gives_the_logits_of_torch_nn_transformer(assert_parity):
     config = make_config(SIZES[1])
     ours, theirs = randomized(Seq2SeqLM(config)), reference(config).eval()
     copy_to_theirs(ours.trunk, theirs)
@@ -150,21 +152,21 @@ def test_decoding_with_a_cache_gives_the_logits_of_torch_nn_transformer(parity):
 
     with torch.no_grad():
         figure = largest(*run_both(by_steps, theirs, ours.lm_head.weight, ours.lm_head.bias, padded=False))
-    parity("transformer", "torch.nn.Transformer", "cache", figure)
+    assert_parity("transformer", "torch.nn.Transformer", "cache", figure)
 
 
-def test_the_base_model_is_torch_nn_transformer_as_it_is_initialised(parity):
+def test_the_base_model_is_torch_nn_transformer_as_it_is_initialised(assert_parity):
     torch.manual_seed(0)
     config = make_config(BASE)
     ours, theirs = Seq2SeqLM(config).eval(), reference(config).eval()
     copy_to_theirs(ours.trunk, theirs)
     with torch.no_grad():
         figure = largest(*run_both(ours, theirs, ours.lm_head.weight, ours.lm_head.bias, padded=True))
-    parity("transformer", "torch.nn.Transformer, base", "ours to theirs", figure)
+    assert_parity("transformer", "torch.nn.Transformer, base", "ours to theirs", figure)
 
 
 @pytest.mark.parametrize("norm_place", ["post", "pre"])
-def test_gradients_agree(norm_place, parity):
+def test_gradients_agree(norm_place, assert_parity):
     config = make_config(SIZES[0], norm_place=norm_place, final_norm=norm_place == "pre")
     ours, theirs = randomized(Seq2SeqLM(config)), reference(config).eval()
     copy_to_theirs(ours.trunk, theirs)
@@ -177,4 +179,4 @@ def test_gradients_agree(norm_place, parity):
     found = {name: torch.cat([parameter.grad for parameter in names[name]]) for name in names}
     figures = [largest(found[name], expected[name]) for name in expected]
     figures.append(largest(ours.lm_head.weight.grad, table.grad))
-    parity("transformer", "torch.nn.Transformer", "gradients", max(figures))
+    assert_parity("transformer", "torch.nn.Transformer", "gradients", max(figures))
