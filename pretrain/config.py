@@ -91,6 +91,9 @@ class PretrainConfig(LoopConfig):
     causal_start: bool = Field(
         True, description="mlm: predict next tokens, as a decoder, until the learning rate begins to fall"
     )
+    embeddings: Literal["cooccurrence", "random"] = Field(
+        "cooccurrence", description="of a new model: which tokens stand near each other, factorized; or at random"
+    )
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="before")

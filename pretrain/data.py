@@ -14,6 +14,7 @@ from engine.loss import Batch
 from engine.run_directory import find_model
 from model import HEADS, ModelConfig, load_model
 from pretrain.config import PretrainConfig
+from pretrain.cooccurrence import begin_with_cooccurrences
 from pretrain.next_sentence import NextSentenceObjective
 from pretrain.objectives import CausalObjective, MaskedObjective
 from pretrain.pairs import EncodedPairs, PairsObjective, TextPairs, encode_pairs, load_pairs
@@ -117,7 +118,11 @@ def tokenizer_name(config: PretrainConfig, settings: TokenizerConfig) -> str:
 def make_model(plan: Plan, data: Data) -> nn.Module:
     """The model to train: that of the source, or a new one."""
     if data.source is None:
-        return HEADS[data.shape](plan.config)
+        model = HEADS[data.shape](plan.config)
+        if plan.counted:
+            trunk = model.trunk.encoder if plan.config.is_encoder_decoder else model.trunk
+            begin_with_cooccurrences(trunk.embed, data.stores["train"], plan.counted)
+        return model
     return load_model(data.source.directory, head=data.shape, dropout=plan.config.dropout)
 
 

@@ -56,3 +56,21 @@ def test_blocks_are_not_compiled_where_they_cannot_be(monkeypatch):
     assert not compiles(monkeypatch, budget="10m", runtime={"zero_stage": 1})
     assert compiles(monkeypatch, None, budget="1m", runtime={"compile": True})
     assert not compiles(monkeypatch, budget="10m", runtime={"compile": False})
+
+
+def counted(tokens: int = LARGE, **settings) -> int:
+    config = build_config(PretrainConfig, settings, "test")
+    return plan.make_plan(config, None, DraftTokenizer(8192), tokens, None, 1, torch.device("cpu")).counted
+
+
+def test_more_tokens_are_counted_for_embeddings_than_a_short_training_reads():
+    assert counted(SMALL) == SMALL
+    assert 1_000_000 < counted(budget="1m") < counted(budget="5m") <= plan.MOST_COUNTED
+    assert counted(budget=None, max_steps=2, global_batch_size=8) < 50_000
+    assert counted(embeddings="random") == 0
+
+
+def test_embeddings_of_wide_models_with_many_pieces_begin_at_random():
+    config = build_config(PretrainConfig, {"sizes": {"hidden_size": 768}}, "test")
+    made = plan.make_plan(config, None, DraftTokenizer(50_000), LARGE, None, 1, torch.device("cpu"))
+    assert made.counted == 0 and made.config.hidden_size == 768
