@@ -112,11 +112,14 @@ class _HeadLoss(torch.autograd.Function):
                 logits = predict(part)
             loss, of_logits = cross_entropy_and_gradient(logits.detach(), answers)
             gradient, *gradients = torch.autograd.grad(logits, (part, *head), of_logits, allow_unused=True)
+            # What the next piece needs room for is not to be held by a name of this one.
+            del logits, of_logits
             total += loss
             ctx.hidden.append(gradient)
             for i, found in enumerate(gradients):
                 if found is not None:
                     ctx.head[i] = found if ctx.head[i] is None else ctx.head[i].add_(found)
+            del found, gradients
         ctx.shape = hidden.shape
         return total
 
