@@ -19,7 +19,7 @@ Predict = Callable[[Tensor], Tensor]
 
 # Logits of one piece; fewer rows than MIN_ROWS would make each a poor matrix product, and their gradients of the head's
 # matrix, one for each piece, cost more than they.
-PIECE = {"cpu": 2**22, "cuda": 2**27}
+PIECE = {"cpu": 2**21, "cuda": 2**27}
 MIN_ROWS = 512
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from model.activations import ACTIVATIONS
 from model.cache import KVCache
 from model.config import ModelConfig
 from model.initialization import init_weights
-from model.layers import ACTIVATIONS
 from model.norms import make_norm
 from model.transformer import Transformer
 

@@ -1,24 +1,14 @@
 """MLP and block. B batch, T positions, S memory positions, C hidden_size."""
 
 from collections.abc import Callable
-from functools import partial
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from model.activations import ACTIVATIONS, gated
 from model.attention import Attention
 from model.cache import KVCache
 from model.config import ModelConfig
 from model.norms import make_norm, to_product_type
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
 
 
 class MLP(nn.Module):
@@ -35,7 +25,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.gate_proj is None:
             return self.down_proj(self.act(self.up_proj(x)))
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gated(self.act, self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):

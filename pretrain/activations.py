@@ -33,10 +33,10 @@ class Widths:
 
 
 def norm_bytes(config: ModelConfig, widths: Widths, size: int, width: int | None = None) -> int:
-    """One norm over `size` channels: its input and statistics; RMSNorm in 16 bits also the normalised, both in fp32."""
+    """One norm over `size` channels: its input and statistics."""
     width = widths.stream if width is None else width
     if config.norm == "rmsnorm":
-        return (4 if width == 4 else 8) * size + 4
+        return width * size + 4
     return width * size + 2 * widths.stream
 
 
@@ -59,8 +59,8 @@ def block_bytes(
         total += attention_bytes(config, widths, length, across, False, 0.0)
         parts = 3
     total += norm + widths.inputs(size, 2 if config.gated_mlp and post else 1)
-    from_result = config.hidden_act in FROM_RESULT
-    kept = (4 if config.gated_mlp else 2) - from_result
+    # A gate's activation is not kept (model/activations.py).
+    kept = 3 if config.gated_mlp else 2 - (config.hidden_act in FROM_RESULT)
     total += widths.product * inner * kept
     return total + (widths.product * size * parts if config.dropout else 0)
 

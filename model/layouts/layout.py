@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.activations import ACTIVATIONS
 from model.config import ModelConfig, check_value
-from model.layers import ACTIVATIONS
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 SIZES = (
