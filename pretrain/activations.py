@@ -33,10 +33,10 @@ class Widths:
 
 
 def norm_bytes(config: ModelConfig, widths: Widths, size: int, width: int | None = None) -> int:
-    """One norm over `size` channels: its input and statistics."""
+    """One norm over `size` channels: its input and statistics; RMSNorm in 16 bits also the normalised, both in fp32."""
     width = widths.stream if width is None else width
     if config.norm == "rmsnorm":
-        return width * size + 4
+        return (4 if width == 4 else 8) * size + 4
     return width * size + 2 * widths.stream
 
 
