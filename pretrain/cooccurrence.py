@@ -14,7 +14,7 @@ WINDOW = 5  # neighbours on each side; one at distance d counts (WINDOW + 1 - d)
 SMOOTHING = 0.75  # of the neighbours' frequencies (Levy, Goldberg and Dagan 2015)
 # Neighbours are the most frequent tokens, as many as keep the matrix within so many cells (134 MB, twice).
 MOST_NEIGHBOURS, MOST_CELLS = 2048, 1 << 25
-SCALE = 2.0  # of the standard deviation that the model begins with (benchmarks/RESULTS.md)
+SCALE = 4.0  # of the standard deviation that the model begins with (benchmarks/RESULTS.md)
 OVERSAMPLING, ITERATIONS = 16, 2  # of the randomized factorization (Halko et al. 2011)
 STRETCH = 1 << 20  # tokens that are counted at once
 

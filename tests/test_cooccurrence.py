@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity
 from corpus.config import CorpusConfig
 from corpus.store import build_store
 from pretrain import cooccurrence
-from pretrain.cooccurrence import WINDOW, begin_with_cooccurrences, count_neighbours, factorize, neighbours_for
+from pretrain.cooccurrence import SCALE, WINDOW, begin_with_cooccurrences, count_neighbours, factorize, neighbours_for
 from tests.test_token_store import Bytes
 
 VOCABULARY = 300
@@ -66,7 +66,7 @@ def test_tokens_in_the_same_places_begin_near_each_other(store):
     seen = torch.zeros(VOCABULARY, dtype=torch.bool)
     seen[torch.from_numpy(store.read(0, len(store)))] = True
     assert torch.equal(embedding.weight[~seen], before[~seen])
-    assert embedding.weight[seen].pow(2).mean().sqrt().item() == pytest.approx(2 * before.std().item(), rel=1e-4)
+    assert embedding.weight[seen].pow(2).mean().sqrt().item() == pytest.approx(SCALE * before.std().item(), rel=1e-4)
 
 
 def test_the_matrix_is_bounded():
