@@ -86,6 +86,7 @@ def train(
     metric: str = "val/loss",
     larger_is_better: bool = False,
     evaluation_in_steps: float = 1.0,
+    spent: float = 0.0,
     early_batches: Callable[[int], list[Batch]] | None = None,
     flops_per_token: Callable[[float], float] | None = None,
     class_weights: Tensor | None = None,
@@ -98,13 +99,14 @@ def train(
     its place until the learning rate begins to fall.
     flops_per_token(share): of a step in which this share of the positions has a label.
     documents(step, rank, early): names of the documents in each micro-batch of a rank.
+    spent: seconds of the budget that making the model took.
     evaluate(model): metrics over the whole validation set, the same on every rank.
     facts: for the manifest of checkpoints; those of BINDING must be the same when the run goes on.
     Raises Interrupted after a signal, NonFiniteError after MAX_NON_FINITE bad steps in a row, CheckpointError when the
     last save fails or no checkpoint is intact, ConfigError when memory or disk do not suffice.
     """
     main = accelerator.is_main_process
-    pace = Pace(run, config, evaluation_in_steps, accelerator)
+    pace = Pace(run, config, evaluation_in_steps, accelerator, spent)
     training = prepare(model, config, accelerator)
     if class_weights is not None:
         class_weights = class_weights.to(accelerator.device)

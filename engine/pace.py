@@ -42,8 +42,10 @@ class Pace:
         config: "LoopConfig",
         evaluation_in_steps: float,
         accelerator: Accelerator,
+        spent: float = 0.0,
     ) -> None:
-        """`evaluation_in_steps`: the tokens of one evaluation divided by those of one training step."""
+        """`evaluation_in_steps`: the tokens of one evaluation divided by those of one training step; `spent`: seconds
+        of the budget that this launch has used already."""
         self.config = config
         self.max_steps = config.max_steps or UNKNOWN
         self.budget = config.budget_seconds
@@ -57,7 +59,7 @@ class Pace:
         self._evaluation_in_steps = evaluation_in_steps
         self._evaluation_seconds: float | None = None
         self._step_seconds: deque[float] = deque(maxlen=100)
-        self._started = time.monotonic()
+        self._started = time.monotonic() - spent
         # (step, state of the schedule) of each review: from that step on it was so.
         self.history: list[tuple[int, dict[str, Any]]] = []
         plan = broadcast(read_json(self.path) if accelerator.is_main_process else None, accelerator)

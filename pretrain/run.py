@@ -1,6 +1,7 @@
 """One pretraining run: tokenizer, token store or pairs, plan, loop, scores."""
 
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -160,6 +161,7 @@ def _train(
         early = partial(first.batches, share=share)
 
     torch.manual_seed(config.seed)
+    start = time.monotonic()
     model = make_model(plan, data)
     if data.source is not None and model.newly_initialized:
         console.print(f"{data.source.directory}: newly initialised: {', '.join(model.newly_initialized)}", markup=False)
@@ -174,6 +176,7 @@ def _train(
         lambda directory: save_tokenizer(data.tokenizer, directory, data.shape, plan.config.max_position_embeddings),
         evaluation_in_steps=sum(batch["input_ids"].numel() for batch in held_out)
         / (plan.global_batch_size * plan.rows.length),
+        spent=time.monotonic() - start,
         early_batches=early,
         flops_per_token=lambda share: flops_per_token(plan.config, plan.rows.length, share),
         documents=make_documents(data, objective, first, share),

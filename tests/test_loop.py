@@ -18,6 +18,7 @@ from engine.evaluate import evaluate_loss
 from engine.loop import LoopConfig, train
 from engine.loss import IGNORE_INDEX, cross_entropy_sum
 from engine.optim import OptimConfig
+from engine.pace import Pace
 from engine.run_directory import RunDirectory
 from engine.runtime import RuntimeConfig, Share
 from engine.schedule import Schedule, ScheduleConfig
@@ -366,3 +367,11 @@ def test_checkpoints_hold_no_pickle(tmp_path):
     assert {file.suffix for file in newest.rglob("*") if file.is_file()} == {".json", ".safetensors"}
     moments = load_file(newest / "optimizer.safetensors")
     assert any(key.endswith("/momentum_buffer") for key in moments) and any(key.endswith("/exp_avg") for key in moments)
+
+
+def test_time_that_was_spent_before_counts_in_the_budget(tmp_path):
+    with RunDirectory(tmp_path) as directory:
+        pace = Pace(directory, config(budget="60s"), 1.0, accelerator(), spent=50.0)
+    assert 50 <= pace.elapsed < 60
+    pace.resume(3, 20.0)
+    assert 70 <= pace.elapsed < 80
