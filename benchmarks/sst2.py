@@ -1,14 +1,17 @@
 """SST-2 accuracy of a GPT and an MLM encoder pretrained on reviews, beside random weights and TF-IDF.
 
     python -m benchmarks.sst2 sst2/ imdb/unsup.jsonl.gz --budget 5m
+    python -m benchmarks.sst2 sst2/ imdb/unsup.jsonl.gz --labels 1000 --seeds 5
 
 `sst2/` holds train.tsv, dev.tsv and test.tsv with columns sentence and label. Everything goes into --folder, where
 finished runs are kept: the command can be given again. Each classifier is trained --seeds times (order, dropout, head);
 what pretraining brings is the mean over seeds, example by example, so that the luck of one training counts for less.
+With --labels, each training has as many rows of train.tsv, drawn by its seed.
 """
 
 import csv
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +32,7 @@ def main(
     budget: Annotated[str, typer.Option(help="wall time of each pretraining")] = "5m",
     finetune_budget: Annotated[str, typer.Option(help="wall time of each fine-tuning at most")] = "3m",
     seeds: Annotated[int, typer.Option(help="trainings of each classifier")] = 1,
+    labels: Annotated[int | None, typer.Option(help="rows of train.tsv that a training gets; default: all")] = None,
     folder: Annotated[Path, typer.Option(help="where the runs go")] = Path("sst2-benchmark"),
 ) -> None:
     folder.mkdir(exist_ok=True)
@@ -40,10 +44,12 @@ def main(
         for seed in range(seeds):
             # In turns: a busy moment of the machine meets both.
             for weights in ("pretrained", "random"):
-                name = f"{model}-{weights}" + (f"-{seed}" if seed else "")
+                name = f"{model}-{weights}" + (f"-of-{labels}" if labels else "") + (f"-{seed}" if seed else "")
                 runs.setdefault(f"{model}-{weights}", []).append(name)
                 settings = [f"run={name}", f"weights={weights}", f"seed={seed}"]
-                call(folder, "finetune", "--model", f"runs/{model}", *settings, *data)
+                if labels:
+                    settings.append(f"data.path={draw(labelled / SPLITS['path'], labels, seed, folder)}")
+                call(folder, "finetune", "--model", f"runs/{model}", *data, *settings)
     table = Table("classifier", "accuracy", "standard error", "macro F1", "MCC", "trainings")
     for name, repeats in runs.items():
         rows = [json.loads((folder / "runs" / run / "summary.json").read_text())["scores"] for run in repeats]
@@ -63,6 +69,15 @@ def main(
             f"{model}: pretrained over random weights {100 * mean:+.1f} points, standard error {100 * error:.1f} "
             f"(the same {len(test)} examples, paired, {seeds} trainings each): {mean / error:.1f} standard errors"
         )
+
+
+def draw(path: Path, count: int, seed: int, folder: Path) -> Path:
+    """A file with `count` rows of `path`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = file
+    sample = folder.resolve() / f"train-{count}-{seed}.tsv"
+    sample.write_text("".join([header, *random.Random(seed).sample(rows, count)]), encoding="utf-8")
+    return sample
 
 
 def add(table: Table, name: str, scores: list[dict[str, float]]) -> None:
