@@ -133,12 +133,16 @@ class Pace:
     def _fit_budget(self, step: int, step_seconds: float, left: float, evaluation: float, first: bool) -> None:
         # The evaluation at the end is always made.
         left -= evaluation
-        if first and self.config.evaluate_every is None:
-            count = min(EVALUATIONS - 1, int(EVALUATION_SHARE * left / evaluation))
-            total = step + (left - count * evaluation) / step_seconds
-            self.evaluate_every = max(1, math.ceil(min(total, self.max_steps) / (count + 1)))
-        total = step + int(left / (step_seconds + evaluation / self.evaluate_every))
+        chooses = first and self.config.evaluate_every is None
+        if chooses:
+            # None on the way where the one at the end takes all that is left.
+            count = max(0, min(EVALUATIONS - 1, int(EVALUATION_SHARE * left / evaluation)))
+            total = step + int((left - count * evaluation) / step_seconds)
+        else:
+            total = step + int(left / (step_seconds + evaluation / self.evaluate_every))
         self.schedule.retotal(step, min(max(total, step + 1), self.max_steps))
+        if chooses:
+            self.evaluate_every = math.ceil(self.total / (count + 1))
 
     def _after(self, step: int) -> int:
         """The next step to review at: half-way to the fall of the rate, its beginning, then half-way to the end."""

@@ -375,3 +375,12 @@ def test_time_that_was_spent_before_counts_in_the_budget(tmp_path):
     assert 50 <= pace.elapsed < 60
     pace.resume(3, 20.0)
     assert 70 <= pace.elapsed < 80
+
+
+def test_a_budget_that_one_evaluation_outlasts_has_one_evaluation(tmp_path):
+    with RunDirectory(tmp_path) as directory:
+        pace = Pace(directory, config(max_steps=None, evaluate_every=None, budget="5s"), 1e3, accelerator(), 1.0)
+    for _ in range(2):
+        pace.step_took(0.1)
+    assert pace.review(2)
+    assert pace.evaluate_every == pace.total < 100
