@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.machine import usable_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 # One reading process keeps about two encoders busy.
 MOST_PROCESSES = 3
@@ -88,7 +90,7 @@ class Encoders:
 
 def encoders_for(tokenizer: Any, size: int | None) -> Encoders:
     """Processes for a corpus of `size` bytes (None: unknown, as of a data set of the Hub), where they pay."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    cores = usable_cores()
     pays = getattr(tokenizer, "uses_one_core", False) and (size is None or size >= FEWEST_BYTES) and cores > 1
     return Encoders(tokenizer, min(cores, MOST_PROCESSES) if pays else 0)
 

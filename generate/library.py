@@ -11,7 +11,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from engine.compiler import compiler
+from engine.machine import compiler
 
 SOURCE = Path(__file__).with_name("step.cpp")
 # Not -ffast-math: NaN must stay NaN, and a library linked with it changes the rounding mode of its whole process.

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from engine.compiler import compiler
 from engine.device import DTYPES, resolve_precision
 from engine.errors import ConfigError
 from engine.flops import flops_per_token
+from engine.machine import compiler
 from engine.runtime import matmul_ceiling, zero_stage
 from model import ModelConfig
 from pretrain.config import ModelSizes, PretrainConfig

@@ -101,7 +101,7 @@ def test_a_store_is_the_same_with_them(tokenizer, tmp_path, monkeypatch):
         return started[-1]
 
     monkeypatch.setattr("corpus.store.encoders_for", counted)
-    monkeypatch.setattr(encoders.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(encoders, "usable_cores", lambda: 2)
     for least in (1 << 40, 0):
         monkeypatch.setattr(encoders, "FEWEST_BYTES", least)
         build_store(corpus, tokenizer, tmp_path / str(least))
@@ -114,5 +114,5 @@ def test_a_store_is_the_same_with_them(tokenizer, tmp_path, monkeypatch):
 def test_processes_are_started_only_where_they_pay(tokenizer, monkeypatch):
     assert encoders_for(tokenizer, 1000).count == 0
     assert encoders_for(Refuses(), None).count == 0
-    monkeypatch.setattr(encoders.os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(encoders, "usable_cores", lambda: 1)
     assert encoders_for(tokenizer, None).count == 0

@@ -12,11 +12,11 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
 from engine.checkpoint import find_damage, latest_checkpoint
-from engine.compiler import compiler
 from engine.errors import CheckpointError, NonFiniteError
 from engine.evaluate import evaluate_loss
 from engine.loop import LoopConfig, train
 from engine.loss import IGNORE_INDEX, cross_entropy_sum
+from engine.machine import compiler
 from engine.optim import OptimConfig
 from engine.pace import Pace
 from engine.run_directory import RunDirectory

@@ -6,7 +6,6 @@ tokenizer.decode(ids)                    # the same text
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -17,6 +16,7 @@ import numpy as np
 
 from engine.errors import CheckpointError
 from engine.files import read_json
+from engine.machine import usable_cores
 from tokenizer.memo import Memo
 from tokenizer.stream import StreamDecoder, decode
 
@@ -279,11 +279,6 @@ def load_tokenizer(directory: Path | str) -> "Tokenizer | FastTokenizer":
 def _trained_here(directory: Path) -> bool:
     config = read_json(directory / "tokenizer_config.json")
     return isinstance(config, dict) and SHA256_KEY in config
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_text(mark: str) -> tuple[str, ...]:
