@@ -39,7 +39,7 @@ encoder-decoders corrupted spans, or pairs of texts.
   global_batch_size, micro_batch_size, max_steps, max_epochs, evaluate_every, save_every, keep_last, checkpoint,
   seed\n
   pairs.*: path, source, target, validation, test, or task=restore (give sentences their capitals and marks back)\n
-  embeddings=random: not from the corpus's co-occurrences, the default (pretrain/cooccurrence.py)\n
+  embeddings=random: not from the corpus's bigrams, the default, or co-occurrences (pretrain/beginning.py)\n
   tokenizer=DIR, vocab_size=N, corpus.*: sources, split; tracking.*: Weights & Biases
 
 All options of training: python -m pretrain train --help

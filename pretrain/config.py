@@ -91,8 +91,10 @@ class PretrainConfig(LoopConfig):
     causal_start: bool = Field(
         True, description="mlm: predict next tokens, as a decoder, until the learning rate begins to fall"
     )
-    embeddings: Literal["cooccurrence", "random"] = Field(
-        "cooccurrence", description="of a new model: which tokens stand near each other, factorized; or at random"
+    embeddings: Literal["bigrams", "cooccurrence", "random"] = Field(
+        "bigrams",
+        description="of a new model: fitted, with its head, to which token follows which, from the next; which tokens "
+        "stand near each other, factorized; or at random",
     )
     tracking: TrackingConfig = TrackingConfig()
 

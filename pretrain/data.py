@@ -4,17 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import nn
 
 from corpus.store import TokenStore, build_store
-from engine.device import default_device
+from engine.device import DTYPES, default_device, resolve_precision
 from engine.errors import CheckpointError, ConfigError, DataError
 from engine.loss import Batch
 from engine.run_directory import find_model
+from engine.runtime import RuntimeConfig
 from model import HEADS, ModelConfig, load_model
+from pretrain.beginning import begin
 from pretrain.config import PretrainConfig
-from pretrain.cooccurrence import begin_with_cooccurrences
 from pretrain.next_sentence import NextSentenceObjective
 from pretrain.objectives import CausalObjective, MaskedObjective
 from pretrain.pairs import EncodedPairs, PairsObjective, TextPairs, encode_pairs, load_pairs
@@ -115,13 +117,16 @@ def tokenizer_name(config: PretrainConfig, settings: TokenizerConfig) -> str:
     return f"{settings.directory.name}-{task}" if task else settings.directory.name
 
 
-def make_model(plan: Plan, data: Data) -> nn.Module:
+def make_model(plan: Plan, data: Data, runtime: RuntimeConfig) -> nn.Module:
     """The model to train: that of the source, or a new one."""
     if data.source is None:
         model = HEADS[data.shape](plan.config)
-        if plan.counted:
-            trunk = model.trunk.encoder if plan.config.is_encoder_decoder else model.trunk
-            begin_with_cooccurrences(trunk.embed, data.stores["train"], plan.counted)
+        if plan.beginning.tokens:
+            device = default_device(runtime.device)
+            dtype = DTYPES[resolve_precision(runtime.precision, device)]
+            # Nothing scales the gradients here.
+            dtype = torch.float32 if dtype == torch.float16 else dtype
+            begin(model, data.stores["train"], plan.beginning, device, dtype)
         return model
     return load_model(data.source.directory, head=data.shape, dropout=plan.config.dropout)
 

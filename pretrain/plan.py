@@ -14,8 +14,8 @@ from engine.flops import flops_per_token
 from engine.machine import compiler
 from engine.runtime import matmul_ceiling, zero_stage
 from model import ModelConfig
+from pretrain.beginning import Beginning, plan_beginning
 from pretrain.config import ModelSizes, PretrainConfig
-from pretrain.cooccurrence import neighbours_for
 from pretrain.presets import build_config, read_preset, shape_of
 from pretrain.spans import span_shape
 
@@ -37,8 +37,6 @@ LONGEST_PAIR, LENGTH_MULTIPLE = 512, 64
 # the time is what the FLOPs would take at these ceilings; where that is too short, compiling pays all the more.
 SECONDS_TO_COMPILE = {"cpu": 600.0, "cuda": 180.0}
 NOMINAL_CEILING = {"cpu": 4e11, "cuda": 1e15}
-# Counting takes some 0.3 us a token: five for each that is read cost one to two hundredths of the time.
-COUNTED_FOR_ONE_READ, MOST_COUNTED = 5, 1 << 25
 
 
 @dataclass
@@ -86,8 +84,7 @@ class Plan:
     micro_batch_size: int
     max_steps: int
     compile: bool
-    # Tokens whose neighbours the embeddings begin with; 0: they begin at random.
-    counted: int
+    beginning: Beginning
     reasons: list[tuple[str, str, str]]
 
     def table(self) -> Table:
@@ -156,25 +153,12 @@ def make_plan(
         seconds = config.budget_seconds * min(1.0, work / flops)
     compiles, why = _compiles(config, seconds, device)
     reasons.append(("compile", "yes" if compiles else "no", why))
-    read = min(work, flops or work) / per_token
-    counted, why = _counted(config, source, model, 0 if pairs else tokens, read)
-    reasons.append(("embeddings", f"{counted:,} tokens" if counted else "random", why))
-    return Plan(model, length, rows, batch, micro, steps, compiles, counted, reasons)
-
-
-def _counted(
-    config: PretrainConfig, source: ModelConfig | None, model: ModelConfig, tokens: int, read: float
-) -> tuple[int, str]:
-    """How many of the corpus's `tokens` to count for the embeddings of a run that reads `read`, and the reason."""
-    if source is not None:
-        return 0, f"those of {config.init}"
-    if config.embeddings == "random":
-        return 0, "given"
-    if not tokens:
-        return 0, "pairs are too few to count"
-    if neighbours_for(model.vocab_size) < model.hidden_size:
-        return 0, f"{model.vocab_size:,} pieces leave fewer neighbours than the model is wide"
-    return min(tokens, MOST_COUNTED, round(COUNTED_FOR_ONE_READ * read)), "what stands near each token, factorized"
+    beginning = Beginning()
+    if source is None:
+        spent = min(work, flops or work) / ranks
+        beginning, model, rows_of_it = plan_beginning(config, model, 0 if pairs else tokens, spent, per_token)
+        reasons += rows_of_it
+    return Plan(model, length, rows, batch, micro, steps, compiles, beginning, reasons)
 
 
 def _compiles(config: PretrainConfig, seconds: float, device: torch.device) -> tuple[bool, str]:

@@ -86,6 +86,7 @@ def choices(plan: Plan) -> dict[str, Any]:
     """What a plan chose by the budget and the speed of the machine, which another launch may measure otherwise."""
     model, names = plan.config, ("hidden_size", "num_hidden_layers", "num_attention_heads")
     sizes = {name: getattr(model, name) for name in names} | {"max_position_embeddings": plan.length}
+    sizes["tie_word_embeddings"] = model.tie_word_embeddings
     return {"sizes": sizes, "global_batch_size": plan.global_batch_size, "compile": plan.compile}
 
 
@@ -162,7 +163,7 @@ def _train(
 
     torch.manual_seed(config.seed)
     start = time.monotonic()
-    model = make_model(plan, data)
+    model = make_model(plan, data, config.runtime)
     if data.source is not None and model.newly_initialized:
         console.print(f"{data.source.directory}: newly initialised: {', '.join(model.newly_initialized)}", markup=False)
     return loop(
