@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix, csr_matrix
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
@@ -50,6 +49,8 @@ class Bigrams:
     @classmethod
     def count(cls, store: TokenStore, tokens: int, vocabulary: int, device: torch.device | None = None) -> "Bigrams":
         """Of the first `tokens` of `store`."""
+        from scipy.sparse import coo_matrix, csr_matrix  # most runs begin without
+
         tokens = min(tokens, len(store))
         table = csr_matrix((vocabulary, vocabulary), dtype=np.float32)
         for start in range(0, tokens - 1, STRETCH):

@@ -5,6 +5,7 @@ import torch
 
 from engine.config import build_config
 from pretrain import plan
+from pretrain.beginning import FEWEST_STEPS, MOST_COUNTED, MOST_STEPS, Beginning
 from pretrain.config import PretrainConfig
 from pretrain.plan_command import DraftTokenizer
 
@@ -58,19 +59,44 @@ def test_blocks_are_not_compiled_where_they_cannot_be(monkeypatch):
     assert not compiles(monkeypatch, budget="10m", runtime={"compile": False})
 
 
-def counted(tokens: int = LARGE, **settings) -> int:
+def planned(tokens: int = LARGE, pieces: int = 8192, **settings) -> plan.Plan:
     config = build_config(PretrainConfig, settings, "test")
-    return plan.make_plan(config, None, DraftTokenizer(8192), tokens, None, 1, torch.device("cpu")).counted
+    return plan.make_plan(config, None, DraftTokenizer(pieces), tokens, None, 1, torch.device("cpu"))
 
 
-def test_more_tokens_are_counted_for_embeddings_than_a_short_training_reads():
+def test_more_tokens_are_counted_than_a_short_training_reads():
+    def counted(tokens: int = LARGE, **settings) -> int:
+        return planned(tokens, **settings).beginning.tokens
+
     assert counted(SMALL) == SMALL
-    assert 1_000_000 < counted(budget="1m") < counted(budget="5m") <= plan.MOST_COUNTED
+    assert 1_000_000 < counted(budget="1m") < counted(budget="5m") <= MOST_COUNTED
     assert counted(budget=None, max_steps=2, global_batch_size=8) < 50_000
     assert counted(embeddings="random") == 0
 
 
 def test_embeddings_of_wide_models_with_many_pieces_begin_at_random():
-    config = build_config(PretrainConfig, {"sizes": {"hidden_size": 768}}, "test")
-    made = plan.make_plan(config, None, DraftTokenizer(50_000), LARGE, None, 1, torch.device("cpu"))
-    assert made.counted == 0 and made.config.hidden_size == 768
+    wide = {"sizes": {"hidden_size": 768}, "pieces": 50_000}
+    assert planned(embeddings="cooccurrence", **wide).beginning == Beginning()
+    made = planned(budget="10h", **wide)
+    assert made.beginning.bigram_steps == MOST_STEPS and not made.beginning.cooccurrences
+
+
+def test_a_decoder_that_begins_as_bigrams_has_a_head_of_its_own():
+    made = planned(budget="5m")
+    assert made.beginning.bigram_steps >= FEWEST_STEPS and not made.config.tie_word_embeddings
+    assert ("head", "untied") in [row[:2] for row in made.reasons]
+    for settings in (
+        {"budget": "5m", "sizes": {"tie_word_embeddings": True}},
+        {"budget": "5m", "embeddings": "cooccurrence"},
+        {"budget": "5m", "model": "gpt2"},
+        {"budget": None, "max_steps": 2, "global_batch_size": 8},
+    ):
+        made = planned(**settings)
+        assert made.beginning.bigram_steps == 0 and made.beginning.cooccurrences and made.config.tie_word_embeddings
+
+
+def test_an_encoder_begins_as_bigrams_where_it_starts_as_a_decoder():
+    made = planned(budget="5m", model="mlm")
+    assert made.beginning.bigram_steps and made.config.tie_word_embeddings
+    assert not planned(budget="5m", model="mlm", causal_start=False).beginning.bigram_steps
+    assert not planned(budget="5m", model="bert").beginning.bigram_steps
