@@ -89,6 +89,7 @@ def test_a_decoder_that_begins_as_bigrams_has_a_head_of_its_own():
         {"budget": "5m", "sizes": {"tie_word_embeddings": True}},
         {"budget": "5m", "embeddings": "cooccurrence"},
         {"budget": "5m", "model": "gpt2"},
+        {"budget": "5m", "tokens": SMALL},
         {"budget": None, "max_steps": 2, "global_batch_size": 8},
     ):
         made = planned(**settings)
