@@ -41,8 +41,8 @@ def main(
     settings: Annotated[list[str] | None, typer.Argument(help="key=value for our runs")] = None,
 ) -> None:
     text = (data / "shakespeare" / "input.txt").resolve()
-    with tempfile.TemporaryDirectory() as name:
-        ours = Ours(Path(name), text, characters, settings or [])
+    with tempfile.TemporaryDirectory() as folder:
+        ours = Ours(Path(folder), text, characters, settings or [])
         name = "shakespeare" + ("-characters" if characters else "")
         if reach is None:
             found = [ours.within(seconds) for _ in range(repeats)]
@@ -55,7 +55,7 @@ def main(
             print("seconds all-in:", ", ".join(f"{wall:.1f}" for _, wall in found))
             return
         budget = ours.search(reach)
-        peer = Peer(nanogpt, Path(name), text) if nanogpt else None
+        peer = Peer(nanogpt, Path(folder), text) if nanogpt else None
         times, peers, bits = [], [], []
         for _ in range(repeats):
             if peer:
