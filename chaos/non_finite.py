@@ -71,5 +71,6 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    # Threads of gloo that outlive the interpreter may abort it.
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    # Without the interpreter's own end: gloo's threads may abort it, even after destroy_process_group.
+    os._exit(0)
