@@ -155,7 +155,7 @@ def make_plan(
     reasons.append(("compile", "yes" if compiles else "no", why))
     beginning = Beginning()
     if source is None:
-        spent = min(work, flops or work) / ranks
+        spent = min(work, flops or work)
         beginning, model, rows_of_it = plan_beginning(config, model, 0 if pairs else tokens, spent, per_token)
         reasons += rows_of_it
     return Plan(model, length, rows, batch, micro, steps, compiles, beginning, reasons)

@@ -96,6 +96,15 @@ def test_a_decoder_that_begins_as_bigrams_has_a_head_of_its_own():
         assert made.beginning.bigram_steps == 0 and made.beginning.cooccurrences and made.config.tie_word_embeddings
 
 
+def test_a_run_of_given_steps_begins_alike_on_any_number_of_ranks():
+    config = build_config(PretrainConfig, {"budget": None, "max_steps": 300, "global_batch_size": 32}, "test")
+    made = [
+        plan.make_plan(config, None, DraftTokenizer(512), LARGE, None, ranks, torch.device("cpu")) for ranks in (1, 4)
+    ]
+    assert made[0].beginning == made[1].beginning and made[0].config == made[1].config
+    assert made[0].beginning.bigram_steps
+
+
 def test_an_encoder_begins_as_bigrams_where_it_starts_as_a_decoder():
     made = planned(budget="5m", model="mlm")
     assert made.beginning.bigram_steps and made.config.tie_word_embeddings
