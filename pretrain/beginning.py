@@ -16,7 +16,7 @@ COUNTED_FOR_ONE_READ, MOST_COUNTED = 5, 1 << 25
 # A head of its own learns a corpus by heart that is read many times: tinyshakespeare, 180 s, tied 2.078 bits per byte,
 # untied 2.096 to 2.156, with its least loss after 7 epochs. Reviews, less than one epoch: 1.729 and 1.699.
 MOST_READINGS = 2
-# Of the floating-point operations of all ranks, so that a run is the same on any number of them. Fewer steps would leave
+# Of the floating-point operations of all ranks: a run is the same on any number of them. Fewer steps would leave
 # an untied head worse than a tied one.
 SHARE_FOR_BIGRAMS, FEWEST_STEPS, MOST_STEPS = 0.08, 40, 320
 
