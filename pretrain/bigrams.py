@@ -16,7 +16,6 @@ from corpus.tokens import TokenStore
 from model import ModelConfig
 
 ROWS = 512  # tokens whose followers are predicted in one step
-PIECE = 2**21  # logits at a time
 STRETCH = 1 << 22  # tokens that are counted at once
 # The rest is measured on reviews (benchmarks/RESULTS.md).
 LEARNING_RATE, TIED_LEARNING_RATE = 0.03, 0.003  # of a table with a root mean square of 1, and of one that is small
@@ -97,17 +96,15 @@ def begin_as_bigrams(model: nn.Module, bigrams: Bigrams, steps: int, dtype: torc
         optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (steps * (1 - FLAT)))
     )
     drawn = bigrams.totals.pow(SAMPLING)
-    rows = max(1, PIECE // len(table))
     for _ in range(steps):
         tokens = torch.multinomial(drawn, ROWS, replacement=True)
         weights = (bigrams.totals / drawn)[tokens]
         weights /= weights.sum()
-        for ids, weight in zip(tokens.split(rows), weights.split(rows), strict=True):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = model.predict(trunk.norm(trunk.embed_norm(trunk.embed(ids))))
-            gradient = torch.softmax(logits.detach(), -1, dtype=torch.float32)
-            bigrams.subtract_followers(gradient, ids)
-            logits.backward(gradient.mul_(weight[:, None]).to(logits.dtype))
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = model.predict(trunk.norm(trunk.embed_norm(trunk.embed(tokens))))
+        gradient = torch.softmax(logits.detach(), -1, dtype=torch.float32)
+        bigrams.subtract_followers(gradient, tokens)
+        logits.backward(gradient.mul_(weights[:, None]).to(logits.dtype))
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()

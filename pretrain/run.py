@@ -84,9 +84,8 @@ def replay(path: Path, step: int, dump: Path | None) -> None:
 
 def choices(plan: Plan) -> dict[str, Any]:
     """What a plan chose by the budget and the speed of the machine, which another launch may measure otherwise."""
-    model, names = plan.config, ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    sizes = {name: getattr(model, name) for name in names} | {"max_position_embeddings": plan.length}
-    sizes["tie_word_embeddings"] = model.tie_word_embeddings
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
+    sizes = {name: getattr(plan.config, name) for name in names} | {"max_position_embeddings": plan.length}
     return {"sizes": sizes, "global_batch_size": plan.global_batch_size, "compile": plan.compile}
 
 
