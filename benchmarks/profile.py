@@ -22,7 +22,7 @@ from engine import loss, step
 from engine.config import build_config
 from engine.device import DTYPES, resolve_precision
 from engine.flops import flops_per_token
-from engine.runtime import make_accelerator, matmul_ceiling, start_processes
+from engine.runtime import make_accelerator, measure_matmul, start_processes
 from engine.step import prepare, train_step
 from model import HEADS, attention, layers, transformer
 from pretrain.config import PretrainConfig
@@ -107,7 +107,7 @@ def main(
     dtype = DTYPES[resolve_precision(config.runtime.precision, accelerator.device)]
     ceilings, times = [], []
     for _ in range(steps):
-        ceilings.append(matmul_ceiling(accelerator.device, dtype))
+        ceilings.append(measure_matmul(accelerator.device, dtype))
         times.append(one())
     seconds, ceiling = statistics.median(times), statistics.median(ceilings)
     with _labelled(training), profile(activities=[ProfilerActivity.CPU]) as profiler:

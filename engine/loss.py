@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from model.gradients import passing
+
 IGNORE_INDEX = -100
 # Beside tensors, flags that the model's forward takes.
 Batch = dict[str, Any]
@@ -111,7 +113,7 @@ class _HeadLoss(torch.autograd.Function):
                 part = part.detach().requires_grad_()
                 logits = predict(part)
             loss, of_logits = cross_entropy_and_gradient(logits.detach(), answers)
-            gradient, *gradients = torch.autograd.grad(logits, (part, *head), of_logits, allow_unused=True)
+            gradient, *gradients = torch.autograd.grad(passing(logits, of_logits), (part, *head), allow_unused=True)
             # What the next piece needs room for is not to be held by a name of this one.
             del logits, of_logits
             total += loss

@@ -32,14 +32,10 @@ class OptimConfig(Config):
     max_grad_norm: float = 1.0
 
 
-def make_optimizer(
-    model: nn.Module, config: OptimConfig, stage: int | None, precision: str = "fp32"
-) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: OptimConfig, stage: int | None, precision: str = "fp32") -> "MuonAdamW":
     """The optimizer for `model`, not yet sharded; `stage` is the ZeRO stage or None, `precision` that of the run."""
     muon = config.name != "adamw"
     groups = parameter_groups(model, config, muon)
-    if not muon:
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     if stage is not None:
         groups = [part for group in groups for part in (_split(group) if "momentum" in group else [group])]
     device = next(model.parameters()).device
@@ -140,6 +136,12 @@ class MuonAdamW(torch.optim.Optimizer):
     and every rank gets its shard of the results. DeepSpeed's own Muon (0.19.8) clips the orthogonalised update instead
     of the gradient, and keeps momentum in the type and layout of its gradients.
     """
+
+    # torch's own import torch.compile's front end when they are first called, which takes a second.
+    add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__
+    zero_grad = torch.optim.Optimizer.zero_grad.__wrapped__
+    state_dict = torch.optim.Optimizer.state_dict.__wrapped__
+    load_state_dict = torch.optim.Optimizer.load_state_dict.__wrapped__
 
     def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype = torch.float32) -> None:
         """`dtype`: what matrices are orthogonalised in."""

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -205,7 +206,13 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
 
 
-def matmul_ceiling(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+@cache
+def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """measure_matmul, once in a process."""
+    return measure_matmul(device, dtype)
+
+
+def measure_matmul(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
     """FLOP/s of square matrix products (1,024 on a CPU, 8,192 on a GPU), best of those run within `seconds`."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

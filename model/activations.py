@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+
+from model.gradients import passing
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -24,9 +26,25 @@ def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
     A compiler finds that by itself.
     """
     if gate.requires_grad and not torch.compiler.is_compiling():
-        return checkpoint(_gated, act, gate, up, use_reentrant=False, preserve_rng_state=False)
-    return _gated(act, gate, up)
-
-
-def _gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+        return _Gated.apply(act, gate, up)
     return act(gate) * up
+
+
+class _Gated(torch.autograd.Function):
+    """torch.utils.checkpoint would do, and imports the compiler: a second at the start of a run."""
+
+    @staticmethod
+    def forward(ctx: Any, act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+        ctx.act = act
+        ctx.save_for_backward(gate, up)
+        return act(gate) * up
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            opened = ctx.act(gate)
+        (for_gate,) = torch.autograd.grad(passing(opened, gradient * up), gate)
+        return None, for_gate, gradient * opened.detach()

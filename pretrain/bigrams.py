@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from corpus.tokens import TokenStore
+from engine.optim import MuonAdamW
 from model import ModelConfig
+from model.gradients import passing
 
 ROWS = 512  # tokens whose followers are predicted in one step
 STRETCH = 1 << 22  # tokens that are counted at once
@@ -91,7 +93,7 @@ def begin_as_bigrams(model: nn.Module, bigrams: Bigrams, steps: int, dtype: torc
     if not tied:
         _resize(table, rms_norm(table.detach(), table.shape[1:]), 1.0)
     rate = TIED_LEARNING_RATE if tied else LEARNING_RATE
-    optimizer = torch.optim.AdamW(learned, lr=rate, betas=BETAS, weight_decay=0.0, fused=True)
+    optimizer = MuonAdamW([{"params": learned, "lr": rate, "betas": BETAS, "eps": 1e-8}])
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (steps * (1 - FLAT)))
     )
@@ -104,7 +106,7 @@ def begin_as_bigrams(model: nn.Module, bigrams: Bigrams, steps: int, dtype: torc
             logits = model.predict(trunk.norm(trunk.embed_norm(trunk.embed(tokens))))
         gradient = torch.softmax(logits.detach(), -1, dtype=torch.float32)
         bigrams.subtract_followers(gradient, tokens)
-        logits.backward(gradient.mul_(weights[:, None]).to(logits.dtype))
+        passing(logits, gradient.mul_(weights[:, None]).to(logits.dtype)).backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()

@@ -82,10 +82,10 @@ def test_nothing_unpickles():
         assert not re.search(r"\bpickle\b(?!d|s)|torch\.load\(|yaml\.load\(|trust_remote_code", text), path
 
 
-def loaded_by(code: str) -> set[str]:
-    program = f"import sys\n{code}\nprint(' '.join(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    return {name.split(".")[0] for name in result.stdout.split()}
+def loaded_by(code: str, folder: Path = ROOT) -> set[str]:
+    program = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}\nprint('MODULES', *sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in result.stdout.partition("MODULES")[2].split()}
 
 
 @pytest.mark.parametrize("command", [*sorted(STAGES), "engine", "finetune predict", "generate inspect"])
@@ -107,11 +107,20 @@ print("MODULES", *sys.modules)
     assert not heavy & set(modules.split())
 
 
-def test_the_first_token_and_the_first_step_import_nothing_heavy():
-    # sympy comes with torch._dynamo: a second that only compilation needs.
+def test_the_first_token_and_the_first_step_import_nothing_heavy(tmp_path):
+    # sympy comes with torch._dynamo, DTensor and the check of a given gradient's shape.
     heavy = {"transformers", "datasets", "wandb", "deepspeed", "pandas", "sklearn", "scipy", "matplotlib", "sympy"}
     assert not {*heavy, "accelerate"} & loaded_by("import generate.load, generate.output")
-    assert not heavy & loaded_by("import pretrain.run")
+    tree = {
+        "model": "gpt",
+        "corpus": {"sources": str(tmp_path / "text.txt")},
+        "embeddings": "random",
+        "max_steps": 2,
+        "tracking": {"wandb": "disabled"},
+    }
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question.\n\n" * 2000)
+    run = "from pretrain.config import PretrainConfig\nfrom pretrain.run import pretrain\n"
+    assert not heavy & loaded_by(f"{run}pretrain(PretrainConfig(**{tree}))", tmp_path)
 
 
 def configurations() -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaTokenizer
 
 from engine.errors import CheckpointError
 from tokenizer import FastTokenizer, Tokenizer, TokenizerConfig, load_tokenizer, save_tokenizer
@@ -46,6 +46,24 @@ def exported(request, trained, tmp_path_factory):
     write_model_config(directory, request.param)
     save_tokenizer(trained, directory, request.param, model_max_length=128)
     return request.param, AutoTokenizer.from_pretrained(directory), directory
+
+
+@pytest.mark.parametrize("sentinels", [None, 3])
+def test_tokenizer_json_is_what_transformers_makes_of_the_model(sentinels, tmp_path):
+    """But for the merges that would make names of special pieces out of text."""
+    for size in (400, 600, 900):
+        config = TokenizerConfig(vocab_size=size, sentinels=sentinels)
+        corpus = [*TEXTS, *(Path(file).read_text() for file in (json.__file__, random.__file__))]
+        model = train_model(config, draw_sample(corpus, 10**6, 0))
+        (tmp_path / "tokenizer.model").write_bytes(model)
+        theirs = LlamaTokenizer.from_pretrained(tmp_path, legacy=False, add_prefix_space=False).backend_tokenizer
+        expected, ours = json.loads(theirs.to_str()), convert(Tokenizer(model, tmp_path))
+        names = {token["content"] for token in expected["added_tokens"]} | {f"<0x{byte:02X}>" for byte in range(256)}
+        kept = [merge for merge in expected["model"]["merges"] if not {*merge, "".join(merge)} & names]
+        expected["model"]["merges"] = kept
+        for pipeline in (expected, ours):
+            pipeline.pop("post_processor")  # made afterwards
+        assert ours == expected
 
 
 def fuzz(count: int = 1500) -> list[str]:

@@ -1,13 +1,12 @@
 """The tokenizer files of a Hugging Face model directory."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import CheckpointError
 from engine.files import read_json, write_atomic, write_json
-from tokenizer.tokenizer import SHA256_KEY, Tokenizer
+from tokenizer.tokenizer import SHA256_KEY, SPACE, Tokenizer
 
 if TYPE_CHECKING:
     from tokenizer.fast import FastTokenizer
@@ -43,7 +42,7 @@ def save_tokenizer(
     fill-mask prompt holds '<mask>'); our encode never does. With `split_special_tokens=True` it does as we do, and
     the ids are equal for every text.
 
-    tokenizer.json is that of `tokenizer.directory` if there is one, else `transformers` makes it of tokenizer.model.
+    tokenizer.json is that of `tokenizer.directory` if there is one, else it is made of tokenizer.model.
     A tokenizer that was not trained here is copied as it is, with `model_max_length` and the token `pad_id` for padding
     where they are given. Each file is written atomically, tokenizer.model last.
     Raises CheckpointError when the files of `tokenizer.directory` contradict each other.
@@ -66,28 +65,26 @@ def save_tokenizer(
 
 
 def convert(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of tokenizer.json for a SentencePiece model, made by transformers, without any network.
+    """The content of tokenizer.json for a SentencePiece model: what transformers' LlamaTokenizer makes of it, but for
+    merges that would let a text become the name of a special or byte piece ('<s' and '>' once '<s' is a piece, which
+    '<span' makes it). transformers itself takes a second to import.
 
-    The converter derives merges from the vocabulary alone, so a text could merge to the name of a special or byte
-    piece ('<s' and '>' once '<s' is a piece, which '<span' makes it). Only merges between ordinary pieces stay.
+    A SentencePiece model has no list of merges: any two pieces that are a piece together may merge, by its score.
     """
-    from transformers import LlamaTokenizer
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "tokenizer.model").write_bytes(tokenizer.model)
-        converted = LlamaTokenizer.from_pretrained(folder, legacy=False, add_prefix_space=False)
-    pipeline = json.loads(converted.backend_tokenizer.to_str())
-    ordinary = {
-        tokenizer.piece(i)
-        for i in range(tokenizer.vocab_size)
-        if i not in tokenizer.special_ids and not tokenizer.is_byte(i)
-    }
-    pipeline["model"]["merges"] = [
-        [left, right]
-        for left, right in pipeline["model"]["merges"]
-        if left in ordinary and right in ordinary and left + right in ordinary
-    ]
-    return pipeline
+    names = {tokenizer.piece(i): i for i in range(tokenizer.vocab_size)}
+    ordinary = {piece: i for piece, i in names.items() if i not in tokenizer.special_ids and not tokenizer.is_byte(i)}
+    cuts = ((whole[:i], whole[i:]) for whole in ordinary for i in range(1, len(whole)))
+    merges = [(left, right) for left, right in cuts if left in ordinary and right in ordinary]
+    merges.sort(key=lambda merge: (-tokenizer.score(ordinary["".join(merge)]), len(merge[0])))
+    backend = Backend(models.BPE(names, merges, fuse_unk=True, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
+    backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = [tokenizer.piece(i) for i in sorted(tokenizer.special_ids)]
+    backend.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
+    return json.loads(backend.to_str())
 
 
 def _read_pipeline(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:

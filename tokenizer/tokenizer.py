@@ -173,6 +173,10 @@ class Tokenizer:
         """The piece with this id. Raises IndexError."""
         return self._vocabulary[token_id]
 
+    def score(self, token_id: int) -> float:
+        """How early pieces merge into this one: the highest first."""
+        return self._processor.get_score(token_id)
+
     def is_byte(self, token_id: int) -> bool:
         """Whether this id stands for one byte of a character that has no piece."""
         return self._processor.is_byte(token_id)
