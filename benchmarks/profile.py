@@ -133,8 +133,7 @@ class _labelled:
         inner = training.optimizer
         while hasattr(inner, "optimizer"):
             inner = inner.optimizer
-        self.places = [*LABELS, (step, "summed_losses", "trunk")]
-        self.places += [(type(training.accelerator), "clip_grad_norm_", "clipping")]
+        self.places = [*LABELS, (step, "_clip", "clipping")]
         self.places += [(type(inner), name, kind) for _, name, kind in OPTIMIZER if hasattr(type(inner), name)]
         self.places += [
             (type(m), "forward", "norms")
