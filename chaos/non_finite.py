@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.parallel import LAYOUTS, advance, start
 from engine.anomalies import bad_ranks
+from engine.cli import end_process
 from engine.sharding import gather_state, unwrap
 from engine.step import Training
 
@@ -72,5 +73,4 @@ def main(out: Path) -> None:
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
     torch.distributed.barrier()
-    # Without the interpreter's own end: gloo's threads may abort it, even after destroy_process_group.
-    os._exit(0)
+    end_process(0)

@@ -6,7 +6,7 @@ import signal
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.completion import completion_init
@@ -53,9 +53,31 @@ def add_replay(app: typer.Typer, module: str) -> None:
 def run_app(app: typer.Typer, stage: str, arguments: list[str] | None = None) -> None:
     """Run `app` as `python -m <stage>`; turn user errors into one message and their exit code.
 
+    Without `arguments`, those of this process, which then ends.
+
     An exception is the user's when it carries an `exit_code`; any other is a defect and is reported as one.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        _run(app, stage, sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as end:
+        if arguments is not None:
+            raise
+        end_process(end.code)
+
+
+def end_process(code: str | int | None) -> NoReturn:
+    """sys.exit, but for processes that have joined others: gloo's threads may abort an interpreter that tears itself
+    down, when everything is done and written."""
+    torch = sys.modules.get("torch")
+    joined = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not joined or isinstance(code, str):
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
+def _run(app: typer.Typer, stage: str, arguments: list[str]) -> None:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:

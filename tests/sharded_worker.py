@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.parallel import LAYOUTS, advance, start
 from engine.checkpoint import load_checkpoint, step_path
+from engine.cli import end_process
 from engine.errors import CheckpointError
 from engine.resume import export, export_shards
 from engine.saving import Saver
@@ -207,5 +208,5 @@ if __name__ == "__main__":
     result |= {"refused": refused(here), "16 bit": sixteen_bit(here)}
     if int(os.environ["RANK"]) == 0:
         (here / "seen.json").write_text(json.dumps(result))
-    # Threads of gloo that outlive the interpreter may abort it.
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    end_process(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.parallel import LAYOUTS, advance, start
+from engine.cli import end_process
 from engine.errors import CheckpointError
 from engine.resume import export_last
 from engine.sharding import gather_state, gather_weights, restore_state
@@ -88,5 +89,5 @@ if __name__ == "__main__":
     if int(os.environ.get("RANK", 0)) == 0:
         out.write_text(json.dumps(result))
     if torch.distributed.is_initialized():
-        # Threads of gloo that outlive the interpreter may abort it.
-        torch.distributed.destroy_process_group()
+        torch.distributed.barrier()
+    end_process(0)
