@@ -23,7 +23,7 @@ import typer
 
 from benchmarks.runs import environment
 
-PROBE_ITERATIONS = 12
+PROBE_ITERATIONS = 60
 
 # README, "baby networks" on a CPU.
 CPU_RECIPE = shlex.split(

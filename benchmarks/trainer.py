@@ -14,7 +14,7 @@ import torch
 import typer
 
 DEFAULTS = {"layers": 4, "heads": 3, "width": 192, "length": 128, "batch": 8, "lr": 2e-3, "vocabulary": 4096}
-PROBE_STEPS = 12
+PROBE_STEPS = 60
 
 
 class Windows(torch.utils.data.Dataset):
@@ -78,6 +78,7 @@ def main(folder: Path, seconds: float, settings: Annotated[list[str] | None, typ
         trainer.train()
         return trainer.model, time.perf_counter() - start
 
+    train(2)  # the first steps are slower
     step = train(PROBE_STEPS)[1] / PROBE_STEPS
     model, _ = train(max(int((seconds - (time.perf_counter() - started)) / step), PROBE_STEPS))
     spent = time.perf_counter() - started

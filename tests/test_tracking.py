@@ -151,6 +151,7 @@ def test_offline_runs_read_back_equal_the_files_across_a_resume(tmp_path, monkey
         model.mkdir()
         (model / "config.json").write_text("{}")
         tracker.artifact("model-gpt", "model", model, {"tokenizer": "abc"})
+        time.sleep(1)  # W&B first looks at the system a moment after the start
     first_output = capsys.readouterr().err
     (first,) = fragments(run)
     found = records(first)
