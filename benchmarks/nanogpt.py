@@ -72,7 +72,8 @@ class NanoGPT:
     def train_for(self, seconds: float, arguments: list[str], bf16: bool = False) -> float:
         """Train for about so many seconds, all in; the iterations follow from a few measured ones. Wall seconds."""
         probe = [f"--max_iters={PROBE_ITERATIONS}", f"--eval_interval={PROBE_ITERATIONS}", "--log_interval=1"]
-        wall, printed = self.train([*arguments, *probe, "--always_save_checkpoint=True"], bf16)
+        for _ in range(2):  # the first fills the compiler's cache
+            wall, printed = self.train([*arguments, *probe, "--always_save_checkpoint=True"], bf16)
         times = [float(ms) / 1000 for ms in re.findall(r"^iter \d+: loss .*, time ([0-9.]+)ms", printed, re.MULTILINE)]
         step = median(times[2:-1])
         count = max(int((seconds - (wall - step * len(times))) / step), PROBE_ITERATIONS)
