@@ -13,8 +13,8 @@ from pretrain.cooccurrence import begin_with_cooccurrences, neighbours_for
 
 # Counting takes some 0.3 us a token: five for each that is read cost one to two hundredths of the time.
 COUNTED_FOR_ONE_READ, MOST_COUNTED = 5, 1 << 25
-# A head of its own learns a corpus by heart that is read much. Bits per byte tied and untied, by the share of the corpus
-# that a run is expected to read: reviews 0.45: 1.729, 1.699; standard library 0.6: 1.319, 1.327, 1.2: 1.207, 1.255;
+# A head of its own learns a corpus by heart that is read much. Bits per byte tied and untied, by the share of it that a
+# run is expected to read: reviews 0.45: 1.729, 1.699; standard library 0.6: 1.319, 1.327, 1.2: 1.207, 1.255;
 # tinyshakespeare, 20: 2.078, 2.096 to 2.156.
 MOST_READINGS = 0.6
 # Of the floating-point operations of all ranks: a run is the same on any number of them. Fewer steps would leave
