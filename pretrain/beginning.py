@@ -65,11 +65,8 @@ def _bigrams(config: PretrainConfig, model: ModelConfig, flops: float, readings:
     untied = model
     if model.causal and config.sizes.tie_word_embeddings is None:
         if readings > MOST_READINGS:
-            return (
-                0,
-                model,
-                f"an untied head would overfit: {readings:.1f} of the corpus is read, more than {MOST_READINGS}",
-            )
+            why = f"an untied head would overfit: {readings:.1f} of the corpus is read, more than {MOST_READINGS}"
+            return 0, model, why
         untied = replace(model, tie_word_embeddings=False)
     if not is_bigram_model(untied):
         return 0, model, "a new model of this kind is not one"
