@@ -140,8 +140,6 @@ class MuonAdamW(torch.optim.Optimizer):
     # torch's own import torch.compile's front end when they are first called, which takes a second.
     add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__
     zero_grad = torch.optim.Optimizer.zero_grad.__wrapped__
-    state_dict = torch.optim.Optimizer.state_dict.__wrapped__
-    load_state_dict = torch.optim.Optimizer.load_state_dict.__wrapped__
 
     def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype = torch.float32) -> None:
         """`dtype`: what matrices are orthogonalised in."""

@@ -208,7 +208,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 @cache
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """measure_matmul, once in a process."""
+    """measure_matmul, once in a process: every choice rests on the same figure."""
     return measure_matmul(device, dtype)
 
 

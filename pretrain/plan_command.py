@@ -39,7 +39,7 @@ from tokenizer.train import is_complete
 BYTES_PER_TOKEN = 3
 MEASURED_STEPS, MEASURED_SECONDS, MEASURED_ACCUMULATION = 4, 15.0, 4
 COUNTS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
-# What the first step imports and loads, and the context of a GPU.
+# What the first step loads (some 25 MB) and room for what the heap does not give back, and the context of a GPU.
 FIRST_STEP_BYTES, CONTEXT_BYTES = 95e6, 600e6
 # What DeepSpeed adds, by stage; benchmarks/memory.py.
 DEEPSPEED_BYTES = {0: 0.0, 1: 150e6, 2: 150e6, 3: 300e6}

@@ -1,12 +1,15 @@
 """The files for Hugging Face: the same ids as SentencePiece; and tokenizers of others behind our interface."""
 
+import io
 import json
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaTokenizer
@@ -48,22 +51,36 @@ def exported(request, trained, tmp_path_factory):
     return request.param, AutoTokenizer.from_pretrained(directory), directory
 
 
-@pytest.mark.parametrize("sentinels", [None, 3])
-def test_tokenizer_json_is_what_transformers_makes_of_the_model(sentinels, tmp_path):
+def of_others(texts: list[str]) -> bytes:
+    """A model with symbols that a text may hold and that are never cut."""
+    model, lines = io.BytesIO(), iter("".join(texts).splitlines())
+    symbols = ["<foo>", "self"]
+    SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, vocab_size=600, user_defined_symbols=symbols, **SETTINGS
+    )
+    return model.getvalue()
+
+
+def of_ours(texts: list[str], size: int, sentinels: int | None) -> bytes:
+    config = TokenizerConfig(vocab_size=size, sentinels=sentinels)
+    return train_model(config, draw_sample(texts, 10**6, 0))
+
+
+@pytest.mark.parametrize(
+    "train", [of_others, *(partial(of_ours, size=size, sentinels=n) for size in (400, 900) for n in (None, 3))]
+)
+def test_tokenizer_json_is_what_transformers_makes_of_the_model(train, tmp_path):
     """But for the merges that would make names of special pieces out of text."""
-    for size in (400, 600, 900):
-        config = TokenizerConfig(vocab_size=size, sentinels=sentinels)
-        corpus = [*TEXTS, *(Path(file).read_text() for file in (json.__file__, random.__file__))]
-        model = train_model(config, draw_sample(corpus, 10**6, 0))
-        (tmp_path / "tokenizer.model").write_bytes(model)
-        theirs = LlamaTokenizer.from_pretrained(tmp_path, legacy=False, add_prefix_space=False).backend_tokenizer
-        expected, ours = json.loads(theirs.to_str()), convert(Tokenizer(model, tmp_path))
-        names = {token["content"] for token in expected["added_tokens"]} | {f"<0x{byte:02X}>" for byte in range(256)}
-        kept = [merge for merge in expected["model"]["merges"] if not {*merge, "".join(merge)} & names]
-        expected["model"]["merges"] = kept
-        for pipeline in (expected, ours):
-            pipeline.pop("post_processor")  # made afterwards
-        assert ours == expected
+    model = train([*TEXTS, *(Path(file).read_text() for file in (json.__file__, random.__file__))])
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    theirs = LlamaTokenizer.from_pretrained(tmp_path, legacy=False, add_prefix_space=False).backend_tokenizer
+    expected, ours = json.loads(theirs.to_str()), convert(Tokenizer(model, tmp_path))
+    names = {token["content"] for token in expected["added_tokens"]} | {f"<0x{byte:02X}>" for byte in range(256)}
+    kept = [merge for merge in expected["model"]["merges"] if not {*merge, "".join(merge)} & names]
+    expected["model"]["merges"] = kept
+    for pipeline in (expected, ours):
+        pipeline.pop("post_processor")  # made afterwards
+    assert ours == expected
 
 
 def fuzz(count: int = 1500) -> list[str]:

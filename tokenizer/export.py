@@ -75,15 +75,16 @@ def convert(tokenizer: Tokenizer) -> dict[str, Any]:
     from tokenizers import Tokenizer as Backend
 
     names = {tokenizer.piece(i): i for i in range(tokenizer.vocab_size)}
-    ordinary = {piece: i for piece, i in names.items() if i not in tokenizer.special_ids and not tokenizer.is_byte(i)}
+    apart = tokenizer.special_ids | tokenizer.user_defined_ids
+    ordinary = {piece: i for piece, i in names.items() if i not in apart and not tokenizer.is_byte(i)}
     cuts = ((whole[:i], whole[i:]) for whole in ordinary for i in range(1, len(whole)))
     merges = [(left, right) for left, right in cuts if left in ordinary and right in ordinary]
     merges.sort(key=lambda merge: (-tokenizer.score(ordinary["".join(merge)]), len(merge[0])))
     backend = Backend(models.BPE(names, merges, fuse_unk=True, byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
     backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = [tokenizer.piece(i) for i in sorted(tokenizer.special_ids)]
-    backend.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
+    for i in sorted(apart):
+        backend.add_tokens([AddedToken(tokenizer.piece(i), special=i in tokenizer.special_ids, normalized=False)])
     return json.loads(backend.to_str())
 
 

@@ -95,9 +95,7 @@ class Tokenizer:
     @property
     def kind(self) -> str:
         """What it is, in words: "SentencePiece BPE" or "SentencePiece Unigram"."""
-        from sentencepiece import sentencepiece_model_pb2
-
-        trainer = sentencepiece_model_pb2.ModelProto.FromString(self.model).trainer_spec
+        trainer = self._proto.trainer_spec
         return "SentencePiece BPE" if trainer.model_type == trainer.BPE else "SentencePiece Unigram"
 
     def encode(self, text: str) -> list[int]:
@@ -182,12 +180,20 @@ class Tokenizer:
         return self._processor.is_byte(token_id)
 
     @cached_property
-    def lossless(self) -> bool:
-        """Whether this is a byte-fallback BPE that changes nothing in a text, as train_tokenizer makes them."""
+    def user_defined_ids(self) -> frozenset[int]:
+        """Pieces that stand as they are wherever a text has them; only models trained elsewhere have some."""
+        return frozenset(i for i, piece in enumerate(self._proto.pieces) if piece.type == piece.USER_DEFINED)
+
+    @cached_property
+    def _proto(self) -> Any:
         from sentencepiece import sentencepiece_model_pb2
 
-        proto = sentencepiece_model_pb2.ModelProto.FromString(self.model)
-        trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+        return sentencepiece_model_pb2.ModelProto.FromString(self.model)
+
+    @cached_property
+    def lossless(self) -> bool:
+        """Whether this is a byte-fallback BPE that changes nothing in a text, as train_tokenizer makes them."""
+        trainer, normalizer = self._proto.trainer_spec, self._proto.normalizer_spec
         return (
             trainer.model_type == trainer.BPE
             and trainer.byte_fallback
