@@ -96,6 +96,16 @@ def test_a_decoder_that_begins_as_bigrams_has_a_head_of_its_own():
         assert made.beginning.bigram_steps == 0 and made.beginning.cooccurrences and made.config.tie_word_embeddings
 
 
+def test_an_untied_head_is_for_runs_that_do_not_learn_their_corpus_by_heart():
+    def is_fitted(tokens: int, pieces: int = 8192, **settings) -> bool:
+        return planned(tokens, pieces, **settings).beginning.bigram_steps > 0
+
+    built_in = 3_500_000
+    assert is_fitted(built_in, budget="15s") and not is_fitted(built_in, budget="3m")
+    # Read more than once, but too few tokens in all.
+    assert is_fitted(SMALL, 1024, budget="6s") and not is_fitted(SMALL, 1024, budget="60s")
+
+
 def test_a_run_of_given_steps_begins_alike_on_any_number_of_ranks():
     config = build_config(PretrainConfig, {"budget": None, "max_steps": 300, "global_batch_size": 32}, "test")
     made = [
