@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from engine.kernels import load_kernels
 from model.gradients import passing
 
 IGNORE_INDEX = -100
@@ -84,6 +85,15 @@ def cross_entropy_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, 
     One pass over the logits makes the softmax that the gradient is to have; the loss is read off it. Both in fp32 at
     least: rounded to bf16 first, the difference from 1 of a probability near 1 would lose its digits.
     """
+    kernels = load_kernels() if logits.device.type == "cpu" else None
+    if kernels and logits.dtype in (torch.float32, torch.bfloat16):
+        if ((labels >= logits.size(1)) | ((labels < 0) & (labels != IGNORE_INDEX))).any():
+            raise IndexError(f"a label lies outside the vocabulary of {logits.size(1)}")
+        logits, labels = logits.contiguous(), labels.contiguous()
+        losses, gradient = torch.empty(len(labels)), torch.empty_like(logits)
+        tensors = [t.data_ptr() for t in (logits, labels, losses, gradient)]
+        kernels.cross_entropy(*logits.shape, *tensors, logits.dtype == torch.bfloat16, torch.get_num_threads())
+        return losses.sum(), gradient
     counted = labels != IGNORE_INDEX
     places = torch.arange(len(labels), device=labels.device), torch.where(counted, labels, 0)
     gradient = torch.softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))

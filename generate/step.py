@@ -3,16 +3,18 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from generate.library import load_library
+from engine.library import load_library
 from model import CausalLM, KVCache, ModelConfig
 from model.attention import Attention
 from model.positions import rotary_table
 
+SOURCE = Path(__file__).with_name("step.cpp")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
 # What the step computes; a field that is neither here nor in FREE must have its default.
@@ -107,7 +109,7 @@ class CompiledStep:
         problem = unsupported(config)
         if problem:
             raise ValueError(problem)
-        library, reason = load_library()
+        library, reason = load_library(SOURCE)
         if library is None:
             raise OSError(reason)
         self._run = library.decode_step

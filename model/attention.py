@@ -1,5 +1,7 @@
 """Attention. B batch, T query positions, S key positions, C hidden_size, H heads, K key-value heads, D head_dim."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +14,8 @@ from model.positions import rotate
 # On a CPU in bf16 the fused kernel trains faster only beyond so many keys: below, two batched products and a softmax
 # take half of its time (benchmarks/profile.py).
 SHORT = 512
+
+Rotary = tuple[Tensor, Tensor]  # model/positions.py: rotary_table
 
 
 def explicit_attention(
@@ -55,18 +59,23 @@ class Attention(nn.Module):
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.keep_weights = False
         self.weights: Tensor | None = None
+        # What computes all between the projections where it can (engine/attention_kernel.py).
+        self.kernel: Any = None
 
     def forward(
         self,
         x: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
+        rotary: Rotary | None,
         mask: Tensor | None,
         is_causal: bool,
         cache: KVCache | None,
         memory: Tensor | None = None,
     ) -> Tensor:
         """x (B, T, C) attends to itself and the cache, or to `memory` (B, S, C): cross-attention."""
-        query = self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2)  # B H T D
+        query = self.q_proj(x)
+        if self.kernel and memory is None and cache is None and self.kernel.takes(query, mask):
+            return self.o_proj(self.kernel(self, query, self.k_proj(x), self.v_proj(x), rotary, mask, is_causal))
+        query = self.q_norm(self._heads(query)).transpose(1, 2)  # B H T D
         if memory is None:
             key, value = self._key_value(x)
             if rotary is not None:

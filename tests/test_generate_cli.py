@@ -195,7 +195,7 @@ def test_int8_writes_text_and_needs_the_step(call, monkeypatch):
     options = ("--json", "--temperature", 0, "--max-new-tokens", 8)
     code, out, _ = call("runs/gpt", "def ", *options, "--dtype", "int8")
     assert code == 0 and len(parse(out)[0]["ids"]) == 8
-    monkeypatch.setattr("generate.step.load_library", lambda: (None, "no C++ compiler found"))
+    monkeypatch.setattr("generate.step.load_library", lambda source: (None, "no C++ compiler found"))
     code, out, err = call("runs/gpt", "def ", *options, "--dtype", "int8")
     assert (code, out) == (2, "") and "no C++ compiler" in err and "--dtype" in err
     assert call("runs/gpt", "def ", *options)[0] == 0

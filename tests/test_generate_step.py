@@ -6,12 +6,12 @@ import subprocess
 import pytest
 import torch
 
+from engine import library
 from engine.errors import ConfigError
-from generate import library
 from generate.config import GenerateConfig
 from generate.decode import TextGenerator
 from generate.load import compile_step
-from generate.step import CompiledStep, dequantize, quantize, round_to_int8, unsupported
+from generate.step import SOURCE, CompiledStep, dequantize, quantize, round_to_int8, unsupported
 from generate.window import Window
 from model import KVCache
 from tests.test_generate import ByteTokenizer, tiny_model
@@ -160,11 +160,11 @@ def test_the_library_is_built_once_and_a_failed_build_leaves_nothing(monkeypatch
     library.load_library.cache_clear()
     try:
         for _ in range(2):
-            assert library.load_library()[0] is not None
+            assert library.load_library(SOURCE)[0] is not None
             library.load_library.cache_clear()
-        assert len(runs) == 1 and os.listdir(tmp_path / "mini-llm") == [library.library_path().name]
+        assert len(runs) == 1 and os.listdir(tmp_path / "mini-llm") == [library.library_path(SOURCE).name]
         monkeypatch.setattr(library, "FLAGS", [*library.FLAGS, "-no-such-flag"])
-        loaded, reason = library.load_library()
+        loaded, reason = library.load_library(SOURCE)
         assert loaded is None and "no-such-flag" in reason
         assert len(os.listdir(tmp_path / "mini-llm")) == 1
     finally:

@@ -1,4 +1,4 @@
-"""step.cpp as a shared library: compiled once for each machine, kept in the user's cache directory."""
+"""C++ sources as shared libraries: compiled once for each machine, kept in the user's cache directory."""
 
 import ctypes
 import hashlib
@@ -13,30 +13,31 @@ from platformdirs import user_cache_path
 
 from engine.machine import compiler
 
-SOURCE = Path(__file__).with_name("step.cpp")
 # Not -ffast-math: NaN must stay NaN, and a library linked with it changes the rounding mode of its whole process.
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
 
 
-def library_path() -> Path:
-    """Where the library of this source, these flags and this processor is kept."""
-    what = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode() + _processor().encode())
-    return user_cache_path("mini-llm") / f"step-{what.hexdigest()[:16]}.so"
+def library_path(source: Path) -> Path:
+    """Where the library of this source (and what lies beside it), these flags and this processor is kept."""
+    files = sorted(path for path in source.parent.iterdir() if path.suffix in (".cpp", ".h"))
+    what = hashlib.sha256(b"".join(path.read_bytes() for path in files))
+    what.update((" ".join(FLAGS) + _processor()).encode())
+    return user_cache_path("mini-llm") / f"{source.stem}-{what.hexdigest()[:16]}.so"
 
 
 @cache
-def load_library() -> tuple[ctypes.CDLL | None, str]:
-    """The library, compiled where that was not done yet (about 1 s); without one, the reason why there is none."""
-    path = library_path()
+def load_library(source: Path) -> tuple[ctypes.CDLL | None, str]:
+    """The library, compiled where that was not done yet (1 to 3 s); without one, the reason why there is none."""
+    path = library_path(source)
     try:
         if not path.is_file():
-            _build(path)
+            _build(source, path)
         return ctypes.CDLL(str(path)), ""
     except OSError as error:
         return None, str(error)
 
 
-def _build(path: Path) -> None:
+def _build(source: Path, path: Path) -> None:
     """Raises OSError with what the compiler said."""
     program = compiler()
     if program is None:
@@ -44,7 +45,7 @@ def _build(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch) / path.name
-        result = subprocess.run([program, *FLAGS, "-o", str(made), str(SOURCE)], capture_output=True, text=True)
+        result = subprocess.run([program, *FLAGS, "-o", str(made), str(source)], capture_output=True, text=True)
         if result.returncode:
             raise OSError(f"{program} failed: {(result.stderr.strip().splitlines() or ['no message'])[0]}")
         # Renamed, not written in place: another process may load it at this moment.

@@ -1,0 +1,387 @@
+// Attention of one layer for training on a CPU: norm and rotation of queries and keys, softmax(Q K^T) V, all gradients.
+//
+// In place of some thirty operators, each of which reads and writes the whole activation. Scores exist for a block of
+// queries at a time and are made again for the gradients (Dao et al. 2022, "FlashAttention"); what the causal mask hides
+// is not multiplied. Activations are fp32 or bf16; products of bf16 are summed in fp32, and all between is fp32.
+// A head's numbers depend neither on the other rows of a batch nor on the number of threads.
+//
+// Shapes: B rows, L positions, H heads, K key-value heads, D head_dim.
+
+#pragma once
+
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int64_t BLOCK = 32;           // queries whose scores exist at once
+constexpr int64_t MOST_CHANNELS = 512;  // of a head
+
+// Two bf16 that are neighbours along the dimension which a product sums over.
+struct Pair {
+    uint32_t bits;
+};
+// What products read of activations of a type, and how many numbers each holds.
+template <class Number> struct OperandOf { using Type = float; };
+template <> struct OperandOf<BFloat16> { using Type = Pair; };
+template <class Number> using Operand = typename OperandOf<Number>::Type;
+template <class Number> constexpr int64_t HELD = sizeof(Operand<Number>) / sizeof(Number);
+
+Floats multiply_add(Floats sum, float a, const float* b) { return sum + a * load(b); }
+Floats multiply_add(Floats sum, Pair a, const Pair* b) {
+#ifdef __AVX512BF16__
+    return Floats(_mm512_dpbf16_ps(__m512(sum), __m512bh(_mm512_set1_epi32(a.bits)), load_as<__m512bh>(b)));
+#else
+    Words pairs = load_as<Words>(b);
+    uint32_t low = a.bits << 16, high = a.bits & 0xffff0000;
+    return sum + load_as<float>(&low) * Floats(pairs << 16) + load_as<float>(&high) * Floats(pairs & 0xffff0000);
+#endif
+}
+
+// The left operand of a product: element (i, k) at data[i * across + k * along], transposed as easily as not.
+template <class Element> struct Left {
+    const Element* data;
+    int64_t across, along;
+};
+
+// C (ROWS, COLUMNS vectors) = A B, or += where `more`; B (depth, columns) and C lie row by row.
+template <int ROWS, int COLUMNS, class Element>
+void tile(Left<Element> a, const Element* b, int64_t b_row, int64_t depth, float* c, int64_t c_row, bool more) {
+    Floats total[ROWS][COLUMNS];
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < COLUMNS; j++) total[i][j] = more ? load(c + i * c_row + j * LANES) : Floats{};
+    for (int64_t k = 0; k < depth; k++)
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < COLUMNS; j++)
+                total[i][j] =
+                    multiply_add(total[i][j], a.data[i * a.across + k * a.along], b + k * b_row + j * LANES);
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < COLUMNS; j++) store(total[i][j], c + i * c_row + j * LANES);
+}
+
+template <int COLUMNS, class Element>
+void strip(int64_t rows, Left<Element> a, const Element* b, int64_t b_row, int64_t depth, float* c, int64_t c_row,
+           bool more) {
+    int64_t i = 0;
+    auto from = [&] { return Left<Element>{a.data + i * a.across, a.across, a.along}; };
+    for (; i + 4 <= rows; i += 4) tile<4, COLUMNS>(from(), b, b_row, depth, c + i * c_row, c_row, more);
+    for (; i < rows; i++) tile<1, COLUMNS>(from(), b, b_row, depth, c + i * c_row, c_row, more);
+}
+
+// `columns` is a multiple of LANES.
+template <class Element>
+void product(int64_t rows, int64_t columns, int64_t depth, Left<Element> a, const Element* b, int64_t b_row, float* c,
+             int64_t c_row, bool more = false) {
+    int64_t j = 0;
+    for (; j + WIDE * LANES <= columns; j += WIDE * LANES)
+        strip<WIDE>(rows, a, b + j, b_row, depth, c + j, c_row, more);
+    for (; j < columns; j += LANES) strip<1>(rows, a, b + j, b_row, depth, c + j, c_row, more);
+}
+
+// (rows, columns) -> (columns, rows); rows are a multiple of 16.
+template <class Element> void transpose(const Element* from, int64_t rows, int64_t columns, Element* to) {
+    for (int64_t i = 0; i < rows; i += 16)
+        for (int64_t j = 0; j < columns; j++)
+            for (int64_t r = 0; r < 16; r++) to[j * rows + i + r] = from[(i + r) * columns + j];
+}
+
+// (rows, columns) to operands of a sum over rows: each holds neighbours of a column.
+void stack(const float* from, int64_t row, int64_t rows, int64_t columns, float* to) {
+    for (int64_t i = 0; i < rows; i++) std::memcpy(to + i * columns, from + i * row, columns * sizeof(float));
+}
+void stack(const BFloat16* from, int64_t row, int64_t rows, int64_t columns, Pair* to) {
+    for (int64_t i = 0; i < rows; i += 2)
+        for (int64_t j = 0; j < columns; j += LANES) {
+            Words low = __builtin_convertvector(load_as<Halves>(from + i * row + j), Words);
+            Words high = __builtin_convertvector(load_as<Halves>(from + (i + 1) * row + j), Words);
+            low |= high << 16;
+            std::memcpy(to + i / 2 * columns + j, &low, sizeof low);
+        }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Norms (D), cosine and sine (L, D), mask (B or 1, L, L), true where a key is seen: null where there is none.
+// query (B, L, H D), key and value (B, L, K D). mask_row: elements from one row's mask to the next, 0 where all share it.
+struct Layer {
+    int64_t rows, length, heads, kv_heads, head_dim, causal, threads, bf16, mask_row;
+    float scale, eps;
+    const float *query_norm, *key_norm, *cosine, *sine;
+    const bool* mask;
+    const void *query, *key, *value;
+};
+
+}  // extern "C"
+
+namespace {
+
+// The reciprocal root mean square of x (D), which is copied to `wide`.
+template <class Number> float reciprocal_root_mean_square(const Layer& a, const Number* x, float* wide) {
+    Floats squares = {};
+    for (int64_t i = 0; i < a.head_dim; i += LANES) {
+        Floats value = load(x + i);
+        squares += value * value;
+        store(value, wide + i);
+    }
+    return 1 / std::sqrt(sum(squares) / a.head_dim + a.eps);
+}
+
+// Norm and rotation of a head's queries or keys, pairs D / 2 channels apart: (L, D) of rows `stride` apart to `to`
+// (padded, D), zeros behind.
+template <class Number>
+void prepare(const Layer& a, const Number* from, int64_t stride, const float* norm, Number* to, int64_t padded) {
+    const int64_t size = a.head_dim, half = size / 2;
+    float plain[MOST_CHANNELS], rotated[MOST_CHANNELS];
+    for (int64_t t = 0; t < a.length; t++) {
+        float r = reciprocal_root_mean_square(a, from + t * stride, plain);
+        if (norm)
+            for (int64_t i = 0; i < size; i += LANES) store(load(plain + i) * r * load(norm + i), plain + i);
+        if (a.cosine) {
+            const float *cosine = a.cosine + t * size, *sine = a.sine + t * size;
+            for (int64_t i = 0; i < half; i++) {
+                rotated[i] = plain[i] * cosine[i] - plain[i + half] * sine[i];
+                rotated[i + half] = plain[i + half] * cosine[i + half] + plain[i] * sine[i + half];
+            }
+        }
+        const float* done = a.cosine ? rotated : plain;
+        for (int64_t i = 0; i < size; i += LANES) store(load(done + i), to + t * size + i);
+    }
+    std::memset(to + a.length * size, 0, (padded - a.length) * size * sizeof(Number));
+}
+
+// The gradient of prepare(): `gradient` (L, D) of its result, overwritten, to that of `from`; adds to `for_norm` (D).
+template <class Number>
+void prepare_gradient(const Layer& a, const Number* from, int64_t stride, const float* norm, float* gradient,
+                      Number* to, float* for_norm) {
+    const int64_t size = a.head_dim, half = size / 2;
+    float plain[MOST_CHANNELS];
+    for (int64_t t = 0; t < a.length; t++) {
+        float* g = gradient + t * size;
+        Number* y = to + t * stride;
+        if (a.cosine) {
+            const float *cosine = a.cosine + t * size, *sine = a.sine + t * size;
+            for (int64_t i = 0; i < half; i++) {
+                float first = g[i], second = g[i + half];
+                g[i] = first * cosine[i] + second * sine[i + half];
+                g[i + half] = second * cosine[i + half] - first * sine[i];
+            }
+        }
+        if (!norm) {
+            for (int64_t i = 0; i < size; i += LANES) store(load(g + i), y + i);
+            continue;
+        }
+        // Zhang and Sennrich 2019, section 4.
+        float r = reciprocal_root_mean_square(a, from + t * stride, plain);
+        Floats together = {};
+        for (int64_t i = 0; i < size; i += LANES) {
+            Floats normed = load(plain + i) * r, weighted = load(g + i) * load(norm + i);
+            store(load(for_norm + i) + load(g + i) * normed, for_norm + i);
+            together += weighted * normed;
+            store(normed, plain + i);
+            store(weighted, g + i);
+        }
+        float mean = sum(together) / size;
+        for (int64_t i = 0; i < size; i += LANES) store((load(g + i) - load(plain + i) * mean) * r, y + i);
+    }
+}
+
+// Rows `stride` apart to `to` (padded, D), zeros behind.
+template <class Number> void copy(const Layer& a, const Number* from, int64_t stride, Number* to, int64_t padded) {
+    const int64_t size = a.head_dim;
+    for (int64_t t = 0; t < a.length; t++) std::memcpy(to + t * size, from + t * stride, size * sizeof(Number));
+    std::memset(to + a.length * size, 0, (padded - a.length) * size * sizeof(Number));
+}
+
+// Scores of the query at position t that must not count become -inf; `keys` of them are there.
+void hide(const Layer& a, int64_t row, int64_t t, int64_t keys, float* score) {
+    int64_t seen = a.causal ? t + 1 : a.length;
+    if (a.mask) {
+        const bool* mask = a.mask + row * a.mask_row + t * a.length;
+        for (int64_t s = 0; s < seen; s++) score[s] = mask[s] ? score[s] : -INFINITY;
+    }
+    std::fill(score + seen, score + keys, -INFINITY);
+}
+
+// Where the heads of a unit of work lie: one key-value head of one row, with the query heads that share it.
+struct Unit {
+    const Layer& a;
+    int64_t row, group, shared, width, kv_width, padded;
+
+    Unit(const Layer& layer, int64_t index)
+        : a(layer), row(index / layer.kv_heads), group(index % layer.kv_heads), shared(layer.heads / layer.kv_heads),
+          width(layer.heads * layer.head_dim), kv_width(layer.kv_heads * layer.head_dim), padded(round_up(a.length)) {}
+
+    static int64_t round_up(int64_t length) { return (length + 31) / 32 * 32; }
+    int64_t query_at(int64_t head) const { return row * a.length * width + head * a.head_dim; }
+    int64_t key_at() const { return row * a.length * kv_width + group * a.head_dim; }
+    int64_t first() const { return group * shared; }
+    int64_t last() const { return first() + shared; }
+    int64_t normalizer_at(int64_t head) const { return (row * a.heads + head) * a.length; }
+    // Keys that the `count` queries from `begin` on need scores of, up to whole vectors.
+    int64_t keys(int64_t begin, int64_t count) const {
+        return ((a.causal ? begin + count : a.length) + 15) / 16 * 16;
+    }
+};
+
+template <class Number> Left<Operand<Number>> left(const std::vector<Number>& rows, int64_t first, int64_t row) {
+    return {reinterpret_cast<const Operand<Number>*>(rows.data() + first * row), row / HELD<Number>, 1};
+}
+
+template <class Number> const Operand<Number>* operands(const std::vector<Number>& rows) {
+    return reinterpret_cast<const Operand<Number>*>(rows.data());
+}
+
+template <class Number> void forward(const Layer& a, Number* result, float* normalizer) {
+    constexpr int64_t held = HELD<Number>;
+    const int64_t size = a.head_dim, padded = Unit::round_up(a.length);
+    const auto *queries = static_cast<const Number*>(a.query), *keys = static_cast<const Number*>(a.key),
+               *values = static_cast<const Number*>(a.value);
+#pragma omp parallel num_threads(a.threads)
+    {
+        std::vector<Number> query(padded * size), key(padded * size), value(padded * size), weights(BLOCK * padded);
+        std::vector<Operand<Number>> key_columns(padded * size / held), value_rows(padded * size / held);
+        std::vector<float> scores(BLOCK * padded), sums(BLOCK * size);
+#pragma omp for schedule(dynamic)
+        for (int64_t index = 0; index < a.rows * a.kv_heads; index++) {
+            Unit unit(a, index);
+            prepare(a, keys + unit.key_at(), unit.kv_width, a.key_norm, key.data(), padded);
+            transpose(operands(key), padded, size / held, key_columns.data());
+            copy(a, values + unit.key_at(), unit.kv_width, value.data(), padded);
+            stack(value.data(), size, padded, size, value_rows.data());
+            for (int64_t head = unit.first(); head < unit.last(); head++) {
+                prepare(a, queries + unit.query_at(head), unit.width, a.query_norm, query.data(), padded);
+                for (int64_t begin = 0; begin < a.length; begin += BLOCK) {
+                    int64_t count = std::min(BLOCK, a.length - begin), seen = unit.keys(begin, count);
+                    product(count, seen, size / held, left(query, begin, size), key_columns.data(), padded,
+                            scores.data(), padded);
+                    float total[BLOCK];
+                    for (int64_t i = 0; i < count; i++) {
+                        float* score = scores.data() + i * padded;
+                        hide(a, unit.row, begin + i, seen, score);
+                        Floats most = load(score), sums_of_weights = {};
+                        for (int64_t s = LANES; s < seen; s += LANES) most = larger(most, load(score + s));
+                        float shift = largest(most) * a.scale;
+                        for (int64_t s = 0; s < seen; s += LANES) {
+                            Floats weight = exponential(load(score + s) * a.scale - shift);
+                            sums_of_weights += weight;
+                            store(weight, weights.data() + i * padded + s);
+                        }
+                        total[i] = sum(sums_of_weights);
+                        normalizer[unit.normalizer_at(head) + begin + i] = shift + std::log(total[i]);
+                    }
+                    product(count, size, seen / held, left(weights, 0, padded), value_rows.data(), size, sums.data(),
+                            size);
+                    for (int64_t i = 0; i < count; i++) {
+                        Number* y = result + unit.query_at(head) + (begin + i) * unit.width;
+                        for (int64_t d = 0; d < size; d += LANES) store(load(&sums[i * size + d]) / total[i], y + d);
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <class Number>
+void backward(const Layer& a, const Number* result, const float* normalizer, const Number* for_result,
+              Number* for_query, Number* for_key, Number* for_value, float* for_norms) {
+    constexpr int64_t held = HELD<Number>;
+    const int64_t size = a.head_dim, padded = Unit::round_up(a.length);
+    const auto *queries = static_cast<const Number*>(a.query), *keys = static_cast<const Number*>(a.key),
+               *values = static_cast<const Number*>(a.value);
+    using Elements = std::vector<Operand<Number>>;
+#pragma omp parallel num_threads(a.threads)
+    {
+        std::vector<Number> query(padded * size), key(padded * size), value(padded * size), gradient(padded * size),
+            weights(BLOCK * padded), of_scores(BLOCK * padded);
+        Elements key_columns(padded * size / held), value_columns(padded * size / held), key_rows(padded * size / held),
+            query_rows(padded * size / held), gradient_rows(padded * size / held), weight_rows(BLOCK * padded / held),
+            of_score_rows(BLOCK * padded / held);
+        std::vector<float> scores(BLOCK * padded), of_weights(BLOCK * padded), of_query(padded * size),
+            of_key(padded * size), of_value(padded * size);
+#pragma omp for schedule(dynamic)
+        for (int64_t index = 0; index < a.rows * a.kv_heads; index++) {
+            Unit unit(a, index);
+            float* for_query_norm = for_norms + index * 2 * size;
+            prepare(a, keys + unit.key_at(), unit.kv_width, a.key_norm, key.data(), padded);
+            transpose(operands(key), padded, size / held, key_columns.data());
+            stack(key.data(), size, padded, size, key_rows.data());
+            copy(a, values + unit.key_at(), unit.kv_width, value.data(), padded);
+            transpose(operands(value), padded, size / held, value_columns.data());
+            std::fill(of_key.begin(), of_key.end(), 0.0f);
+            std::fill(of_value.begin(), of_value.end(), 0.0f);
+            for (int64_t head = unit.first(); head < unit.last(); head++) {
+                prepare(a, queries + unit.query_at(head), unit.width, a.query_norm, query.data(), padded);
+                stack(query.data(), size, padded, size, query_rows.data());
+                copy(a, for_result + unit.query_at(head), unit.width, gradient.data(), padded);
+                stack(gradient.data(), size, padded, size, gradient_rows.data());
+                for (int64_t begin = 0; begin < a.length; begin += BLOCK) {
+                    int64_t count = std::min(BLOCK, a.length - begin), seen = unit.keys(begin, count);
+                    product(count, seen, size / held, left(query, begin, size), key_columns.data(), padded,
+                            scores.data(), padded);
+                    product(count, seen, size / held, left(gradient, begin, size), value_columns.data(), padded,
+                            of_weights.data(), padded);
+                    for (int64_t i = 0; i < count; i++) {
+                        float *score = scores.data() + i * padded, *of_weight = of_weights.data() + i * padded;
+                        hide(a, unit.row, begin + i, seen, score);
+                        const Number* y = result + unit.query_at(head) + (begin + i) * unit.width;
+                        Floats along = {};
+                        for (int64_t d = 0; d < size; d += LANES)
+                            along += load(y + d) * load(gradient.data() + (begin + i) * size + d);
+                        float mean = sum(along), shift = normalizer[unit.normalizer_at(head) + begin + i];
+                        for (int64_t s = 0; s < seen; s += LANES) {
+                            Floats weight = exponential(load(score + s) * a.scale - shift);
+                            store(weight, weights.data() + i * padded + s);
+                            store(weight * (load(of_weight + s) - mean) * a.scale, of_scores.data() + i * padded + s);
+                        }
+                    }
+                    // A pair wants two queries.
+                    for (int64_t i = count; i % held; i++)
+                        for (auto* rows : {&weights, &of_scores})
+                            std::memset(rows->data() + i * padded, 0, seen * sizeof(Number));
+                    int64_t deep = (count + held - 1) / held;
+                    stack(weights.data(), padded, deep * held, seen, weight_rows.data());
+                    stack(of_scores.data(), padded, deep * held, seen, of_score_rows.data());
+                    product(seen, size, deep, {weight_rows.data(), 1, seen}, gradient_rows.data() + begin / held * size,
+                            size, of_value.data(), size, true);
+                    product(seen, size, deep, {of_score_rows.data(), 1, seen}, query_rows.data() + begin / held * size,
+                            size, of_key.data(), size, true);
+                    product(count, size, seen / held, left(of_scores, 0, padded), key_rows.data(), size,
+                            of_query.data() + begin * size, size);
+                }
+                prepare_gradient(a, queries + unit.query_at(head), unit.width, a.query_norm, of_query.data(),
+                                 for_query + unit.query_at(head), for_query_norm);
+            }
+            prepare_gradient(a, keys + unit.key_at(), unit.kv_width, a.key_norm, of_key.data(),
+                             for_key + unit.key_at(), for_query_norm + size);
+            for (int64_t t = 0; t < a.length; t++)
+                for (int64_t d = 0; d < size; d += LANES)
+                    store(load(&of_value[t * size + d]), for_value + unit.key_at() + t * unit.kv_width + d);
+        }
+    }
+}
+
+}  // namespace
+
+// result (B, L, H D); normalizer (B, H, L): the logarithm of each softmax's denominator.
+extern "C" void attention(const Layer* layer, void* result, float* normalizer) {
+    if (layer->bf16)
+        forward(*layer, static_cast<BFloat16*>(result), normalizer);
+    else
+        forward(*layer, static_cast<float*>(result), normalizer);
+}
+
+// for_norms (B K, 2, D), zeros: gradients of both norms from each unit of work.
+extern "C" void attention_gradients(const Layer* layer, const void* result, const float* normalizer,
+                                    const void* for_result, void* for_query, void* for_key, void* for_value,
+                                    float* for_norms) {
+    auto run = [&](auto number) {
+        using Number = decltype(number);
+        backward(*layer, static_cast<const Number*>(result), normalizer, static_cast<const Number*>(for_result),
+                 static_cast<Number*>(for_query), static_cast<Number*>(for_key), static_cast<Number*>(for_value),
+                 for_norms);
+    };
+    layer->bf16 ? run(BFloat16{}) : run(float{});
+}

@@ -1,0 +1,32 @@
+"""The library of cpp/: what a training step on a CPU computes faster than torch's operators do."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from engine.library import load_library
+
+SOURCE = Path(__file__).parent / "cpp" / "kernels.cpp"
+
+pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+FUNCTIONS = {
+    "attention": [pointer] * 3,
+    "attention_gradients": [pointer] * 8,
+    "cross_entropy": [size, size, *[pointer] * 4, size, size],
+}
+
+
+@cache
+def load_kernels() -> ctypes.CDLL | None:
+    """The compiled source; None on processors without AVX2, where it gains little, and without a compiler."""
+    if not torch.backends.cpu.get_cpu_capability().startswith(("AVX2", "AVX512")):
+        return None
+    library, _ = load_library(SOURCE)
+    if library is not None:
+        for name, arguments in FUNCTIONS.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+    return library
