@@ -8,14 +8,13 @@ import ctypes
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.kernels import load_kernels, number, pointer, size
-from model.attention import Attention, Rotary
-from model.norms import RMSNorm
+from model.attention import Attention
 
-# Of a head, in channels: a vector's lanes, and the room that the source has.
-LANES, MOST_CHANNELS = 16, 512
+# Of a head: the room that the source has.
+MOST_CHANNELS = 512
 # Positions up to which it is faster in fp32 than torch's kernel; in bf16 it is twice as fast at any length.
 LONGEST_FP32 = 1024
 
@@ -30,14 +29,6 @@ class Layer(ctypes.Structure):
         *((name, number) for name in ("scale", "eps")),
         *((name, pointer) for name in POINTERS.split()),
     )
-
-
-def use_attention_kernel(attention: Attention) -> None:
-    """Have a layer that the kernel computes take it, where there is one."""
-    norms = [attention.q_norm, attention.k_norm]
-    fits = attention.head_dim % LANES == 0 and attention.head_dim <= MOST_CHANNELS
-    if fits and all(isinstance(norm, RMSNorm | nn.Identity) for norm in norms) and load_kernels():
-        attention.kernel = AttentionKernel()
 
 
 class AttentionKernel:
@@ -61,7 +52,7 @@ class AttentionKernel:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rotary: Rotary | None,
+        rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         is_causal: bool,
     ) -> Tensor:

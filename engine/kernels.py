@@ -8,6 +8,8 @@ import torch
 
 from engine.library import load_library
 
+# Channels that a kernel takes are a multiple of it: a vector's.
+LANES = 16
 SOURCE = Path(__file__).parent / "cpp" / "kernels.cpp"
 
 pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -16,6 +18,10 @@ FUNCTIONS = {
     "attention": [pointer] * 3,
     "attention_gradients": [pointer] * 8,
     "cross_entropy": [size, size, *[pointer] * 4, size, size],
+    "gate": [size, *[pointer] * 3, size, size],
+    "gate_gradients": [size, *[pointer] * 5, size, size],
+    "norm": [size, size, pointer, pointer, number, pointer, pointer, size, size],
+    "norm_gradients": [size, size, *[pointer] * 6, size, size],
 }
 
 

@@ -16,14 +16,13 @@ from accelerate.utils import DeepSpeedPlugin
 from pydantic import field_validator
 from torch import nn
 
-from engine.attention_kernel import use_attention_kernel
 from engine.cli import parse_duration
 from engine.config import Config
 from engine.deepspeed_config import deepspeed_config, deepspeed_file, file_stage
 from engine.device import Precision, default_device, resolve_precision
 from engine.errors import ConfigError
+from engine.layer_kernels import use_kernels
 from engine.watchdog import PATIENCE, die_with_launcher
-from model.attention import Attention
 from model.layers import Block
 from model.transformer import Transformer
 
@@ -193,10 +192,10 @@ def make_accelerator(
 
 
 def prepare_model(model: nn.Module, config: RuntimeConfig) -> nn.Module:
-    """Apply gradient checkpointing, per-block compilation and the kernel of a CPU's attention in place."""
+    """Apply gradient checkpointing, per-block compilation and, on a CPU, our kernels in place."""
+    if default_device(config.device).type == "cpu":
+        use_kernels(model, compiled=config.compile is True)
     for module in model.modules():
-        if isinstance(module, Attention) and default_device(config.device).type == "cpu":
-            use_attention_kernel(module)
         if isinstance(module, Transformer):
             module.checkpoint_every = config.gradient_checkpointing
         # One block class is compiled once, whatever the depth.

@@ -1,7 +1,5 @@
 """Attention. B batch, T query positions, S key positions, C hidden_size, H heads, K key-value heads, D head_dim."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,8 +12,6 @@ from model.positions import rotate
 # On a CPU in bf16 the fused kernel trains faster only beyond so many keys: below, two batched products and a softmax
 # take half of its time (benchmarks/profile.py).
 SHORT = 512
-
-Rotary = tuple[Tensor, Tensor]  # model/positions.py: rotary_table
 
 
 def explicit_attention(
@@ -59,13 +55,12 @@ class Attention(nn.Module):
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.keep_weights = False
         self.weights: Tensor | None = None
-        # What computes all between the projections where it can (engine/attention_kernel.py).
-        self.kernel: Any = None
+        self.kernel = None  # what is between the projections, in one operator (engine/attention_kernel.py)
 
     def forward(
         self,
         x: Tensor,
-        rotary: Rotary | None,
+        rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         is_causal: bool,
         cache: KVCache | None,

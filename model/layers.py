@@ -1,6 +1,7 @@
 """MLP and block. B batch, T positions, S memory positions, C hidden_size."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -8,7 +9,7 @@ from model.activations import ACTIVATIONS, gated
 from model.attention import Attention
 from model.cache import KVCache
 from model.config import ModelConfig
-from model.norms import make_norm, to_product_type
+from model.norms import make_norm, norm_for_products
 
 
 class MLP(nn.Module):
@@ -21,11 +22,12 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias) if config.gated_mlp else None
         self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
         self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
+        self.gated = partial(gated, self.act)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate_proj is None:
             return self.down_proj(self.act(self.up_proj(x)))
-        return self.down_proj(gated(self.act, self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):
@@ -63,5 +65,5 @@ class Block(nn.Module):
     def _residual(self, x: Tensor, norm: nn.Module, layer: Callable[[Tensor], Tensor]) -> Tensor:
         """Pre-norm (Xiong et al. 2020): x + layer(norm(x)). Post-norm (Vaswani et al. 2017): norm(x + layer(x))."""
         if self.pre_norm:
-            return x + self.dropout(layer(to_product_type(norm(x))))
+            return x + self.dropout(layer(norm_for_products(norm, x)))
         return norm(x + self.dropout(layer(x)))

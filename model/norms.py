@@ -5,16 +5,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import ModelConfig
-from model.cpu_norm import CPURMSNorm, trains_on_cpu
 
 
 class RMSNorm(nn.RMSNorm):
     """nn.RMSNorm that follows its input's type: under autocast a mixed pair would leave the fused kernel."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if trains_on_cpu(x):
-            return CPURMSNorm.apply(x, self.weight, self.eps)
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+    kernel = None  # norm and cast in one pass on a CPU (engine/pointwise_kernels.py)
+
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        if self.kernel and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+            return self.kernel(x, self.weight, self.eps, dtype or x.dtype)
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(dtype or x.dtype)
 
 
 def make_norm(config: ModelConfig, size: int) -> nn.Module:
@@ -24,7 +25,8 @@ def make_norm(config: ModelConfig, size: int) -> nn.Module:
     return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
 
 
-def to_product_type(x: Tensor) -> Tensor:
-    """x in the type that autocast gives to matrix products: cast once, not by every layer that reads it."""
+def norm_for_products(norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(x) in the type that autocast gives to matrix products: cast once, not by every layer that reads it."""
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return norm(x, dtype) if isinstance(norm, RMSNorm) else norm(x).to(dtype)

@@ -5,10 +5,14 @@ import torch
 from torch.nn import functional as F
 
 from engine import loss
-from engine.attention_kernel import AttentionKernel, use_attention_kernel
+from engine.attention_kernel import AttentionKernel
 from engine.kernels import load_kernels
+from engine.layer_kernels import use_kernels
+from engine.pointwise_kernels import Gate
 from model import HEADS, ModelConfig
 from model.attention import Attention
+from model.layers import MLP
+from model.norms import RMSNorm
 
 if load_kernels() is None:
     pytest.skip("no C++ compiler, or no AVX2", allow_module_level=True)
@@ -38,11 +42,10 @@ def model_of(**changes) -> torch.nn.Module:
     return model
 
 
-def use_kernel(model: torch.nn.Module) -> torch.nn.Module:
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
-    for layer in layers:
-        use_attention_kernel(layer)
-        assert layer.kernel
+def with_kernels(model: torch.nn.Module) -> torch.nn.Module:
+    use_kernels(model)
+    assert all(module.kernel for module in model.modules() if isinstance(module, Attention | RMSNorm))
+    assert all(module.gated == Gate.apply for module in model.modules() if isinstance(module, MLP))
     return model
 
 
@@ -62,11 +65,11 @@ def gap(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("length", [1, 31, 65, 96])
 @pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_a_model_with_the_kernel_is_the_same_model(changes, length):
+def test_a_model_with_kernels_is_the_same_model(changes, length):
     model = model_of(**changes)
     ids, labels = torch.randint(70, (2, 3, length))
     expected = outcome(model, ids, labels)
-    found = outcome(use_kernel(model), ids, labels)
+    found = outcome(with_kernels(model), ids, labels)
     assert all(gap(*pair) < 5e-6 for pair in zip(found, expected, strict=True))
 
 
@@ -77,7 +80,7 @@ def test_padding_is_not_seen(causal):
     mask = torch.ones(3, 40, dtype=torch.long)
     mask[1, 25:], mask[2, :9] = 0, 0
     expected = outcome(model, ids, labels, mask)
-    found = outcome(use_kernel(model), ids, labels, mask)
+    found = outcome(with_kernels(model), ids, labels, mask)
     assert all(gap(*pair) < 5e-6 for pair in zip(found, expected, strict=True))
 
 
@@ -89,13 +92,13 @@ def test_in_bf16_it_rounds_no_worse_than_torch(changes):
         pytest.skip("no AVX512-BF16")
     exact = outcome(model, ids, labels)
     plain = outcome(model, ids, labels, bf16=True)
-    found = outcome(use_kernel(model), ids, labels, bf16=True)
+    found = outcome(with_kernels(model), ids, labels, bf16=True)
     for ours, theirs, right in zip(found, plain, exact, strict=True):
         assert 0 < gap(ours, right) < 1.1 * gap(theirs, right)
 
 
 def test_a_row_is_the_same_bits_alone_and_among_others_whatever_the_threads():
-    model = use_kernel(model_of(causal=True))
+    model = with_kernels(model_of(causal=True))
     ids = torch.randint(70, (5, 33))
     threads = torch.get_num_threads()
     together = model(ids)
@@ -111,7 +114,7 @@ def test_a_row_is_the_same_bits_alone_and_among_others_whatever_the_threads():
 
 
 def test_a_number_that_is_none_stays_none_where_it_is_seen():
-    model = use_kernel(model_of(causal=True))
+    model = with_kernels(model_of(causal=True))
     layer = next(m for m in model.modules() if isinstance(m, Attention))
     query, key, value = torch.randn(3, 1, 40, 128)
     value[0, 20, :32] = float("nan")
@@ -122,7 +125,7 @@ def test_a_number_that_is_none_stays_none_where_it_is_seen():
 
 
 def test_a_bias_that_is_learned_is_left_to_torch():
-    model = use_kernel(model_of(causal=False, position="relative"))
+    model = with_kernels(model_of(causal=False, position="relative"))
     ids, labels = torch.randint(70, (2, 3, 20))
     assert outcome(model, ids, labels)[1].isfinite().all()
     assert model.trunk.relative_bias.weight.grad.abs().sum() > 0
@@ -132,7 +135,7 @@ def test_compiled_blocks_take_it_as_it_is():
     model = model_of(causal=True)
     ids, labels = torch.randint(70, (2, 3, 32))
     expected = outcome(model, ids, labels)
-    use_kernel(model)
+    use_kernels(model, compiled=True)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     compiled.parameters = model.parameters
     assert all(gap(*pair) < 5e-6 for pair in zip(outcome(compiled, ids, labels), expected, strict=True))

@@ -367,21 +367,17 @@ void backward(const Layer& a, const Number* result, const float* normalizer, con
 
 // result (B, L, H D); normalizer (B, H, L): the logarithm of each softmax's denominator.
 extern "C" void attention(const Layer* layer, void* result, float* normalizer) {
-    if (layer->bf16)
-        forward(*layer, static_cast<BFloat16*>(result), normalizer);
-    else
-        forward(*layer, static_cast<float*>(result), normalizer);
+    in_type(layer->bf16, [&](auto number) { forward(*layer, static_cast<decltype(number)*>(result), normalizer); });
 }
 
 // for_norms (B K, 2, D), zeros: gradients of both norms from each unit of work.
 extern "C" void attention_gradients(const Layer* layer, const void* result, const float* normalizer,
                                     const void* for_result, void* for_query, void* for_key, void* for_value,
                                     float* for_norms) {
-    auto run = [&](auto number) {
+    in_type(layer->bf16, [&](auto number) {
         using Number = decltype(number);
         backward(*layer, static_cast<const Number*>(result), normalizer, static_cast<const Number*>(for_result),
                  static_cast<Number*>(for_query), static_cast<Number*>(for_key), static_cast<Number*>(for_value),
                  for_norms);
-    };
-    layer->bf16 ? run(BFloat16{}) : run(float{});
+    });
 }

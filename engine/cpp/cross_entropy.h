@@ -10,23 +10,6 @@
 
 namespace {
 
-// The numbers from `from` on; those beyond `count` are -inf.
-template <class Number> Floats load_some(const Number* from, int64_t count) {
-    if (count >= LANES) return load(from);
-    Number some[LANES] = {};
-    std::copy(from, from + count, some);
-    Floats value = load(some);
-    for (int i = count; i < LANES; i++) value[i] = -INFINITY;
-    return value;
-}
-
-template <class Number> void store_some(Floats value, Number* to, int64_t count) {
-    if (count >= LANES) return store(value, to);
-    Number some[LANES];
-    store(value, some);
-    std::copy(some, some + count, to);
-}
-
 template <class Number>
 void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const int64_t* labels, float* losses,
                         Number* gradient, int64_t threads) {
@@ -67,10 +50,9 @@ void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const 
 // logits, gradient (N, V), labels (N), negative where a row counts nothing; losses (N) in nats.
 extern "C" void cross_entropy(int64_t rows, int64_t size, const void* logits, const int64_t* labels, float* losses,
                               void* gradient, int64_t bf16, int64_t threads) {
-    auto run = [&](auto number) {
+    in_type(bf16, [&](auto number) {
         using Number = decltype(number);
         cross_entropy_rows(rows, size, static_cast<const Number*>(logits), labels, losses,
                            static_cast<Number*>(gradient), threads);
-    };
-    bf16 ? run(BFloat16{}) : run(float{});
+    });
 }

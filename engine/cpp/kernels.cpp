@@ -2,3 +2,4 @@
 
 #include "attention.h"
 #include "cross_entropy.h"
+#include "pointwise.h"

@@ -21,6 +21,7 @@ constexpr int LANES = 8, WIDE = 2;
 #else
 constexpr int LANES = 4, WIDE = 4;
 #endif
+
 using Floats = float __attribute__((vector_size(4 * LANES)));
 using Ints = int32_t __attribute__((vector_size(4 * LANES)));
 using Words = uint32_t __attribute__((vector_size(4 * LANES)));
@@ -57,6 +58,23 @@ void store(Floats value, BFloat16* to) {
     std::memcpy(to, &half, sizeof half);
 }
 
+// The numbers from `from` on; those beyond `count` are -inf.
+template <class Number> Floats load_some(const Number* from, int64_t count) {
+    if (count >= LANES) return load(from);
+    Number some[LANES] = {};
+    std::copy(from, from + count, some);
+    Floats value = load(some);
+    for (int i = count; i < LANES; i++) value[i] = -INFINITY;
+    return value;
+}
+
+template <class Number> void store_some(Floats value, Number* to, int64_t count) {
+    if (count >= LANES) return store(value, to);
+    Number some[LANES];
+    store(value, some);
+    std::copy(some, some + count, to);
+}
+
 float sum(Floats value) {
     for (int step = LANES / 2; step > 0; step /= 2)
         for (int i = 0; i < step; i++) value[i] += value[i + step];
@@ -80,6 +98,14 @@ Floats exponential(Floats x) {
         power = power * f + factor;
     Ints exponent = (__builtin_convertvector(whole, Ints) + 127) << 23;
     return y < -126 ? Floats{} : power * Floats(exponent);
+}
+
+// run(number) with a number of the type that pointers without one point to.
+template <class Run> void in_type(int64_t bf16, Run run) {
+    if (bf16)
+        run(BFloat16{});
+    else
+        run(float{});
 }
 
 }  // namespace
