@@ -5,12 +5,14 @@ nothing of them for the backward pass but queries, keys, values and result.
 """
 
 import ctypes
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.kernels import load_kernels, number, pointer, size
+from engine.kernels import LANES, load_kernels, number, pointer, size
+from model import ModelConfig
 from model.attention import Attention
 
 # Of a head: the room that the source has.
@@ -31,20 +33,28 @@ class Layer(ctypes.Structure):
     )
 
 
+def in_one_operator(config: ModelConfig) -> bool:
+    """Whether the kernel computes the self-attention of this architecture."""
+    plain = config.norm == "rmsnorm" or not config.qk_norm
+    return plain and config.position != "relative" and config.head_dim % LANES == 0 and config.head_dim <= MOST_CHANNELS
+
+
+def longest_in_kernel(dtype: torch.dtype) -> int:
+    """Positions up to which the kernel is the faster way, for activations of this type; 0: never."""
+    if dtype == torch.float32:
+        return LONGEST_FP32
+    # With AMX torch's own products are the faster ones.
+    fast = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    return sys.maxsize if dtype == torch.bfloat16 and fast else 0
+
+
 class AttentionKernel:
     """What model/attention.py calls in place of its own operators."""
 
     def takes(self, query: Tensor, mask: Tensor | None) -> bool:
         """Whether it computes queries (B, T, H * D) of this type and length under this mask (B or 1, 1, T, T)."""
-        if mask is not None and (mask.dtype != torch.bool or mask.size(1) != 1):
-            return False
-        if query.device.type != "cpu":
-            return False
-        if query.dtype == torch.float32:
-            return query.size(1) <= LONGEST_FP32
-        # With AMX torch's own products are faster.
-        cpu = torch.cpu
-        return query.dtype == torch.bfloat16 and cpu._is_avx512_bf16_supported() and not cpu._is_amx_tile_supported()
+        known = mask is None or (mask.dtype == torch.bool and mask.size(1) == 1)
+        return known and query.device.type == "cpu" and query.size(1) <= longest_in_kernel(query.dtype)
 
     def __call__(
         self,

@@ -3,12 +3,12 @@
 from torch import nn
 from torch.nn import functional as F
 
-from engine.attention_kernel import MOST_CHANNELS, AttentionKernel
+from engine.attention_kernel import AttentionKernel, in_one_operator
 from engine.kernels import LANES, load_kernels
 from engine.pointwise_kernels import Gate, Norm
-from model.attention import Attention
 from model.layers import MLP
 from model.norms import RMSNorm
+from model.transformer import Transformer
 
 
 def use_kernels(model: nn.Module, compiled: bool = False) -> None:
@@ -17,15 +17,10 @@ def use_kernels(model: nn.Module, compiled: bool = False) -> None:
     if load_kernels() is None:
         return
     for module in model.modules():
-        if isinstance(module, Attention) and _computes(module):
-            module.kernel = AttentionKernel()
+        if isinstance(module, Transformer) and in_one_operator(module.config):
+            for block in module.blocks:
+                block.attn.kernel = AttentionKernel()
         elif isinstance(module, MLP) and module.act is F.silu and not compiled:
             module.gated = Gate.apply
         elif isinstance(module, RMSNorm) and module.weight.size(0) % LANES == 0:
             module.kernel = Norm.apply
-
-
-def _computes(attention: Attention) -> bool:
-    norms = [attention.q_norm, attention.k_norm]
-    plain = all(isinstance(norm, RMSNorm | nn.Identity) for norm in norms)
-    return plain and attention.head_dim % LANES == 0 and attention.head_dim <= MOST_CHANNELS

@@ -5,6 +5,8 @@ Without the tables of positions, which all rows share. tests/test_memory_plan.py
 
 from dataclasses import dataclass
 
+from engine.attention_kernel import in_one_operator
+from engine.kernels import LANES
 from model import ModelConfig
 
 # Activations whose result, which the next product keeps anyway, is all that their gradient needs.
@@ -16,12 +18,16 @@ class Widths:
     """Bytes of an element: of the residual stream, and of the operands of matrix products.
 
     fp32: 4, 4. Autocast: 4, 2. A module cast to half precision (DeepSpeed): 2, 2.
-    `short`: keys up to which attention keeps its softmax (model/attention.py: SHORT).
+    `short`: keys up to which attention keeps its softmax (model/attention.py: SHORT). `fused`: positions up to which
+    it is one operator, `kernels`: whether norms and the loss are (engine/layer_kernels.py).
     """
 
     stream: int
     product: int
     short: int = 0
+    fused: int = 0
+    kernels: bool = False
+    on_gpu: bool = False
 
     @property
     def autocast(self) -> bool:
@@ -33,10 +39,12 @@ class Widths:
 
 
 def norm_bytes(config: ModelConfig, widths: Widths, size: int, width: int | None = None) -> int:
-    """One norm over `size` channels: its input and statistics; RMSNorm in 16 bits also the normalised, both in fp32."""
+    """One norm over `size` channels: its input and statistics. RMSNorm as torch has it on a CPU also the normalised,
+    both in fp32."""
     width = widths.stream if width is None else width
     if config.norm == "rmsnorm":
-        return (4 if width == 4 else 8) * size + 4
+        fused = widths.on_gpu or (widths.kernels and size % LANES == 0)
+        return (4 if width == 4 and fused else 8) * size + 4
     return width * size + 2 * widths.stream
 
 
@@ -56,7 +64,7 @@ def block_bytes(
         # Without autocast all blocks keep the one memory, which the encoder's last norm leaves.
         memory = widths.inputs(size, 2) * across / length if widths.autocast else 0
         total += norm + widths.inputs(size, 1) + memory
-        total += attention_bytes(config, widths, length, across, False, 0.0)
+        total += attention_bytes(config, widths, length, across, False, 0.0, across=True)
         parts = 3
     total += norm + widths.inputs(size, 2 if config.gated_mlp and post else 1)
     # A gate's activation is not kept (model/activations.py).
@@ -65,11 +73,16 @@ def block_bytes(
     return total + (widths.product * size * parts if config.dropout else 0)
 
 
-def attention_bytes(config: ModelConfig, widths: Widths, length: int, keys: int, scored: bool, masks: float) -> float:
+def attention_bytes(
+    config: ModelConfig, widths: Widths, length: int, keys: int, scored: bool, masks: float, across: bool = False
+) -> float:
     """Queries, keys, values, result; `scored`: with a bias that is learned, the softmax too, all in fp32."""
     heads, size = config.num_attention_heads, config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim * keys / length
     total = 0.0
+    if not across and not scored and length <= widths.fused and in_one_operator(config):
+        # As the projections leave them; a mask as it comes, a byte a key.
+        return widths.product * (2 * size + 2 * kv) + 4 * heads + keys * masks
     if config.qk_norm:
         per_head = norm_bytes(config, widths, config.head_dim, widths.product)
         total += heads * per_head + config.num_key_value_heads * keys / length * per_head
@@ -101,5 +114,7 @@ def head_bytes(config: ModelConfig, widths: Widths) -> float:
 
 
 def loss_bytes(config: ModelConfig, widths: Widths) -> float:
-    """Per position of a piece (engine/loss.py): logits, their gradient (bf16's in fp32 too), what the head keeps."""
-    return 8 * config.vocab_size + head_bytes(config, widths)
+    """Per position of a piece (engine/loss.py): logits, their gradient (bf16's in fp32 too, but for the kernel), what
+    the head keeps."""
+    gradient = widths.product if widths.kernels or widths.product == 4 else 6
+    return (widths.product + gradient) * config.vocab_size + head_bytes(config, widths)

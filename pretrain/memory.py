@@ -12,6 +12,8 @@ from typing import Literal
 
 import torch
 
+from engine.attention_kernel import longest_in_kernel
+from engine.device import DTYPES
 from engine.errors import ConfigError
 from engine.loss import piece_rows
 from engine.optim import GATHERED
@@ -31,6 +33,7 @@ class Setup:
 
     rows: of a micro-batch. length, target_length: tokens of a row for the encoder or decoder, and for the decoder of an
     encoder-decoder. labels: positions of a row that reach the vocabulary head. padded: rows have masks of their own.
+    kernels: layers take those of a CPU (engine/layer_kernels.py).
     """
 
     rows: int
@@ -46,6 +49,7 @@ class Setup:
     muon: bool = False
     padded: bool = False
     device: str = "cpu"
+    kernels: bool = False
     # Bytes of an element in Muon's iteration (engine/optim.py: orthogonalize_dtype).
     iterate: int = 4
 
@@ -56,10 +60,14 @@ class Setup:
 
     @property
     def widths(self) -> Widths:
-        if self.precision == "fp32":
-            return Widths(stream=4, product=4)
-        short = SHORT if self.device == "cpu" and self.precision == "bf16" else 0
-        return Widths(stream=2 if self.cast else 4, product=2, short=short)
+        return Widths(
+            stream=2 if self.cast and self.precision != "fp32" else 4,
+            product=4 if self.precision == "fp32" else 2,
+            short=SHORT if self.device == "cpu" and self.precision == "bf16" else 0,
+            fused=longest_in_kernel(DTYPES[self.precision]) if self.kernels else 0,
+            kernels=self.kernels,
+            on_gpu=self.device != "cpu",
+        )
 
 
 def muon_bytes(matrices: Counter[tuple[int, int]], width: int) -> float:

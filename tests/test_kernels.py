@@ -44,7 +44,8 @@ def model_of(**changes) -> torch.nn.Module:
 
 def with_kernels(model: torch.nn.Module) -> torch.nn.Module:
     use_kernels(model)
-    assert all(module.kernel for module in model.modules() if isinstance(module, Attention | RMSNorm))
+    layers = [module for module in model.modules() if isinstance(module, Attention | RMSNorm)]
+    assert all(layer.kernel for layer in layers if model.config.position != "relative" or isinstance(layer, RMSNorm))
     assert all(module.gated == Gate.apply for module in model.modules() if isinstance(module, MLP))
     return model
 

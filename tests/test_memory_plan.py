@@ -10,6 +10,8 @@ import torch
 
 from engine.config import build_config
 from engine.errors import ConfigError
+from engine.kernels import load_kernels
+from engine.layer_kernels import use_kernels
 from engine.optim import OptimConfig, make_optimizer, parameter_groups
 from model import HEADS, ModelConfig
 from pretrain.config import PretrainConfig
@@ -94,12 +96,17 @@ ARCHITECTURES = {
 }
 
 
+@pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "half"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_activations_are_what_autograd_keeps(name, precision):
+def test_activations_are_what_autograd_keeps(name, precision, kernels):
     model_config = config(**ARCHITECTURES[name])
     model = HEADS["causal" if model_config.causal else "masked"](model_config).train()
-    chosen = setup(precision="fp32" if precision == "fp32" else "bf16", cast=precision == "half")
+    if kernels and load_kernels() is None:
+        pytest.skip("no C++ compiler, or no AVX2")
+    if kernels:
+        use_kernels(model)
+    chosen = setup(precision="fp32" if precision == "fp32" else "bf16", cast=precision == "half", kernels=kernels)
     if precision == "half":
         model = model.bfloat16()
     ids = torch.randint(model_config.vocab_size, (ROWS, LENGTH))
