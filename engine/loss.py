@@ -80,21 +80,23 @@ def pieces(hidden: Tensor, labels: Tensor, rows: int) -> Iterator[tuple[Tensor, 
 
 
 def cross_entropy_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """cross_entropy_sum of logits (N, V), and its gradient softmax(logits) - onehot(labels) in their type.
+    """cross_entropy_sum of logits (N, V), and its gradient softmax(logits) - onehot(labels) in their type and, where
+    there is a kernel for it, in their place.
 
     One pass over the logits makes the softmax that the gradient is to have; the loss is read off it. Both in fp32 at
     least: rounded to bf16 first, the difference from 1 of a probability near 1 would lose its digits.
     """
+    counted = labels != IGNORE_INDEX
     kernels = load_kernels() if logits.device.type == "cpu" else None
     if kernels and logits.dtype in (torch.float32, torch.bfloat16):
-        if ((labels >= logits.size(1)) | ((labels < 0) & (labels != IGNORE_INDEX))).any():
+        if ((labels >= logits.size(1)) | (counted & (labels < 0))).any():
             raise IndexError(f"a label lies outside the vocabulary of {logits.size(1)}")
-        logits, labels = logits.contiguous(), labels.contiguous()
-        losses, gradient = torch.empty(len(labels)), torch.empty_like(logits)
-        tensors = [t.data_ptr() for t in (logits, labels, losses, gradient)]
+        logits, labels, losses = logits.contiguous(), labels.contiguous(), torch.empty(len(labels))
+        # What autograd may have kept of them is no longer what it was.
+        torch.autograd.graph.increment_version(logits)
+        tensors = [t.data_ptr() for t in (logits, labels, losses, logits)]
         kernels.cross_entropy(*logits.shape, *tensors, logits.dtype == torch.bfloat16, torch.get_num_threads())
-        return losses.sum(), gradient
-    counted = labels != IGNORE_INDEX
+        return losses.sum(), logits
     places = torch.arange(len(labels), device=labels.device), torch.where(counted, labels, 0)
     gradient = torch.softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
     likely = gradient[places]

@@ -114,7 +114,6 @@ def head_bytes(config: ModelConfig, widths: Widths) -> float:
 
 
 def loss_bytes(config: ModelConfig, widths: Widths) -> float:
-    """Per position of a piece (engine/loss.py): logits, their gradient (bf16's in fp32 too, but for the kernel), what
-    the head keeps."""
-    gradient = widths.product if widths.kernels or widths.product == 4 else 6
-    return (widths.product + gradient) * config.vocab_size + head_bytes(config, widths)
+    """Per position of a piece (engine/loss.py): logits, their gradient (the kernel's in their place, bf16's in fp32
+    too), what the head keeps."""
+    return (widths.product if widths.kernels else 8) * config.vocab_size + head_bytes(config, widths)

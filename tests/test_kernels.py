@@ -153,7 +153,7 @@ def test_cross_entropy_and_its_gradient(size, kind):
     wide = logits.float().requires_grad_()
     expected = F.cross_entropy(wide, labels, reduction="sum")
     expected.backward()
-    found, gradient = loss.cross_entropy_and_gradient(logits, labels)
+    found, gradient = loss.cross_entropy_and_gradient(logits.clone(), labels)
     assert torch.allclose(found, expected, rtol=2e-6)
     assert gradient.dtype == kind
     assert torch.allclose(gradient.float(), wide.grad, rtol=5e-6 if kind == torch.float32 else 2**-8, atol=1e-7)
@@ -166,4 +166,11 @@ def test_cross_entropy_of_no_number_is_none_and_a_label_outside_is_refused():
     assert found.isnan() and gradient[2].isnan().all() and gradient[[0, 1, 3]].isfinite().all()
     for wrong in (20, -1):
         with pytest.raises(IndexError, match="outside the vocabulary of 20"):
-            loss.cross_entropy_and_gradient(logits, torch.tensor([0, 0, wrong, 0]))
+            loss.cross_entropy_and_gradient(torch.randn(4, 20), torch.tensor([0, 0, wrong, 0]))
+
+
+def test_logits_that_autograd_needs_are_not_taken_away_in_silence():
+    logits = torch.randn(4, 20, requires_grad=True).tanh()  # whose gradient is made of the result
+    loss.cross_entropy_and_gradient(logits.detach(), torch.tensor([1, 2, 3, 4]))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logits.sum().backward()

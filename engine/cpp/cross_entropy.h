@@ -25,6 +25,8 @@ void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const 
                 std::memset(y, 0, size * sizeof(Number));
                 continue;
             }
+            const int64_t first = labels[n] / LANES * LANES;
+            const float right = load_some(x + first, size - first)[labels[n] - first];
             Floats most = load_some(x, size), sums = {};
             for (int64_t i = LANES; i < size; i += LANES) most = larger(most, load_some(x + i, size - i));
             float shift = largest(most);
@@ -36,18 +38,16 @@ void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const 
             float total = sum(sums), scale = 1 / total;
             for (int64_t i = 0; i < size; i += LANES) store_some(load(&weights[i]) * scale, y + i, size - i);
             // Rounded to bf16 first, the difference from 1 of a probability near 1 would lose its digits.
-            int64_t first = labels[n] / LANES * LANES;
             weights[labels[n]] -= total;
             store_some(load(&weights[first]) * scale, y + first, size - first);
-            Floats right = load_some(x + first, size - first);
-            losses[n] = shift + std::log(total) - right[labels[n] - first];
+            losses[n] = shift + std::log(total) - right;
         }
     }
 }
 
 }  // namespace
 
-// logits, gradient (N, V), labels (N), negative where a row counts nothing; losses (N) in nats.
+// logits, gradient (N, V), which may be one; labels (N), negative where a row counts nothing; losses (N) in nats.
 extern "C" void cross_entropy(int64_t rows, int64_t size, const void* logits, const int64_t* labels, float* losses,
                               void* gradient, int64_t bf16, int64_t threads) {
     in_type(bf16, [&](auto number) {
