@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from engine.loss import IGNORE_INDEX, Batch, Predict, as_tuple, cross_entropy_sum, piece_rows, pieces
+from engine.loss import IGNORE_INDEX, Batch, Predict, as_tuple, cross_entropy_and_hits, piece_rows, pieces
 
 # Labels that a batch may carry, one kind for each output of the model.
 LABELS = ("labels", "next_sentence_label")
@@ -25,9 +25,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def score_sums(logits: Tensor, labels: Tensor) -> Tensor:
     """Summed cross-entropy of logits (..., V), how many are right, how many labels (...) count: (3,), fp64."""
-    counted = labels != IGNORE_INDEX
-    right = (logits.argmax(-1) == labels) & counted
-    return torch.stack([cross_entropy_sum(logits, labels).double(), right.sum().double(), counted.sum().double()])
+    loss, hits = cross_entropy_and_hits(logits, labels)
+    return torch.stack([loss, hits.double(), (labels != IGNORE_INDEX).sum().double()])
 
 
 @torch.no_grad()

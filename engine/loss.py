@@ -86,17 +86,11 @@ def cross_entropy_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, 
     One pass over the logits makes the softmax that the gradient is to have; the loss is read off it. Both in fp32 at
     least: rounded to bf16 first, the difference from 1 of a probability near 1 would lose its digits.
     """
-    counted = labels != IGNORE_INDEX
-    kernels = load_kernels() if logits.device.type == "cpu" else None
-    if kernels and logits.dtype in (torch.float32, torch.bfloat16):
-        if ((labels >= logits.size(1)) | (counted & (labels < 0))).any():
-            raise IndexError(f"a label lies outside the vocabulary of {logits.size(1)}")
-        logits, labels, losses = logits.contiguous(), labels.contiguous(), torch.empty(len(labels))
-        # What autograd may have kept of them is no longer what it was.
-        torch.autograd.graph.increment_version(logits)
-        tensors = [t.data_ptr() for t in (logits, labels, losses, logits)]
-        kernels.cross_entropy(*logits.shape, *tensors, logits.dtype == torch.bfloat16, torch.get_num_threads())
+    if _has_kernel(logits):
+        logits = logits.contiguous()
+        losses, _ = _cross_entropy(logits, labels, logits)
         return losses.sum(), logits
+    counted = labels != IGNORE_INDEX
     places = torch.arange(len(labels), device=labels.device), torch.where(counted, labels, 0)
     gradient = torch.softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
     likely = gradient[places]
@@ -107,6 +101,34 @@ def cross_entropy_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, 
     if not counted.all():
         losses, gradient = losses.where(counted, 0.0), gradient.masked_fill_(~counted.unsqueeze(1), 0.0)
     return losses.sum(), gradient.to(logits.dtype)
+
+
+def cross_entropy_and_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """cross_entropy_sum of logits (..., V), and of how many labels (...) that count the logit is the largest."""
+    if not _has_kernel(logits):
+        hits = (logits.argmax(-1) == labels) & (labels != IGNORE_INDEX)
+        return cross_entropy_sum(logits, labels).double(), hits.sum()
+    losses, hits = _cross_entropy(logits.flatten(0, -2).contiguous(), labels.flatten())
+    return losses.double().sum(), hits.sum()
+
+
+def _has_kernel(logits: Tensor) -> bool:
+    known = logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16)
+    return known and load_kernels() is not None
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Losses and hits of logits (N, V) against labels (N,), by cpp/cross_entropy.h. Raises IndexError."""
+    if ((labels >= logits.size(1)) | ((labels < 0) & (labels != IGNORE_INDEX))).any():
+        raise IndexError(f"a label lies outside the vocabulary of {logits.size(1)}")
+    labels, losses = labels.contiguous(), torch.empty(len(labels))
+    hits = torch.empty(len(labels), dtype=torch.bool)
+    if gradient is not None:
+        # Of logits in whose place it lies, autograd has nothing any more.
+        torch.autograd.graph.increment_version(gradient)
+    places = [None if t is None else t.data_ptr() for t in (logits, labels, losses, hits, gradient)]
+    load_kernels().cross_entropy(*logits.shape, *places, logits.dtype == torch.bfloat16, torch.get_num_threads())
+    return losses, hits
 
 
 class _HeadLoss(torch.autograd.Function):

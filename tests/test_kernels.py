@@ -150,12 +150,16 @@ def test_cross_entropy_and_its_gradient(size, kind):
     labels = torch.randint(size, (37,))
     labels[5:9] = loss.IGNORE_INDEX
     logits[11, labels[11]] = 120.0  # a probability of 1, and of the others 0
+    logits[12], labels[12], logits[13], labels[13] = 1.0, 0, 2.0, 1  # of equals the first is the prediction
     wide = logits.float().requires_grad_()
     expected = F.cross_entropy(wide, labels, reduction="sum")
     expected.backward()
     found, gradient = loss.cross_entropy_and_gradient(logits.clone(), labels)
     assert torch.allclose(found, expected, rtol=2e-6)
     assert gradient.dtype == kind
+    found, hits = loss.cross_entropy_and_hits(logits, labels)
+    assert torch.allclose(found, expected.double(), rtol=2e-6)
+    assert hits == (logits.argmax(-1) == labels).sum() > 0
     assert torch.allclose(gradient.float(), wide.grad, rtol=5e-6 if kind == torch.float32 else 2**-8, atol=1e-7)
 
 

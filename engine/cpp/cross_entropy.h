@@ -1,4 +1,4 @@
-// Cross-entropy of logits and its gradient, softmax - onehot, row by row: both of a row while it is in the cache.
+// Cross-entropy of logits, which of them are right, and the gradient, softmax - onehot: of a row while it is in the cache.
 //
 // Shapes: N rows, V vocabulary.
 
@@ -12,7 +12,7 @@ namespace {
 
 template <class Number>
 void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const int64_t* labels, float* losses,
-                        Number* gradient, int64_t threads) {
+                        bool* hits, Number* gradient, int64_t threads) {
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> weights(size + LANES);
@@ -22,7 +22,8 @@ void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const 
             Number* y = gradient + n * size;
             if (labels[n] < 0) {
                 losses[n] = 0;
-                std::memset(y, 0, size * sizeof(Number));
+                hits[n] = false;
+                if (gradient) std::memset(y, 0, size * sizeof(Number));
                 continue;
             }
             const int64_t first = labels[n] / LANES * LANES;
@@ -30,29 +31,34 @@ void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const 
             Floats most = load_some(x, size), sums = {};
             for (int64_t i = LANES; i < size; i += LANES) most = larger(most, load_some(x + i, size - i));
             float shift = largest(most);
+            // Of equal logits the first is the prediction.
+            hits[n] = right == shift;
+            for (int64_t i = 0; hits[n] && i < labels[n]; i++) hits[n] = widen(x[i]) != shift;
             for (int64_t i = 0; i < size; i += LANES) {
                 Floats weight = exponential(load_some(x + i, size - i) - shift);
                 sums += weight;
-                store(weight, &weights[i]);
+                if (gradient) store(weight, &weights[i]);
             }
             float total = sum(sums), scale = 1 / total;
+            losses[n] = shift + std::log(total) - right;
+            if (!gradient) continue;
             for (int64_t i = 0; i < size; i += LANES) store_some(load(&weights[i]) * scale, y + i, size - i);
             // Rounded to bf16 first, the difference from 1 of a probability near 1 would lose its digits.
             weights[labels[n]] -= total;
             store_some(load(&weights[first]) * scale, y + first, size - first);
-            losses[n] = shift + std::log(total) - right;
         }
     }
 }
 
 }  // namespace
 
-// logits, gradient (N, V), which may be one; labels (N), negative where a row counts nothing; losses (N) in nats.
+// logits (N, V), labels (N), negative where a row counts nothing; losses (N) in nats, hits (N) where the largest logit
+// is the label's. gradient (N, V): null where it is not asked for; it may lie where the logits do.
 extern "C" void cross_entropy(int64_t rows, int64_t size, const void* logits, const int64_t* labels, float* losses,
-                              void* gradient, int64_t bf16, int64_t threads) {
+                              bool* hits, void* gradient, int64_t bf16, int64_t threads) {
     in_type(bf16, [&](auto number) {
         using Number = decltype(number);
-        cross_entropy_rows(rows, size, static_cast<const Number*>(logits), labels, losses,
+        cross_entropy_rows(rows, size, static_cast<const Number*>(logits), labels, losses, hits,
                            static_cast<Number*>(gradient), threads);
     });
 }

@@ -38,6 +38,12 @@ template <class Vector> Vector load_as(const void* from) {
     return value;
 }
 
+float widen(float value) { return value; }
+float widen(BFloat16 value) {
+    uint32_t bits = uint32_t(value.bits) << 16;
+    return load_as<float>(&bits);
+}
+
 Floats load(const float* from) { return load_as<Floats>(from); }
 Floats load(const BFloat16* from) {
 #ifdef __AVX512F__
