@@ -129,7 +129,7 @@ def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | No
     *inputs, result, normalizer = ctx.saved_tensors
     *found, norms = torch.ops.mini_llm.attention_gradients(gradient, result, normalizer, *inputs, *ctx.settings)
     weights = zip(inputs[3:5], norms.unbind(), strict=True)
-    for_norms = [None if weight is None else found.to(weight.dtype) for weight, found in weights]
+    for_norms = [None if weight is None else norm.to(weight.dtype) for weight, norm in weights]
     return *found, *for_norms, *[None] * (_TENSORS - 5 + len(ctx.settings))
 
 
