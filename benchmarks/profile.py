@@ -46,7 +46,7 @@ LABELS = (
 )
 OPERATIONS = {
     "matrix products": ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"),
-    "attention": ("aten::_scaled_dot_product", "aten::_softmax", "aten::_safe_softmax"),
+    "attention": ("mini_llm::attention", "aten::_scaled_dot_product", "aten::_softmax", "aten::_safe_softmax"),
     "casts and copies": ("aten::copy_", "aten::_to_copy", "aten::to", "aten::clone", "aten::contiguous"),
     "gradient accumulation": ("torch::autograd::AccumulateGrad",),
     "fused kernels": ("graph_", "cpp_fused"),

@@ -27,8 +27,8 @@ import typer
 from benchmarks.measure import ROOT, Comparison, interleave, publish
 
 CASES = {
-    "ours, AdamW, compiled": {"kind": "ours", "optimizer": "adamw", "compile": True},
     "ours, AdamW": {"kind": "ours", "optimizer": "adamw"},
+    "ours, AdamW, compiled": {"kind": "ours", "optimizer": "adamw", "compile": True},
     "ours, Muon": {"kind": "ours", "optimizer": "muon"},
     "nanoGPT, fp32": {"kind": "nanogpt"},
     "nanoGPT, bf16, compiled": {"kind": "nanogpt", "bf16": True, "compile": True},

@@ -11,6 +11,7 @@ from rich.table import Table
 from engine.device import DTYPES, resolve_precision
 from engine.errors import ConfigError
 from engine.flops import flops_per_token
+from engine.kernels import load_kernels
 from engine.machine import compiler
 from engine.runtime import matmul_ceiling, zero_stage
 from model import ModelConfig
@@ -33,8 +34,9 @@ EPOCHS_WANTED, MOST_TIMES_WEIGHTS = 6, 4
 STEPS_WANTED = 2000
 SMALLEST_STEP, LARGEST_STEP = 2048, 524_288
 LONGEST_PAIR, LENGTH_MULTIPLE = 512, 64
-# Compiled blocks: 8 to 9 % faster on two cores, after 11 to 24 s of compiling (benchmarks/RESULTS.md). Without a budget
-# the time is what the FLOPs would take at these ceilings; where that is too short, compiling pays all the more.
+# Compiled blocks: 8 to 9 % faster on two cores, after 11 to 24 s of compiling, but no faster than our kernels
+# (benchmarks/RESULTS.md). Without a budget the time is what the FLOPs would take at these ceilings; where that is too
+# short, compiling pays all the more.
 SECONDS_TO_COMPILE = {"cpu": 600.0, "cuda": 180.0}
 NOMINAL_CEILING = {"cpu": 4e11, "cuda": 1e15}
 
@@ -170,6 +172,8 @@ def _compiles(config: PretrainConfig, seconds: float, device: torch.device) -> t
         return False, "DeepSpeed's hooks stand in the way"
     if config.pairs is not None:
         return False, "the lengths of pairs vary"
+    if device.type == "cpu" and load_kernels() is not None:
+        return False, "our kernels are as fast"
     if seconds < wanted:
         return False, f"pays from {wanted / 60:.0f} minutes on"
     if compiler() is None:

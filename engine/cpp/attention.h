@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t BLOCK = 32;           // queries whose scores exist at once
 constexpr int64_t MOST_CHANNELS = 512;  // of a head
+constexpr int64_t AHEAD = 12;           // rows fetched early: a head's lie too far apart for the processor to see it coming
 
 // Two bf16 that are neighbours along the dimension which a product sums over.
 struct Pair {
@@ -118,6 +119,12 @@ struct Layer {
 
 namespace {
 
+// Row t + AHEAD of a head's `length` rows, `stride` apart, into the cache.
+template <class Number> void fetch(const Layer& a, const Number* rows, int64_t stride, int64_t t) {
+    if (t + AHEAD < a.length)
+        for (int64_t i = 0; i < a.head_dim; i += 64 / sizeof(Number)) __builtin_prefetch(rows + (t + AHEAD) * stride + i);
+}
+
 // The reciprocal root mean square of x (D), which is copied to `wide`.
 template <class Number> float reciprocal_root_mean_square(const Layer& a, const Number* x, float* wide) {
     Floats squares = {};
@@ -136,6 +143,7 @@ void prepare(const Layer& a, const Number* from, int64_t stride, const float* no
     const int64_t size = a.head_dim, half = size / 2;
     float plain[MOST_CHANNELS], rotated[MOST_CHANNELS];
     for (int64_t t = 0; t < a.length; t++) {
+        fetch(a, from, stride, t);
         float r = reciprocal_root_mean_square(a, from + t * stride, plain);
         if (norm)
             for (int64_t i = 0; i < size; i += LANES) store(load(plain + i) * r * load(norm + i), plain + i);
@@ -174,6 +182,7 @@ void prepare_gradient(const Layer& a, const Number* from, int64_t stride, const 
             continue;
         }
         // Zhang and Sennrich 2019, section 4.
+        fetch(a, from, stride, t);
         float r = reciprocal_root_mean_square(a, from + t * stride, plain);
         Floats together = {};
         for (int64_t i = 0; i < size; i += LANES) {
@@ -191,7 +200,10 @@ void prepare_gradient(const Layer& a, const Number* from, int64_t stride, const 
 // Rows `stride` apart to `to` (padded, D), zeros behind.
 template <class Number> void copy(const Layer& a, const Number* from, int64_t stride, Number* to, int64_t padded) {
     const int64_t size = a.head_dim;
-    for (int64_t t = 0; t < a.length; t++) std::memcpy(to + t * size, from + t * stride, size * sizeof(Number));
+    for (int64_t t = 0; t < a.length; t++) {
+        fetch(a, from, stride, t);
+        std::memcpy(to + t * size, from + t * stride, size * sizeof(Number));
+    }
     std::memset(to + a.length * size, 0, (padded - a.length) * size * sizeof(Number));
 }
 
@@ -300,7 +312,7 @@ void backward(const Layer& a, const Number* result, const float* normalizer, con
             query_rows(padded * size / held), gradient_rows(padded * size / held), weight_rows(BLOCK * padded / held),
             of_score_rows(BLOCK * padded / held);
         std::vector<float> scores(BLOCK * padded), of_weights(BLOCK * padded), of_query(padded * size),
-            of_key(padded * size), of_value(padded * size);
+            of_key(padded * size), of_value(padded * size), mean(padded);
 #pragma omp for schedule(dynamic)
         for (int64_t index = 0; index < a.rows * a.kv_heads; index++) {
             Unit unit(a, index);
@@ -317,6 +329,14 @@ void backward(const Layer& a, const Number* result, const float* normalizer, con
                 stack(query.data(), size, padded, size, query_rows.data());
                 copy(a, for_result + unit.query_at(head), unit.width, gradient.data(), padded);
                 stack(gradient.data(), size, padded, size, gradient_rows.data());
+                const Number* results = result + unit.query_at(head);
+                for (int64_t t = 0; t < a.length; t++) {
+                    fetch(a, results, unit.width, t);
+                    Floats along = {};
+                    for (int64_t d = 0; d < size; d += LANES)
+                        along += load(results + t * unit.width + d) * load(&gradient[t * size + d]);
+                    mean[t] = sum(along);
+                }
                 for (int64_t begin = 0; begin < a.length; begin += BLOCK) {
                     int64_t count = std::min(BLOCK, a.length - begin), seen = unit.keys(begin, count);
                     product(count, seen, size / held, left(query, begin, size), key_columns.data(), padded,
@@ -326,15 +346,11 @@ void backward(const Layer& a, const Number* result, const float* normalizer, con
                     for (int64_t i = 0; i < count; i++) {
                         float *score = scores.data() + i * padded, *of_weight = of_weights.data() + i * padded;
                         hide(a, unit.row, begin + i, seen, score);
-                        const Number* y = result + unit.query_at(head) + (begin + i) * unit.width;
-                        Floats along = {};
-                        for (int64_t d = 0; d < size; d += LANES)
-                            along += load(y + d) * load(gradient.data() + (begin + i) * size + d);
-                        float mean = sum(along), shift = normalizer[unit.normalizer_at(head) + begin + i];
+                        float shift = normalizer[unit.normalizer_at(head) + begin + i];
                         for (int64_t s = 0; s < seen; s += LANES) {
                             Floats weight = exponential(load(score + s) * a.scale - shift);
                             store(weight, weights.data() + i * padded + s);
-                            store(weight * (load(of_weight + s) - mean) * a.scale, of_scores.data() + i * padded + s);
+                            store(weight * (load(of_weight + s) - mean[begin + i]) * a.scale, of_scores.data() + i * padded + s);
                         }
                     }
                     // A pair wants two queries.

@@ -82,6 +82,9 @@ template <class Number> void store_some(Floats value, Number* to, int64_t count)
 }
 
 float sum(Floats value) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps(__m512(value));
+#endif
     for (int step = LANES / 2; step > 0; step /= 2)
         for (int i = 0; i < step; i++) value[i] += value[i + step];
     return value[0];
@@ -90,6 +93,9 @@ float sum(Floats value) {
 Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 float largest(Floats value) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps(__m512(value));
+#endif
     for (int step = LANES / 2; step > 0; step /= 2)
         for (int i = 0; i < step; i++) value[i] = std::max(value[i], value[i + step]);
     return value[0];
