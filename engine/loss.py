@@ -121,7 +121,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = Non
     """Losses and hits of logits (N, V) against labels (N,), by cpp/cross_entropy.h. Raises IndexError."""
     if ((labels >= logits.size(1)) | ((labels < 0) & (labels != IGNORE_INDEX))).any():
         raise IndexError(f"a label lies outside the vocabulary of {logits.size(1)}")
-    labels, losses = labels.contiguous(), torch.empty(len(labels))
+    labels, losses = labels.long().contiguous(), torch.empty(len(labels))
     hits = torch.empty(len(labels), dtype=torch.bool)
     if gradient is not None:
         # Of logits in whose place it lies, autograd has nothing any more.

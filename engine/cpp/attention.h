@@ -1,9 +1,9 @@
 // Attention of one layer for training on a CPU: norm and rotation of queries and keys, softmax(Q K^T) V, all gradients.
 //
 // In place of some thirty operators, each of which reads and writes the whole activation. Scores exist for a block of
-// queries at a time and are made again for the gradients (Dao et al. 2022, "FlashAttention"); what the causal mask hides
-// is not multiplied. Activations are fp32 or bf16; products of bf16 are summed in fp32, and all between is fp32.
-// A head's numbers depend neither on the other rows of a batch nor on the number of threads.
+// queries at a time and are made again for the gradients (Dao et al. 2022, "FlashAttention"); blocks that the causal
+// mask hides are not multiplied. Activations are fp32 or bf16; products of bf16 are summed in fp32, and all between is
+// fp32. A head's numbers depend neither on the other rows of a batch nor on the number of threads.
 //
 // Shapes: B rows, L positions, H heads, K key-value heads, D head_dim.
 
@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t BLOCK = 32;           // queries whose scores exist at once
 constexpr int64_t MOST_CHANNELS = 512;  // of a head
-constexpr int64_t AHEAD = 12;           // rows fetched early: a head's lie too far apart for the processor to see it coming
+constexpr int64_t AHEAD = 12;           // rows fetched early: a head's lie too far apart for a processor to foresee
 
 // Two bf16 that are neighbours along the dimension which a product sums over.
 struct Pair {
@@ -106,7 +106,8 @@ void stack(const BFloat16* from, int64_t row, int64_t rows, int64_t columns, Pai
 extern "C" {
 
 // Norms (D), cosine and sine (L, D), mask (B or 1, L, L), true where a key is seen: null where there is none.
-// query (B, L, H D), key and value (B, L, K D). mask_row: elements from one row's mask to the next, 0 where all share it.
+// query (B, L, H D), key and value (B, L, K D). mask_row: elements from one row's mask to the next, 0 where all share
+// one.
 struct Layer {
     int64_t rows, length, heads, kv_heads, head_dim, causal, threads, bf16, mask_row;
     float scale, eps;
@@ -121,8 +122,9 @@ namespace {
 
 // Row t + AHEAD of a head's `length` rows, `stride` apart, into the cache.
 template <class Number> void fetch(const Layer& a, const Number* rows, int64_t stride, int64_t t) {
-    if (t + AHEAD < a.length)
-        for (int64_t i = 0; i < a.head_dim; i += 64 / sizeof(Number)) __builtin_prefetch(rows + (t + AHEAD) * stride + i);
+    if (t + AHEAD >= a.length) return;
+    const Number* row = rows + (t + AHEAD) * stride;
+    for (int64_t i = 0; i < a.head_dim; i += 64 / sizeof(Number)) __builtin_prefetch(row + i);
 }
 
 // The reciprocal root mean square of x (D), which is copied to `wide`.
@@ -220,11 +222,11 @@ void hide(const Layer& a, int64_t row, int64_t t, int64_t keys, float* score) {
 // Where the heads of a unit of work lie: one key-value head of one row, with the query heads that share it.
 struct Unit {
     const Layer& a;
-    int64_t row, group, shared, width, kv_width, padded;
+    int64_t row, group, shared, width, kv_width;
 
     Unit(const Layer& layer, int64_t index)
         : a(layer), row(index / layer.kv_heads), group(index % layer.kv_heads), shared(layer.heads / layer.kv_heads),
-          width(layer.heads * layer.head_dim), kv_width(layer.kv_heads * layer.head_dim), padded(round_up(a.length)) {}
+          width(layer.heads * layer.head_dim), kv_width(layer.kv_heads * layer.head_dim) {}
 
     static int64_t round_up(int64_t length) { return (length + 31) / 32 * 32; }
     int64_t query_at(int64_t head) const { return row * a.length * width + head * a.head_dim; }
@@ -350,7 +352,8 @@ void backward(const Layer& a, const Number* result, const float* normalizer, con
                         for (int64_t s = 0; s < seen; s += LANES) {
                             Floats weight = exponential(load(score + s) * a.scale - shift);
                             store(weight, weights.data() + i * padded + s);
-                            store(weight * (load(of_weight + s) - mean[begin + i]) * a.scale, of_scores.data() + i * padded + s);
+                            Floats of_score = weight * (load(of_weight + s) - mean[begin + i]) * a.scale;
+                            store(of_score, of_scores.data() + i * padded + s);
                         }
                     }
                     // A pair wants two queries.

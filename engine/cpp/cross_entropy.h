@@ -1,4 +1,4 @@
-// Cross-entropy of logits, which of them are right, and the gradient, softmax - onehot: of a row while it is in the cache.
+// Cross-entropy of logits, which of them are right, and the gradient, softmax - onehot: of a row while it is cached.
 //
 // Shapes: N rows, V vocabulary.
 
