@@ -28,7 +28,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data import find_source, tokenizer_name
 from pretrain.memory import STAGES, Memory, Setup, activations, fit, memory, size
 from pretrain.parameters import Parameters, count_parameters
-from pretrain.plan import EXPECTED_MFU, LONGEST_PAIR, PairLengths, Plan, expected_width, make_plan
+from pretrain.plan import LONGEST_PAIR, PairLengths, Plan, expected_mfu, expected_width, make_plan
 from pretrain.presets import read_preset, shape_of
 from pretrain.rehearsal import rehearse
 from pretrain.spans import SENTINELS
@@ -310,9 +310,10 @@ def _speed(
     ranks = setup.ranks if device.type == "cuda" else 1
     ceiling = matmul_ceiling(device, DTYPES[setup.precision])
     micro = setup.rows * plan.rows.tokens
-    expected = micro * per_token / (EXPECTED_MFU * ceiling)
-    estimate = ranks * EXPECTED_MFU * ceiling / per_token
-    basis = f"estimated: {EXPECTED_MFU:.0%} of {ceiling / 1e9:,.0f} GFLOP/s"
+    share = expected_mfu(device)
+    expected = micro * per_token / (share * ceiling)
+    estimate = ranks * share * ceiling / per_token
+    basis = f"estimated: {share:.0%} of {ceiling / 1e9:,.0f} GFLOP/s"
     if expected > MEASURED_SECONDS:
         return estimate, f"{basis}; one micro-batch would take {_duration(expected)}"
     alone = config.model_copy(
