@@ -30,7 +30,7 @@ def test_a_decoder_is_wider_where_it_would_read_a_small_corpus_too_often():
 
 
 def test_wider_has_a_bound():
-    assert width(1000) <= 2 * width(LARGE)
+    assert width(1000) == width(2000) < 3 * width(LARGE)
 
 
 def test_an_encoder_and_a_given_width_are_left_alone():
