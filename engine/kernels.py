@@ -21,8 +21,17 @@ FUNCTIONS = {
     "gate": [size, *[pointer] * 3, size, size],
     "gate_gradients": [size, *[pointer] * 5, size, size],
     "norm": [size, size, pointer, pointer, number, pointer, pointer, size, size],
-    "norm_gradients": [size, size, *[pointer] * 6, size, size],
+    "norm_gradients": [size, size, size, *[pointer] * 6, size, size],
 }
+
+
+# What kernels read and write; another type would be read as one of them.
+NUMBERS = (torch.float32, torch.bfloat16)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether training on this device takes them."""
+    return device.type == "cpu" and load_kernels() is not None
 
 
 @cache

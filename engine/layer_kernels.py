@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.attention_kernel import AttentionKernel, in_one_operator
-from engine.kernels import LANES, load_kernels
+from engine.kernels import LANES
 from engine.pointwise_kernels import Gate, Norm
 from model.layers import MLP
 from model.norms import RMSNorm
@@ -12,10 +12,8 @@ from model.transformer import Transformer
 
 
 def use_kernels(model: nn.Module, compiled: bool = False) -> None:
-    """Have them take it, where there is a library; the others go by torch's operators. `compiled`: blocks are, by
+    """Have them take it, where the device has kernels; the others go by torch's operators. `compiled`: blocks are, by
     torch.compile, which fuses what is done to each number by itself."""
-    if load_kernels() is None:
-        return
     for module in model.modules():
         if isinstance(module, Transformer) and in_one_operator(module.config):
             for block in module.blocks:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from engine.kernels import load_kernels
+from engine.cross_entropy_kernel import IGNORE_INDEX, losses_and_hits
+from engine.kernels import NUMBERS, has_kernels
 from model.gradients import passing
 
-IGNORE_INDEX = -100
 # Beside tensors, flags that the model's forward takes.
 Batch = dict[str, Any]
 Predict = Callable[[Tensor], Tensor]
@@ -86,9 +86,9 @@ def cross_entropy_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, 
     One pass over the logits makes the softmax that the gradient is to have; the loss is read off it. Both in fp32 at
     least: rounded to bf16 first, the difference from 1 of a probability near 1 would lose its digits.
     """
-    if _has_kernel(logits):
+    if logits.dtype in NUMBERS and has_kernels(logits.device):
         logits = logits.contiguous()
-        losses, _ = _cross_entropy(logits, labels, logits)
+        losses, _ = losses_and_hits(logits, labels, logits)
         return losses.sum(), logits
     counted = labels != IGNORE_INDEX
     places = torch.arange(len(labels), device=labels.device), torch.where(counted, labels, 0)
@@ -105,30 +105,11 @@ def cross_entropy_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, 
 
 def cross_entropy_and_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """cross_entropy_sum of logits (..., V), and of how many labels (...) that count the logit is the largest."""
-    if not _has_kernel(logits):
+    if logits.dtype not in NUMBERS or not has_kernels(logits.device):
         hits = (logits.argmax(-1) == labels) & (labels != IGNORE_INDEX)
         return cross_entropy_sum(logits, labels).double(), hits.sum()
-    losses, hits = _cross_entropy(logits.flatten(0, -2).contiguous(), labels.flatten())
+    losses, hits = losses_and_hits(logits.flatten(0, -2).contiguous(), labels.flatten())
     return losses.double().sum(), hits.sum()
-
-
-def _has_kernel(logits: Tensor) -> bool:
-    known = logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16)
-    return known and load_kernels() is not None
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Losses and hits of logits (N, V) against labels (N,), by cpp/cross_entropy.h. Raises IndexError."""
-    if ((labels >= logits.size(1)) | ((labels < 0) & (labels != IGNORE_INDEX))).any():
-        raise IndexError(f"a label lies outside the vocabulary of {logits.size(1)}")
-    labels, losses = labels.long().contiguous(), torch.empty(len(labels))
-    hits = torch.empty(len(labels), dtype=torch.bool)
-    if gradient is not None:
-        # Of logits in whose place it lies, autograd has nothing any more.
-        torch.autograd.graph.increment_version(gradient)
-    places = [None if t is None else t.data_ptr() for t in (logits, labels, losses, hits, gradient)]
-    load_kernels().cross_entropy(*logits.shape, *places, logits.dtype == torch.bfloat16, torch.get_num_threads())
-    return losses, hits
 
 
 class _HeadLoss(torch.autograd.Function):

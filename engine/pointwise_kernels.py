@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.kernels import load_kernels
+from engine.kernels import NUMBERS, load_kernels
 
-# Rows of cpp/pointwise.h whose gradients of a norm's weight are summed first.
-ROWS = 64
+# Rows whose gradients of a norm's weight are summed first, so that the sum is the same whatever the threads.
+SHARE = 64
 
 
 class Gate(torch.autograd.Function):
@@ -53,9 +53,9 @@ class Norm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight, root = ctx.saved_tensors
         gradient, wide, for_x = gradient.contiguous(), weight.float(), torch.empty_like(x)
-        for_weight = torch.zeros(-(-root.numel() // ROWS), x.size(-1))
+        for_weight = torch.zeros(-(-root.numel() // SHARE), x.size(-1))
         places = _places(x, wide, root, gradient, for_x, for_weight)
-        load_kernels().norm_gradients(root.numel(), x.size(-1), *places, *_settings(gradient))
+        load_kernels().norm_gradients(root.numel(), SHARE, x.size(-1), *places, *_settings(gradient))
         return for_x, for_weight.sum(0).to(weight.dtype), None, None
 
 
@@ -64,4 +64,7 @@ def _places(*tensors: Tensor) -> list[int]:
 
 
 def _settings(tensor: Tensor) -> tuple[bool, int]:
+    """Whether it is bf16, and threads. Raises TypeError for what the source would read as another type."""
+    if tensor.dtype not in NUMBERS:
+        raise TypeError(f"kernels take fp32 and bf16, not {tensor.dtype}")
     return tensor.dtype == torch.bfloat16, torch.get_num_threads()

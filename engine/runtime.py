@@ -21,6 +21,7 @@ from engine.config import Config
 from engine.deepspeed_config import deepspeed_config, deepspeed_file, file_stage
 from engine.device import Precision, default_device, resolve_precision
 from engine.errors import ConfigError
+from engine.kernels import has_kernels
 from engine.layer_kernels import use_kernels
 from engine.watchdog import PATIENCE, die_with_launcher
 from model.layers import Block
@@ -193,7 +194,7 @@ def make_accelerator(
 
 def prepare_model(model: nn.Module, config: RuntimeConfig) -> nn.Module:
     """Apply gradient checkpointing, per-block compilation and, on a CPU, our kernels in place."""
-    if default_device(config.device).type == "cpu":
+    if has_kernels(default_device(config.device)):
         use_kernels(model, compiled=config.compile is True)
     for module in model.modules():
         if isinstance(module, Transformer):

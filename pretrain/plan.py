@@ -11,7 +11,7 @@ from rich.table import Table
 from engine.device import DTYPES, resolve_precision
 from engine.errors import ConfigError
 from engine.flops import flops_per_token
-from engine.kernels import load_kernels
+from engine.kernels import has_kernels
 from engine.machine import compiler
 from engine.runtime import matmul_ceiling, zero_stage
 from model import ModelConfig
@@ -173,7 +173,7 @@ def _compiles(config: PretrainConfig, seconds: float, device: torch.device) -> t
         return False, "DeepSpeed's hooks stand in the way"
     if config.pairs is not None:
         return False, "the lengths of pairs vary"
-    if device.type == "cpu" and load_kernels() is not None:
+    if has_kernels(device):
         return False, "our kernels are as fast"
     if seconds < wanted:
         return False, f"pays from {wanted / 60:.0f} minutes on"
@@ -230,7 +230,7 @@ def expected_flops(config: PretrainConfig, ranks: int, device: torch.device) -> 
 
 def expected_mfu(device: torch.device) -> float:
     """The share of the ceiling that the rules reckon with."""
-    return EXPECTED_WITH_KERNELS if device.type == "cpu" and load_kernels() is not None else EXPECTED_MFU
+    return EXPECTED_WITH_KERNELS if has_kernels(device) else EXPECTED_MFU
 
 
 def expected_width(config: PretrainConfig, ranks: int, device: torch.device) -> int:

@@ -21,7 +21,7 @@ from engine.deepspeed_config import deepspeed_file, read_deepspeed
 from engine.device import DTYPES, default_device, resolve_precision
 from engine.errors import ConfigError
 from engine.flops import flops_per_token
-from engine.kernels import load_kernels
+from engine.kernels import has_kernels
 from engine.optim import orthogonalize_dtype
 from engine.runtime import matmul_ceiling, start_processes, zero_stage
 from pretrain.config import PretrainConfig
@@ -222,7 +222,7 @@ def setup_of(config: PretrainConfig, plan: Plan, ranks: int, stage: int, device:
         muon=config.optim.name != "adamw",
         padded=config.pairs is not None,
         device=device.type,
-        kernels=device.type == "cpu" and load_kernels() is not None,
+        kernels=has_kernels(device),
         iterate=orthogonalize_dtype(device, precision).itemsize,
     )
 

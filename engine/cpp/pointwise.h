@@ -4,14 +4,9 @@
 
 #pragma once
 
-#include <vector>
-
 #include "vectors.h"
 
 namespace {
-
-// Rows whose gradients of a norm's weight are summed before those of others: the sum is the same whatever the threads.
-constexpr int64_t ROWS = 64;
 
 // 1 / (1 + e^-x), by way of e^-|x|, which does not overflow.
 Floats logistic(Floats x) {
@@ -55,13 +50,13 @@ void norm_forward(int64_t rows, int64_t size, const float* x, const float* weigh
     }
 }
 
-// Zhang and Sennrich 2019, section 4. for_weight (N / ROWS, C), rounded up, zeros.
+// Zhang and Sennrich 2019, section 4. for_weight (parts, C), zeros: of `share` rows each, whatever the threads.
 template <class Number>
-void norm_backward(int64_t rows, int64_t size, const float* x, const float* weight, const float* root,
+void norm_backward(int64_t rows, int64_t share, int64_t size, const float* x, const float* weight, const float* root,
                    const Number* gradient, float* for_x, float* for_weight, int64_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t part = 0; part < (rows + ROWS - 1) / ROWS; part++)
-        for (int64_t n = part * ROWS; n < std::min(rows, (part + 1) * ROWS); n++) {
+    for (int64_t part = 0; part < (rows + share - 1) / share; part++)
+        for (int64_t n = part * share; n < std::min(rows, (part + 1) * share); n++) {
             const float* from = x + n * size;
             const Number* g = gradient + n * size;
             float* sums = for_weight + part * size;
@@ -109,10 +104,12 @@ extern "C" void norm(int64_t rows, int64_t size, const float* x, const float* we
     });
 }
 
-extern "C" void norm_gradients(int64_t rows, int64_t size, const float* x, const float* weight, const float* root,
-                               const void* gradient, float* for_x, float* for_weight, int64_t bf16, int64_t threads) {
+extern "C" void norm_gradients(int64_t rows, int64_t share, int64_t size, const float* x, const float* weight,
+                               const float* root, const void* gradient, float* for_x, float* for_weight, int64_t bf16,
+                               int64_t threads) {
     in_type(bf16, [&](auto number) {
         using Number = decltype(number);
-        norm_backward(rows, size, x, weight, root, static_cast<const Number*>(gradient), for_x, for_weight, threads);
+        norm_backward(rows, share, size, x, weight, root, static_cast<const Number*>(gradient), for_x, for_weight,
+                      threads);
     });
 }
