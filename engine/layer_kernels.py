@@ -1,9 +1,12 @@
 """Which layers of a model take the kernels of cpp/: those that they compute, in training on a CPU."""
 
+from functools import partial
+
 from torch import nn
 from torch.nn import functional as F
 
 from engine.attention_kernel import AttentionKernel, in_one_operator
+from engine.cast_linear import cast_linear
 from engine.kernels import LANES
 from engine.pointwise_kernels import Gate, Norm
 from model.layers import MLP
@@ -15,9 +18,13 @@ def use_kernels(model: nn.Module, compiled: bool = False) -> None:
     """Have them take it, where the device has kernels; the others go by torch's operators. `compiled`: blocks are, by
     torch.compile, which fuses what is done to each number by itself."""
     for module in model.modules():
-        if isinstance(module, Transformer) and in_one_operator(module.config):
+        if isinstance(module, Transformer):
             for block in module.blocks:
-                block.attn.kernel = AttentionKernel()
+                if in_one_operator(module.config):
+                    block.attn.kernel = AttentionKernel()
+                for layer in block.modules():
+                    if isinstance(layer, nn.Linear):
+                        layer.forward = partial(cast_linear, layer)
         elif isinstance(module, MLP) and module.act is F.silu and not compiled:
             module.gated = Gate.apply
         elif isinstance(module, RMSNorm) and module.weight.size(0) % LANES == 0:

@@ -153,7 +153,7 @@ def train(
         peers_may_die(hang, accelerator),
         StopRequest() as stop,
         Watchdog(hang, accelerator) as watchdog,
-        Progress(pace.total, start=state.step, main_process=main) as progress,
+        Progress(pace.known_total, start=state.step, main_process=main) as progress,
         make_saver(run.path, training, decorate, config, facts) as saver,
     ):
         while state.step < pace.total and not patience_is_over():
@@ -179,7 +179,8 @@ def train(
             if flops_per_token is not None:
                 share = sum(batch["labels"].numel() for batch in micro_batches) / tokens
                 mfu = speed * flops_per_token(share) / ceiling
-            progress.update(state.step, loss=loss, lr=rate, tokens_per_second=speed, mfu=mfu)
+            left = None if pace.known_total else pace.budget - pace.elapsed
+            progress.update(state.step, loss=loss, lr=rate, tokens_per_second=speed, mfu=mfu, eta=left)
             last = state.step == pace.total
             if last or state.step % config.log_every == 0:
                 timing = {"tokens_per_second": speed, "mfu": mfu, "elapsed": pace.elapsed}

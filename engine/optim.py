@@ -1,6 +1,7 @@
 """Optimizers: AdamW for everything, or Muon for the hidden matrices and AdamW for the rest, as one optimizer."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from engine.device import DTYPES, cpu_has_bf16
 
 # Elements of a Muon group under ZeRO: what a rank gathers at a time, 256 MB in fp32.
 GATHERED = 2**26
+# Elements that Muon orthogonalises at a time, 64 MB in fp32, and some five times as much while it does.
+STACKED = 2**24
 
 
 class OptimConfig(Config):
@@ -157,20 +160,21 @@ class MuonAdamW(torch.optim.Optimizer):
                 self._adamw(parameters, group)
 
     def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        updates = []
-        for p in parameters:
-            momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-            momentum.lerp_(p.grad, 1 - group["momentum"])
-            updates.append(p.grad.lerp(momentum, group["momentum"]))
         if self.sharded:
-            updates = [
-                sharded_muon_updates(u, self.sharded[p], self.dtype) for p, u in zip(parameters, updates, strict=True)
-            ]
-        else:
-            updates = muon_updates(updates, self.dtype)
-        for p, update in zip(parameters, updates, strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(update, alpha=-group["lr"])
+            for p in parameters:
+                update = sharded_muon_updates(self._direction(p, group), self.sharded[p], self.dtype)
+                _descend(p, update, group)
+            return
+        for stack in stacks([p.shape for p in parameters]):
+            updates = muon_updates([self._direction(parameters[i], group) for i in stack], self.dtype)
+            for i, update in zip(stack, updates, strict=True):
+                _descend(parameters[i], update, group)
+
+    def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """Nesterov momentum (Sutskever et al. 2013), as an average of gradients."""
+        momentum = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        momentum.lerp_(parameter.grad, 1 - group["momentum"])
+        return parameter.grad.lerp(momentum, group["momentum"])
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:
@@ -199,13 +203,25 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
+def _descend(parameter: Tensor, update: Tensor, group: dict[str, Any]) -> None:
+    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    parameter.add_(update, alpha=-group["lr"])
+
+
+def stacks(shapes: list[torch.Size]) -> Iterator[list[int]]:
+    """Indices of matrices of equal shape, or its transpose, as many together as STACKED allows."""
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, shape in enumerate(shapes):
+        alike[min(shape), max(shape)].append(i)
+    for (rows, columns), found in alike.items():
+        most = max(1, STACKED // (rows * columns))
+        yield from (found[start : start + most] for start in range(0, len(found), most))
+
+
 def muon_updates(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Each matrix orthogonalised and scaled by sqrt(max(1, rows / columns)), in new memory."""
-    stacks: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, matrix in enumerate(matrices):
-        stacks[min(matrix.shape), max(matrix.shape)].append(i)
     updates: list[Tensor] = [None] * len(matrices)
-    for stack in stacks.values():
+    for stack in stacks([matrix.shape for matrix in matrices]):
         wide = [matrices[i] if matrices[i].size(0) <= matrices[i].size(1) else matrices[i].T for i in stack]
         for i, update in zip(stack, orthogonalize(torch.stack(wide), dtype), strict=True):
             rows, columns = matrices[i].shape

@@ -71,6 +71,11 @@ class Pace:
         return self.schedule.total
 
     @property
+    def known_total(self) -> int | None:
+        """The number of steps, or None while a budget waits for its first look at the speed."""
+        return self.total if self.budget is None or self.history else None
+
+    @property
     def elapsed(self) -> float:
         """Seconds of this and earlier launches."""
         return self.elapsed_before + time.monotonic() - self._started

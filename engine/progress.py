@@ -1,4 +1,4 @@
-"""Progress of a known number of steps: a bar on a terminal, a plain line now and then without one. Always on stderr."""
+"""Progress of a number of steps: a bar on a terminal, a plain line now and then without one. Always on stderr."""
 
 import math
 import sys
@@ -20,7 +20,8 @@ _PRIORITY = ("eta", "loss", "tokens_per_second", "mfu", "lr")
 
 
 class Progress:
-    """Show `total` steps; a context manager. Ranks other than the main one (`main_process=False`) show nothing.
+    """Show `total` steps, None while it is not known; a context manager. Ranks other than the main one
+    (`main_process=False`) show nothing.
 
     `start` is the number of steps done already (a resumed run): the time left is measured from there. Without a
     terminal one line appears every `interval` seconds, and one for the last step.
@@ -30,7 +31,7 @@ class Progress:
 
     def __init__(
         self,
-        total: int,
+        total: int | None,
         description: str = "",
         main_process: bool = True,
         start: int = 0,
@@ -87,7 +88,7 @@ class Progress:
         self._fields = {**self._fields, **fields}
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
-        elif step >= self.total or time.monotonic() - self._last_line >= self._interval:
+        elif step == self.total or time.monotonic() - self._last_line >= self._interval:
             self._print_line()
 
     def set_total(self, total: int) -> None:
@@ -133,7 +134,7 @@ class Progress:
         return parts
 
     def _time_left(self) -> float | None:
-        if self._first is None or self.step <= self._first[0]:
+        if self.total is None or self._first is None or self.step <= self._first[0]:
             return None
         step, since = self._first
         return max(0, self.total - self.step) * (time.monotonic() - since) / (self.step - step)
@@ -141,9 +142,11 @@ class Progress:
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
         self._printed = self.step
-        share = 100 * self.step / self.total if self.total else 100
+        done = str(self.step)
+        if self.total is not None:
+            done += f"/{self.total} ({100 * self.step / self.total if self.total else 100:.0f}%)"
         title = f"{self._description}: " if self._description else ""
-        line = f"{title}step {self.step}/{self.total} ({share:.0f}%)  {self.describe()}"
+        line = f"{title}step {done}  {self.describe()}"
         print(line.rstrip(), file=self._stream, flush=True)
 
 
@@ -156,7 +159,8 @@ class _Line(ProgressColumn):
         self._console = console
 
     def render(self, task: Task) -> Table:
-        head = f"{task.description} {int(task.completed)}/{int(task.total or 0)}".strip()
+        total = "" if task.total is None else f"/{int(task.total)}"
+        head = f"{task.description} {int(task.completed)}{total}".strip()
         room = self._console.width - len(head) - 1
         fields = self._progress.describe(room - 2 if room < 2 * _SHORTEST_BAR else room - _SHORTEST_BAR - 2)
         bar = max(0, min(_WIDEST_BAR, room - len(fields) - 2))

@@ -5,6 +5,7 @@ DDP hold beside them; activations are in activations.py. The peak is the largest
 all parts are there at once: activations are gone when the optimizer needs its own room.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from engine.attention_kernel import longest_in_kernel
 from engine.device import DTYPES
 from engine.errors import ConfigError
 from engine.loss import piece_rows
-from engine.optim import GATHERED
+from engine.optim import GATHERED, STACKED
 from model import ModelConfig
 from model.attention import SHORT
 from pretrain.activations import Widths, block_bytes, edge_bytes, loss_bytes
@@ -70,19 +71,19 @@ class Setup:
         )
 
 
-def muon_bytes(matrices: Counter[tuple[int, int]], width: int) -> float:
-    """Room that Muon takes beside its momentum for matrices of these shapes, as engine/optim.py: muon_updates.
+def muon_bytes(matrices: Counter[tuple[int, int]], width: int, most: float = math.inf) -> float:
+    """Room that Muon takes beside its momentum, for `most` elements of matrices of these shapes at a time or for a stack
+    as engine/optim.py makes them.
 
-    All updates in fp32 before and after; of one stack of equal shapes also its copy in fp32, the iterate, its scaled
-    copy, and either the Gram matrix and its products or the product and the sum: `width` bytes each.
+    Directions and their stack in fp32, the iterate, its scaled copy, and either the Gram matrix and its products or the
+    product and the sum: `width` bytes each. Or directions, result and scaled result, in fp32.
     """
-    most, done, total = 0.0, 0.0, matrices.total()
+    found = 0.0
     for (rows, columns), count in matrices.items():
+        stacked = min(count, most, max(1, STACKED // (rows * columns)) * rows * columns)
         gram = rows / columns
-        working = count * (4 + width * max(2 + 4 * gram, 4 + gram))
-        most = max(most, 4 * total + done + max(working, 8 * count))
-        done += 4 * count
-    return most
+        found = max(found, stacked * max(8 + width * max(2 + 4 * gram, 4 + gram), 12))
+    return found
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
     kept, made, update = _gradients(setup, parameters, width, shard)
     # A second gradient of the largest table is made before it is added to the first.
     twice = width * parameters.table if config.tie_word_embeddings or setup.accumulation > 1 else 0
-    # What autocast casts.
-    products = parameters.hidden + config.vocab_size * config.hidden_size
+    # What autocast casts, and keeps: on a CPU with kernels only the head's (engine/cast_linear.py).
+    products = config.vocab_size * config.hidden_size + (0 if setup.kernels else parameters.hidden)
     casts = 2 * products if setup.widths.autocast else 0
     parts |= {
         "bf16 copies of weights": casts,
@@ -199,7 +200,7 @@ def _sharded_muon_bytes(setup: Setup, parameters: Parameters) -> float:
     """Muon under ZeRO gathers one group at a time, and each rank computes its share of it."""
     group = min(parameters.hidden, GATHERED)
     mine = group / setup.ranks
-    return 4 * group + 8 * mine + muon_bytes(parameters.matrices, setup.iterate) * mine / max(parameters.hidden, 1)
+    return 4 * group + 12 * mine + muon_bytes(parameters.matrices, setup.iterate, mine)
 
 
 def activations(config: ModelConfig, setup: Setup) -> float:

@@ -56,6 +56,32 @@ def test_the_step_equals_the_model(name, kind):
         step([0], [cache])
 
 
+@pytest.mark.parametrize("flags", ["-mavx2 -mfma", "-mavx512f -mfma"])
+def test_on_a_processor_with_fewer_instructions_the_numbers_are_the_same(flags, monkeypatch, tmp_path):
+    """What -march=native would make there."""
+    enough = ("AVX512",) if "avx512" in flags else ("AVX2", "AVX512")
+    if not torch.backends.cpu.get_cpu_capability().startswith(enough):
+        pytest.skip("this processor has even fewer")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "FLAGS", [*flags.split(), *(f for f in library.FLAGS if f != "-march=native")])
+    library.load_library.cache_clear()
+    try:
+        for kind in ("fp32", "bf16", "int8"):
+            for name in ("qwen3", "odd"):
+                test_the_step_equals_the_model(name, kind)
+    finally:
+        library.load_library.cache_clear()
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_weights_of_the_model_move_and_stay_the_same(int8):
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    CompiledStep(model, int8)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.lm_head.weight is model.trunk.embed.weight
+
+
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
 @torch.inference_mode()
 def test_a_row_is_the_same_bits_alone_and_among_others(kind):
