@@ -40,7 +40,7 @@ def evaluate_loss(model: nn.Module, batches: Sequence[Batch], accelerator: Accel
     ranks, rank = accelerator.num_processes, accelerator.process_index
     outputs = sum(name in batches[0] for name in LABELS)
     sums = torch.zeros(outputs, 3, dtype=torch.float64)
-    vocabulary = getattr(model, "module", model).config.vocab_size
+    config = getattr(model, "module", model).config
     model.eval()
     for start in range(0, len(batches), ranks):
         mine = start + rank
@@ -50,7 +50,7 @@ def evaluate_loss(model: nn.Module, batches: Sequence[Batch], accelerator: Accel
             answers = [torch.full_like(labels, IGNORE_INDEX) for labels in answers]
 
         def read(predict: Predict, hidden: Tensor, labels: Tensor = answers[0]) -> Tensor:
-            rows = piece_rows(vocabulary, hidden.device)
+            rows = piece_rows(config, hidden.device)
             return torch.stack([score_sums(predict(h), part) for h, part in pieces(hidden, labels, rows)]).sum(0)
 
         with accelerator.autocast():

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.attention_kernel import AttentionKernel, in_one_operator
-from engine.cast_linear import cast_linear
 from engine.kernels import LANES
-from engine.pointwise_kernels import Gate, Norm
+from engine.linear import gated_linear, linear
+from engine.pointwise_kernels import Norm
 from model.layers import MLP
 from model.norms import RMSNorm
 from model.transformer import Transformer
@@ -24,8 +24,8 @@ def use_kernels(model: nn.Module, compiled: bool = False) -> None:
                     block.attn.kernel = AttentionKernel()
                 for layer in block.modules():
                     if isinstance(layer, nn.Linear):
-                        layer.forward = partial(cast_linear, layer)
-        elif isinstance(module, MLP) and module.act is F.silu and not compiled:
-            module.gated = Gate.apply
+                        layer.forward = partial(linear, layer)
+        elif isinstance(module, MLP) and module.gate_proj and module.act is F.silu and not compiled:
+            module.gate_in_down, module.down_proj.forward = True, partial(gated_linear, module.down_proj)
         elif isinstance(module, RMSNorm) and module.weight.size(0) % LANES == 0:
             module.kernel = Norm.apply

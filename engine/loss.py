@@ -14,16 +14,18 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.cross_entropy_kernel import IGNORE_INDEX, losses_and_hits
 from engine.kernels import NUMBERS, has_kernels
+from model import ModelConfig
 from model.gradients import passing
 
 # Beside tensors, flags that the model's forward takes.
 Batch = dict[str, Any]
 Predict = Callable[[Tensor], Tensor]
 
-# Logits of one piece; fewer rows than MIN_ROWS would make each a poor matrix product, and their gradients of the head's
-# matrix, one for each piece, cost more than they.
+# Logits of one piece; fewer rows than MIN_ROWS would make each a poor matrix product, and with fewer than
+# ROWS_A_CHANNEL for each channel of the head its gradient, which each piece makes anew, would be larger than they.
 PIECE = {"cpu": 2**21, "cuda": 2**27}
 MIN_ROWS = 512
+ROWS_A_CHANNEL = 2
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -44,7 +46,7 @@ def loss_sums(model: nn.Module, batch: Batch, answers: list[Tensor], weight: Ten
     sharded = any(hasattr(p, "ds_id") for p in head)
 
     def read(predict: Predict, hidden: Tensor) -> Tensor:
-        rows = piece_rows(inner.config.vocab_size, hidden.device)
+        rows = piece_rows(inner.config, hidden.device)
         if not sharded and not _in_fp16(hidden):
             return _HeadLoss.apply(predict, rows, hidden, answers[0], *head)
         losses = [
@@ -69,9 +71,10 @@ def as_tuple(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return output if isinstance(output, tuple) else (output,)
 
 
-def piece_rows(vocab_size: int, device: torch.device) -> int:
+def piece_rows(config: ModelConfig, device: torch.device) -> int:
     """Positions whose logits are made at a time."""
-    return max(MIN_ROWS, PIECE.get(device.type, PIECE["cuda"]) // vocab_size)
+    few = max(MIN_ROWS, ROWS_A_CHANNEL * config.hidden_size)
+    return max(few, PIECE.get(device.type, PIECE["cuda"]) // config.vocab_size)
 
 
 def pieces(hidden: Tensor, labels: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:

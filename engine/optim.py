@@ -150,6 +150,20 @@ class MuonAdamW(torch.optim.Optimizer):
         self.dtype = dtype
         self.sharded: dict[Tensor, ShardedMatrices] = {}
 
+    def create_state(self) -> None:
+        """Before the first step: between activations and gradients, on a CPU, it would leave holes in the heap."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                self._moments(p, group)
+
+    def _moments(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        if not self.state[p] and "momentum" in group:
+            self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+        elif not self.state[p]:
+            step = torch.zeros((), dtype=torch.float32, device=p.device)
+            self.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        return self.state[p]
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
@@ -172,19 +186,12 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """Nesterov momentum (Sutskever et al. 2013), as an average of gradients."""
-        momentum = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        momentum = self._moments(parameter, group)["momentum_buffer"]
         momentum.lerp_(parameter.grad, 1 - group["momentum"])
         return parameter.grad.lerp(momentum, group["momentum"])
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                    "exp_avg": torch.zeros_like(p),
-                    "exp_avg_sq": torch.zeros_like(p),
-                }
-        states = [self.state[p] for p in parameters]
+        states = [self._moments(p, group) for p in parameters]
         adamw(
             parameters,
             [p.grad for p in parameters],

@@ -14,24 +14,18 @@ from engine.kernels import NUMBERS, load_kernels
 SHARE = 64
 
 
-class Gate(torch.autograd.Function):
+def open_gate(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up of two equal tensors in fp32 or bf16."""
+    result = torch.empty_like(gate)
+    load_kernels().gate(gate.numel(), *_places(gate, up, result), *_settings(gate))
+    return result
 
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        gate, up = gate.contiguous(), up.contiguous()
-        ctx.save_for_backward(gate, up)
-        result = torch.empty_like(gate)
-        load_kernels().gate(gate.numel(), *_places(gate, up, result), *_settings(gate))
-        return result
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        found = torch.empty_like(gate), torch.empty_like(up)
-        load_kernels().gate_gradients(gate.numel(), *_places(gate, up, gradient.contiguous(), *found), *_settings(gate))
-        return found
+def gate_gradients(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Of gate and up."""
+    found = torch.empty_like(gate), torch.empty_like(up)
+    load_kernels().gate_gradients(gate.numel(), *_places(gate, up, gradient.contiguous(), *found), *_settings(gate))
+    return found
 
 
 class Norm(torch.autograd.Function):

@@ -53,6 +53,8 @@ def prepare(model: nn.Module, config: "LoopConfig", accelerator: Accelerator) ->
     prepare_model(model, config.runtime)
     precision = resolve_precision(config.runtime.precision, accelerator.device)
     optimizer = make_optimizer(model, config.optim, stage, precision)
+    if stage is None:
+        optimizer.create_state()
     learning_rates = [group["lr"] for group in optimizer.param_groups]
     # The model is where it belongs. Accelerate would look for DTensors first, and import them: half a second.
     placement = [False, False] if stage is None else None

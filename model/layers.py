@@ -1,7 +1,6 @@
 """MLP and block. B batch, T positions, S memory positions, C hidden_size."""
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor, nn
 
@@ -22,12 +21,13 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias) if config.gated_mlp else None
         self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
         self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
-        self.gated = partial(gated, self.act)
+        self.gate_in_down = False  # down_proj takes gate and up (engine/linear.py)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate_proj is None:
             return self.down_proj(self.act(self.up_proj(x)))
-        return self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(gate, up) if self.gate_in_down else self.down_proj(gated(self.act, gate, up))
 
 
 class Block(nn.Module):

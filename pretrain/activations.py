@@ -67,8 +67,10 @@ def block_bytes(
         total += attention_bytes(config, widths, length, across, False, 0.0, across=True)
         parts = 3
     total += norm + widths.inputs(size, 2 if config.gated_mlp and post else 1)
-    # A gate's activation is not kept (model/activations.py).
-    kept = 3 if config.gated_mlp else 2 - (config.hidden_act in FROM_RESULT)
+    # A gate's activation is not kept (model/activations.py), nor, with kernels, what it lets through.
+    kept = 2 - (config.hidden_act in FROM_RESULT)
+    if config.gated_mlp:
+        kept = 2 if widths.kernels and config.hidden_act == "silu" else 3
     total += widths.product * inner * kept
     return total + (widths.product * size * parts if config.dropout else 0)
 

@@ -72,8 +72,8 @@ class Setup:
 
 
 def muon_bytes(matrices: Counter[tuple[int, int]], width: int, most: float = math.inf) -> float:
-    """Room that Muon takes beside its momentum, for `most` elements of matrices of these shapes at a time or for a stack
-    as engine/optim.py makes them.
+    """Room that Muon takes beside its momentum, for `most` elements of matrices of these shapes at a time, or for a
+    stack of engine/optim.py.
 
     Directions and their stack in fp32, the iterate, its scaled copy, and either the Gram matrix and its products or the
     product and the sum: `width` bytes each. Or directions, result and scaled result, in fp32.
@@ -129,7 +129,7 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
     width = 2 if setup.cast else 4
     adam = parameters.total - (parameters.hidden if setup.muon else 0)
     # The logits of a piece, and the gradients of what came before the head and of its matrix.
-    piece = min(setup.rows * setup.labels, piece_rows(config.vocab_size, torch.device(setup.device)))
+    piece = min(setup.rows * setup.labels, piece_rows(config, torch.device(setup.device)))
     made_by_head = 4 * (config.hidden_size * setup.rows * setup.labels + config.hidden_size * config.vocab_size)
     losses = loss_bytes(config, setup.widths) * piece + made_by_head
     parts = {
@@ -146,7 +146,7 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
     kept, made, update = _gradients(setup, parameters, width, shard)
     # A second gradient of the largest table is made before it is added to the first.
     twice = width * parameters.table if config.tie_word_embeddings or setup.accumulation > 1 else 0
-    # What autocast casts, and keeps: on a CPU with kernels only the head's (engine/cast_linear.py).
+    # What autocast casts, and keeps: on a CPU with kernels only the head's (engine/linear.py).
     products = config.vocab_size * config.hidden_size + (0 if setup.kernels else parameters.hidden)
     casts = 2 * products if setup.widths.autocast else 0
     parts |= {

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from engine import kernels, library, loss
 from engine.attention_kernel import AttentionKernel
 from engine.layer_kernels import use_kernels
-from engine.pointwise_kernels import Gate
+from engine.pointwise_kernels import open_gate
 from model import HEADS, ModelConfig
 from model.attention import Attention
 from model.layers import MLP
@@ -45,7 +45,7 @@ def with_kernels(model: torch.nn.Module) -> torch.nn.Module:
     use_kernels(model)
     layers = [module for module in model.modules() if isinstance(module, Attention | RMSNorm)]
     assert all(layer.kernel for layer in layers if model.config.position != "relative" or isinstance(layer, RMSNorm))
-    assert all(module.gated == Gate.apply for module in model.modules() if isinstance(module, MLP))
+    assert all(module.gate_in_down for module in model.modules() if isinstance(module, MLP))
     return model
 
 
@@ -181,7 +181,7 @@ def test_logits_that_autograd_needs_are_not_taken_away_in_silence():
 
 def test_a_type_that_the_source_does_not_know_is_refused():
     with pytest.raises(TypeError, match="float64"):
-        Gate.apply(*torch.randn(2, 4, 16, dtype=torch.float64))
+        open_gate(*torch.randn(2, 4, 16, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("flags", ["-mavx2 -mfma", "-mavx512f -mfma"])

@@ -32,6 +32,7 @@ MODELS = {
 def small_pieces(monkeypatch):
     """Pieces of 7 positions: the 33 of a batch do not divide."""
     monkeypatch.setattr(loss, "MIN_ROWS", 7)
+    monkeypatch.setattr(loss, "ROWS_A_CHANNEL", 0)
     monkeypatch.setattr(loss, "PIECE", {"cpu": 1, "cuda": 1})
 
 

@@ -1,0 +1,71 @@
+"""Linear layers for training on a CPU that keep less for the backward pass.
+
+Autocast casts a weight once and keeps the copy until the backward pass has read it: 2 bytes a parameter at the moment
+when most is alive. Here it is cast again, and what a gate lets through is made again: a pass over a weight or an
+activation is nothing beside a product of many rows.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.pointwise_kernels import gate_gradients, open_gate
+
+
+class Linear(torch.autograd.Function):
+    """x W^T + b in the type of x (..., C); W (O, C) and b (O,) stay as they are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        for_x = gradient @ weight.to(x.dtype) if ctx.needs_input_grad[0] else None
+        return for_x, *_gradients(x, weight, gradient, ctx.needs_input_grad[1:])
+
+
+class GatedLinear(torch.autograd.Function):
+    """The same of x = silu(gate) * up (..., C)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up, weight)
+        return _product(open_gate(gate, up), weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, weight = ctx.saved_tensors
+        of_weight = _gradients(open_gate(gate, up), weight, gradient, ctx.needs_input_grad[2:])
+        return *gate_gradients(gate, up, gradient @ weight.to(gate.dtype)), *of_weight
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _gradients(x: Tensor, weight: Tensor, gradient: Tensor, wanted: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
+    """Of weight and bias, in their type."""
+    rows = gradient.flatten(0, -2)
+    for_weight = (rows.T @ x.flatten(0, -2)).to(weight.dtype) if wanted[0] else None
+    return for_weight, rows.sum(0, dtype=weight.dtype) if wanted[1] else None
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """What `layer` gives for x under autocast or without it."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or torch.compiler.is_compiling():
+        return F.linear(x, layer.weight, layer.bias)
+    return Linear.apply(x.to(torch.get_autocast_dtype(kind)), layer.weight, layer.bias)
+
+
+def gated_linear(layer: nn.Linear, gate: Tensor, up: Tensor) -> Tensor:
+    """What `layer` gives for silu(gate) * up."""
+    return GatedLinear.apply(gate, up, layer.weight, layer.bias)
