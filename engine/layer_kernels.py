@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from engine.attention_kernel import AttentionKernel, in_one_operator
 from engine.kernels import LANES
-from engine.linear import gated_linear, linear
+from engine.linear import LARGE, gated_linear, linear
 from engine.pointwise_kernels import Norm
 from model.layers import MLP
 from model.norms import RMSNorm
@@ -23,7 +23,7 @@ def use_kernels(model: nn.Module, compiled: bool = False) -> None:
                 if in_one_operator(module.config):
                     block.attn.kernel = AttentionKernel()
                 for layer in block.modules():
-                    if isinstance(layer, nn.Linear):
+                    if isinstance(layer, nn.Linear) and layer.weight.numel() >= LARGE:
                         layer.forward = partial(linear, layer)
         elif isinstance(module, MLP) and module.gate_proj and module.act is F.silu and not compiled:
             module.gate_in_down, module.down_proj.forward = True, partial(gated_linear, module.down_proj)

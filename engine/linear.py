@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from engine.pointwise_kernels import gate_gradients, open_gate
 
+# Elements of a weight that is cast again. 6 x 384 without it: 0.8 % faster, and not larger.
+LARGE = 2**19
+
 
 class Linear(torch.autograd.Function):
     """x W^T + b in the type of x (..., C); W (O, C) and b (O,) stay as they are."""

@@ -16,6 +16,7 @@ import torch
 from engine.attention_kernel import longest_in_kernel
 from engine.device import DTYPES
 from engine.errors import ConfigError
+from engine.linear import LARGE
 from engine.loss import piece_rows
 from engine.optim import GATHERED, STACKED
 from model import ModelConfig
@@ -146,9 +147,10 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
     kept, made, update = _gradients(setup, parameters, width, shard)
     # A second gradient of the largest table is made before it is added to the first.
     twice = width * parameters.table if config.tie_word_embeddings or setup.accumulation > 1 else 0
-    # What autocast casts, and keeps: on a CPU with kernels only the head's (engine/linear.py).
-    products = config.vocab_size * config.hidden_size + (0 if setup.kernels else parameters.hidden)
-    casts = 2 * products if setup.widths.autocast else 0
+    # What autocast casts and keeps.
+    matrices = parameters.matrices.items()
+    kept_casts = sum(n for (rows, columns), n in matrices if not setup.kernels or rows * columns < LARGE)
+    casts = 2 * (kept_casts + config.vocab_size * config.hidden_size) if setup.widths.autocast else 0
     parts |= {
         "bf16 copies of weights": casts,
         "recomputed block": _largest_block(config, setup) if setup.checkpoint_every else 0.0,
