@@ -42,7 +42,8 @@ class Encoders:
     """
 
     def __init__(self, tokenizer: Any, count: int) -> None:
-        """`tokenizer`: anything that can be pickled and has encode_batch(list[str]) -> list of id arrays."""
+        """`tokenizer`: anything that can be pickled and has encode_batch(list[str]) -> list of id arrays. `threads`,
+        where it has that, is 1 in each process."""
         self.count = count
         self._tokenizer = tokenizer
         self._workers = [_start() for _ in range(count)]
@@ -113,6 +114,8 @@ def _start() -> tuple[subprocess.Popen[bytes], Connection]:
 def _serve(connection: Connection) -> None:
     try:
         tokenizer = connection.recv()
+        if hasattr(tokenizer, "threads"):
+            tokenizer.threads = 1
         while True:
             texts = connection.recv()
             try:

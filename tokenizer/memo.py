@@ -19,7 +19,7 @@ SLOTS = 1 << 19
 MOST_IDS = 1 << 21  # ids remembered (8 MB) before all is forgotten: what comes now may be another kind of text
 MOST_OTHERS = 1 << 16
 CHUNK = 1 << 16  # units, or bytes, worked on at once: arrays that stay in the cache
-SEGMENT = 4096  # bytes of unknown units encoded as one string: SentencePiece slows down on long ones
+SEGMENT = 512  # bytes of unknown units encoded as one string: SentencePiece slows down on long ones
 
 _LOW, _HIGH = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)  # odd multipliers of xxHash
 _ROW = np.dtype(f"V{KEY_BYTES}")

@@ -42,6 +42,8 @@ class Tokenizer:
     """
 
     frame: tuple[list[int], list[int]] | None = None
+    # Of encode_batch; None: one per usable core.
+    threads: int | None = None
 
     def __init__(self, model: bytes, directory: Path | str):
         from sentencepiece import SentencePieceProcessor
@@ -105,8 +107,8 @@ class Tokenizer:
         return self._run([text], 1)[0].tolist()
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
-        """Ids of each text (int32), as `encode` gives them, on `threads` threads (None: one per usable core)."""
-        threads = threads or usable_cores()
+        """Ids of each text (int32), as `encode` gives them, on `threads` threads (None: self.threads)."""
+        threads = threads or self.threads or usable_cores()
         if self._memo is None or sum(map(len, texts)) < _FEW:
             return self._encode_in_cuts(texts, _SEGMENT, lambda segments: self._run(segments, threads))
         return self._encode_in_cuts(texts, _STRETCH, self._remembered)
@@ -146,13 +148,12 @@ class Tokenizer:
         )
         if not whole or sum(map(processor.is_byte, range(self.vocab_size))) < 256:
             return None
-        threads = usable_cores()
-        memo = Memo(
-            self._bytes,
-            lambda texts: self._encode_in_cuts(
-                texts, _SEGMENT, lambda cut: self._run(cut, threads if len(cut) >= 4 * threads else 1)
-            ),
-        )
+
+        def run(texts: list[str]) -> list[np.ndarray]:
+            threads = self.threads or usable_cores()
+            return self._run(texts, threads if len(texts) >= 4 * threads else 1)
+
+        memo = Memo(self._bytes, lambda texts: self._encode_in_cuts(texts, _SEGMENT, run))
         return memo if memo.usable else None
 
     def decode(self, ids: Iterable[int]) -> str:
