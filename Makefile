@@ -15,7 +15,7 @@ ONLY   ?=
 ARGS   ?=
 
 READY := .venv/.ready
-export NANOGPT
+export NANOGPT NANOCHAT
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 quoted = '$(subst ','\'',$(1))'
@@ -85,7 +85,7 @@ chaos: $(READY) ## do to runs what can happen to them (kills, full disks, flippe
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
 
-bench: .venv-bench/.ready ## speed, memory and quality beside peers (DATA=FOLDER, ONLY="name ...", NANOGPT=PATH)
+bench: .venv-bench/.ready ## speed, memory and quality beside peers (DATA=FOLDER, ONLY="name ...", NANOGPT=PATH, NANOCHAT=PATH)
 	@.venv-bench/bin/python -m benchmarks $(call given,DATA,--data) $(foreach name,$(ONLY),--only $(name)) $(ARGS)
 
 lint: $(READY) ## style and mistakes

@@ -52,11 +52,11 @@ BENCHMARKS = (
     Benchmark("startup", "seconds to the first token and the first step", 3, peers=("transformers",)),
     Benchmark(
         "training",
-        "training tokens/s and peak memory at equal architecture",
-        20,
+        "training tokens/s and peak memory at equal sizes",
+        25,
         ("main",),
         peers=("transformers",),
-        checkouts=("NANOGPT",),
+        checkouts=("NANOGPT", "NANOCHAT"),
     ),
     Benchmark(
         "masked",

@@ -1,12 +1,15 @@
-"""Training speed and peak memory at equal architecture, beside nanoGPT and transformers, in interleaved rounds.
+"""Training speed and peak memory at equal sizes, beside nanoGPT, nanochat and transformers, in interleaved rounds.
 
     NANOGPT=checkout python -m benchmarks.training main --width 384 --layers 6 --length 256 --vocabulary 4096
+    NANOCHAT=checkout python -m benchmarks.training main --only "ours, Muon;nanochat"
     python -m benchmarks.training main --model mlm --width 256 --vocabulary 8192
     python -m benchmarks.training main --width 768 --layers 12 --length 1024 --rows 1 --only "ours;transf"
 
 Each case is a process of its own that waits for its turn, with the same matrix weights, rows, tokens a step and random
 tokens. nanoGPT: its model.py and its optimizer, in fp32 without compilation as its README says for a CPU, and with bf16
-autocast and torch.compile (its train.py ignores dtype on a CPU; here it has it). transformers: Qwen3 or ModernBERT in
+autocast and torch.compile (its train.py ignores dtype on a CPU; here it has it). nanochat: its gpt.py and its Muon,
+compiled as in its base_train.py, with full windows as its runcpu.sh has them, in fp32 (its default on a CPU) and bf16;
+its MLP has as many weights as ours, its tokens have tables of values besides. transformers: Qwen3 or ModernBERT in
 its Trainer's bf16 (autocast), fused AdamW, clipping at 1, without the Trainer's own overhead; a masked-LM head reads
 all positions there, as run_mlm.py does. --clock cpu counts processor time, for a machine that others use: set
 OMP_NUM_THREADS=1 then.
@@ -32,6 +35,8 @@ CASES = {
     "ours, Muon": {"kind": "ours", "optimizer": "muon"},
     "nanoGPT, fp32": {"kind": "nanogpt"},
     "nanoGPT, bf16, compiled": {"kind": "nanogpt", "bf16": True, "compile": True},
+    "nanochat, fp32, compiled": {"kind": "nanochat"},
+    "nanochat, bf16, compiled": {"kind": "nanochat", "bf16": True},
     "transformers, fp32": {"kind": "transformers"},
     "transformers, bf16": {"kind": "transformers", "bf16": True},
 }
@@ -63,8 +68,8 @@ def main(
         **{"rows": rows, "accumulation": accumulation, "checkpointing": checkpointing, "steps": steps},
     }
     wanted = [name for name in CASES if not only or name.startswith(tuple(only.split(";")))]
-    if model == "mlm" or "NANOGPT" not in os.environ:
-        wanted = [name for name in wanted if CASES[name]["kind"] != "nanogpt"]
+    absent = [kind for kind in ("nanogpt", "nanochat") if model == "mlm" or kind.upper() not in os.environ]
+    wanted = [name for name in wanted if CASES[name]["kind"] not in absent]
     workers = {name: _Worker(shape | CASES[name]) for name in wanted}
     tokens = rows * length * accumulation * steps
     figures = interleave({name: lambda w=w: tokens / w.turn()[clock] for name, w in workers.items()}, rounds)
@@ -120,7 +125,8 @@ def worker(settings: str) -> None:
     """One case: a line in, some steps, a line of JSON out."""
     case = json.loads(settings)
     start = time.perf_counter()
-    step, more = {"ours": _ours, "nanogpt": _nanogpt, "transformers": _transformers}[case["kind"]](case)
+    kinds = {"ours": _ours, "nanogpt": _nanogpt, "nanochat": _nanochat, "transformers": _transformers}
+    step, more = kinds[case["kind"]](case)
     step()
     first = time.perf_counter() - start
     step()
@@ -197,6 +203,33 @@ def _nanogpt(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
     optimizer = peer.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
     peer = torch.compile(peer) if case.get("compile") else peer
     return _plain_step(case, peer, optimizer, lambda ids: peer(ids[:, :-1], ids[:, 1:].contiguous())[1]), dict
+
+
+def _nanochat(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
+    os.environ["NANOCHAT_DTYPE"] = "bfloat16" if case.get("bf16") else "float32"
+    import torch
+
+    sys.path.insert(0, os.environ["NANOCHAT"])
+    from nanochat.gpt import GPT, GPTConfig
+
+    torch.manual_seed(0)
+    heads = {"n_head": case["width"] // 64, "n_kv_head": case["width"] // 64}
+    sizes = {"n_layer": case["layers"], "n_embd": case["width"], **heads, "window_pattern": "L"}
+    peer = GPT(GPTConfig(case["length"], case["vocabulary"], **sizes))
+    peer.init_weights()
+    optimizer = peer.setup_optimizer()
+    peer = torch.compile(peer, dynamic=False)
+
+    def step() -> None:
+        for _ in range(case["accumulation"]):
+            ids = torch.randint(case["vocabulary"], (case["rows"], case["length"] + 1))
+            loss = peer(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+            (loss / case["accumulation"]).backward()
+        optimizer.step()
+        peer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step, dict
 
 
 def _transformers(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
