@@ -58,6 +58,20 @@ def test_the_bar_fits_the_terminal(monkeypatch, columns):
     assert ("lr 1.0e-03" in text) == (columns >= 80)
 
 
+def test_a_number_of_steps_that_is_not_known_yet_is_not_shown(monkeypatch):
+    stream = io.StringIO()
+    with Progress(None, interval=0, stream=stream) as progress:
+        progress.update(1, loss=2.0, eta=80)
+        progress.set_total(50)
+        progress.update(2, eta=None)
+    first, second = stream.getvalue().splitlines()
+    assert first == "step 1  loss 2.000  1:20 left" and second.startswith("step 2/50 (4%)  loss 2.000")
+    shown = terminal(monkeypatch, 80)
+    with Progress(None, stream=shown) as progress:
+        progress.update(7, loss=2.0, eta=80)
+    assert "loss 2.000" in shown.getvalue() and "/" not in shown.getvalue() and "7 " in shown.getvalue()
+
+
 def test_log_finds_the_bar_or_stderr(capsys):
     Progress.log("before")
     stream = io.StringIO()
