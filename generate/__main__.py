@@ -108,6 +108,9 @@ def generate(
         "max_new_tokens": max_new_tokens,
         "stop": [valid_text(text) for text in stop or []],
     }
+    if (file or interactive) and prompt and prompt.partition("=")[0] in flags:
+        # No prompt is wanted here: it is the first setting.
+        overrides, prompt = [prompt, *(overrides or [])], None
     config = read_settings(flags, overrides or [])
     if prompt == "-" and interactive:
         raise ConfigError("--interactive reads its prompts from standard input; leave '-' out")

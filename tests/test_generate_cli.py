@@ -191,6 +191,13 @@ def test_a_file_and_a_prompt_are_one_too_many(call, tmp_path):
     assert code == 2 and "leave PROMPT out" in err
 
 
+def test_beside_a_file_a_setting_is_not_taken_for_a_prompt(call, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    code, out, err = call("runs/gpt", "max_new_tokens=3", "temperature=0", "--file", tmp_path / "prompts.txt")
+    assert code == 0, err
+    assert [len(json.loads(line)["ids"]) <= 3 for line in out.splitlines()] == [True, True]
+
+
 def test_int8_writes_text_and_needs_the_step(call, monkeypatch):
     options = ("--json", "--temperature", 0, "--max-new-tokens", 8)
     code, out, _ = call("runs/gpt", "def ", *options, "--dtype", "int8")
