@@ -108,7 +108,7 @@ def generate(
         "max_new_tokens": max_new_tokens,
         "stop": [valid_text(text) for text in stop or []],
     }
-    if (file or interactive) and prompt and prompt.partition("=")[0] in flags:
+    if (file or interactive) and prompt and "=" in prompt and prompt.partition("=")[0] in flags:
         # No prompt is wanted here: it is the first setting.
         overrides, prompt = [prompt, *(overrides or [])], None
     config = read_settings(flags, overrides or [])

@@ -1,9 +1,11 @@
 """What several test files start from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
+from engine import kernels, library
 from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.sample import draw_sample
 from tokenizer.train import train_model
@@ -29,3 +31,19 @@ def assert_parity(record_property) -> Callable[[str, str, str, float], None]:
         assert figure <= 1e-5, (family, reference, column)
 
     return note
+
+
+@pytest.fixture(params=["-mavx2 -mfma", "-mavx512f -mfma"])
+def fewer_instructions(request, monkeypatch, tmp_path) -> Iterator[None]:
+    """The C++ sources are compiled as -march=native would on a processor that has no more than these."""
+    enough = ("AVX512",) if "avx512" in request.param else ("AVX2", "AVX512")
+    if not torch.backends.cpu.get_cpu_capability().startswith(enough):
+        pytest.skip("this processor has even fewer")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    others = [flag for flag in library.FLAGS if flag != "-march=native"]
+    monkeypatch.setattr(library, "FLAGS", [*request.param.split(), *others])
+    for loaded in (library.load_library, kernels.load_kernels):
+        loaded.cache_clear()
+    yield
+    for loaded in (library.load_library, kernels.load_kernels):
+        loaded.cache_clear()

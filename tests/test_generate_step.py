@@ -56,21 +56,11 @@ def test_the_step_equals_the_model(name, kind):
         step([0], [cache])
 
 
-@pytest.mark.parametrize("flags", ["-mavx2 -mfma", "-mavx512f -mfma"])
-def test_on_a_processor_with_fewer_instructions_the_numbers_are_the_same(flags, monkeypatch, tmp_path):
-    """What -march=native would make there."""
-    enough = ("AVX512",) if "avx512" in flags else ("AVX2", "AVX512")
-    if not torch.backends.cpu.get_cpu_capability().startswith(enough):
-        pytest.skip("this processor has even fewer")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(library, "FLAGS", [*flags.split(), *(f for f in library.FLAGS if f != "-march=native")])
-    library.load_library.cache_clear()
-    try:
-        for kind in ("fp32", "bf16", "int8"):
-            for name in ("qwen3", "odd"):
-                test_the_step_equals_the_model(name, kind)
-    finally:
-        library.load_library.cache_clear()
+@pytest.mark.usefixtures("fewer_instructions")
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
+def test_on_a_processor_with_fewer_instructions_the_numbers_are_the_same(kind):
+    for name in ("qwen3", "odd"):
+        test_the_step_equals_the_model(name, kind)
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine import kernels, layer_kernels, library, loss
+from engine import kernels, layer_kernels, loss
 from engine.attention_kernel import AttentionKernel
 from engine.layer_kernels import use_kernels
 from engine.pointwise_kernels import open_gate
@@ -189,22 +189,11 @@ def test_a_type_that_the_source_does_not_know_is_refused():
         open_gate(*torch.randn(2, 4, 16, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("flags", ["-mavx2 -mfma", "-mavx512f -mfma"])
-def test_on_a_processor_with_fewer_instructions_the_numbers_are_the_same(flags, monkeypatch, tmp_path):
-    """What -march=native would make there."""
-    if "avx512" in flags and "AVX512" not in torch.backends.cpu.get_cpu_capability():
-        pytest.skip("no AVX-512")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(library, "FLAGS", [*flags.split(), *(f for f in library.FLAGS if f != "-march=native")])
-    library.load_library.cache_clear()
-    kernels.load_kernels.cache_clear()
-    try:
-        assert kernels.load_kernels() is not None
-        model, (ids, labels) = model_of(causal=True, num_key_value_heads=2), torch.randint(70, (2, 3, 65))
-        expected = outcome(model, ids, labels)
-        assert all(gap(*pair) < 5e-6 for pair in zip(outcome(with_kernels(model), ids, labels), expected, strict=True))
-        for kind in (torch.float32, torch.bfloat16):
-            test_cross_entropy_and_its_gradient(70, kind)
-    finally:
-        library.load_library.cache_clear()
-        kernels.load_kernels.cache_clear()
+@pytest.mark.usefixtures("fewer_instructions")
+def test_on_a_processor_with_fewer_instructions_the_numbers_are_the_same():
+    assert kernels.load_kernels() is not None
+    model, (ids, labels) = model_of(causal=True, num_key_value_heads=2), torch.randint(70, (2, 3, 65))
+    expected = outcome(model, ids, labels)
+    assert all(gap(*pair) < 5e-6 for pair in zip(outcome(with_kernels(model), ids, labels), expected, strict=True))
+    for kind in (torch.float32, torch.bfloat16):
+        test_cross_entropy_and_its_gradient(70, kind)
