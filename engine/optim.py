@@ -11,11 +11,15 @@ from torch.optim.adamw import adamw
 
 from engine.config import Config
 from engine.device import DTYPES, cpu_has_bf16
+from model.attention import Attention
 
 # Elements of a Muon group under ZeRO: what a rank gathers at a time, 256 MB in fp32.
 GATHERED = 2**26
 # Elements that Muon orthogonalises at a time, 64 MB in fp32, and some five times as much while it does.
 STACKED = 2**24
+# (down, across): a matrix as so many equal pieces, which are orthogonalised each for itself.
+Pieces = tuple[int, int]
+WHOLE: Pieces = (1, 1)
 
 
 class OptimConfig(Config):
@@ -42,7 +46,21 @@ def make_optimizer(model: nn.Module, config: OptimConfig, stage: int | None, pre
     if stage is not None:
         groups = [part for group in groups for part in (_split(group) if "momentum" in group else [group])]
     device = next(model.parameters()).device
-    return MuonAdamW(groups, orthogonalize_dtype(device, precision))
+    return MuonAdamW(groups, orthogonalize_dtype(device, precision), head_pieces(model))
+
+
+def head_pieces(model: nn.Module) -> dict[nn.Parameter, Pieces]:
+    """The projections of attention, a piece for each head: queries, keys and values in rows, outputs in columns.
+
+    A head is a map of its own: taken so, updates need fewer operations and learn no worse (benchmarks/RESULTS.md).
+    """
+    pieces: dict[nn.Parameter, Pieces] = {}
+    for module in model.modules():
+        if isinstance(module, Attention):
+            for projection in (module.q_proj, module.k_proj, module.v_proj):
+                pieces[projection.weight] = (projection.out_features // module.head_dim, 1)
+            pieces[module.o_proj.weight] = (1, module.o_proj.in_features // module.head_dim)
+    return pieces
 
 
 def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
@@ -94,6 +112,7 @@ class Placement:
     shape: torch.Size
     start: int
     width: int | None = None
+    pieces: Pieces = WHOLE
 
     def read(self, shards: Tensor) -> Tensor:
         if self.width is None:
@@ -131,8 +150,8 @@ class ShardedMatrices:
 class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for groups that have a `momentum`, AdamW (Loshchilov and Hutter 2019) for the others.
 
-    Muon: Nesterov momentum, then the update is replaced by the nearest semi-orthogonal matrix, scaled by
-    sqrt(max(1, rows / columns)). Matrices of equal shape are stacked and orthogonalised in one batched product.
+    Muon: Nesterov momentum, then the update is replaced by the nearest semi-orthogonal matrix, scaled so that its rows
+    have a mean square norm of 1. Matrices of equal shape are stacked and orthogonalised in one batched product.
 
     Under DeepSpeed ZeRO a parameter is a rank's flat fp32 shard, after clipping. All of it is elementwise but the
     orthogonalisation: for that the shards are gathered as `sharded` says, each rank computes its share of the matrices,
@@ -144,10 +163,16 @@ class MuonAdamW(torch.optim.Optimizer):
     add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__
     zero_grad = torch.optim.Optimizer.zero_grad.__wrapped__
 
-    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype = torch.float32) -> None:
-        """`dtype`: what matrices are orthogonalised in."""
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        dtype: torch.dtype = torch.float32,
+        pieces: dict[nn.Parameter, Pieces] | None = None,
+    ) -> None:
+        """`dtype`: what matrices are orthogonalised in; `pieces`: of those that are more than one."""
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
         self.dtype = dtype
+        self.pieces = pieces or {}
         self.sharded: dict[Tensor, ShardedMatrices] = {}
 
     def create_state(self) -> None:
@@ -179,8 +204,10 @@ class MuonAdamW(torch.optim.Optimizer):
                 update = sharded_muon_updates(self._direction(p, group), self.sharded[p], self.dtype)
                 _descend(p, update, group)
             return
-        for stack in stacks([p.shape for p in parameters]):
-            updates = muon_updates([self._direction(parameters[i], group) for i in stack], self.dtype)
+        pieces = [self.pieces.get(p, WHOLE) for p in parameters]
+        for stack in stacks([cut_shape(p.shape, cut) for p, cut in zip(parameters, pieces, strict=True)]):
+            directions = [self._direction(parameters[i], group) for i in stack]
+            updates = muon_updates(directions, [pieces[i] for i in stack], self.dtype)
             for i, update in zip(stack, updates, strict=True):
                 _descend(parameters[i], update, group)
 
@@ -215,24 +242,50 @@ def _descend(parameter: Tensor, update: Tensor, group: dict[str, Any]) -> None:
     parameter.add_(update, alpha=-group["lr"])
 
 
+def cut_shape(shape: torch.Size, pieces: Pieces) -> torch.Size:
+    """(N, rows, columns) of a matrix's pieces, rows <= columns."""
+    rows, columns = shape[0] // pieces[0], shape[1] // pieces[1]
+    return torch.Size((pieces[0] * pieces[1], min(rows, columns), max(rows, columns)))
+
+
+def _cut(matrix: Tensor, pieces: Pieces) -> Tensor:
+    """The pieces of a matrix, transposed where they are tall: (N, rows, columns), rows <= columns."""
+    (down, across), (rows, columns) = pieces, matrix.shape
+    parts = matrix.reshape(down, rows // down, across, columns // across).transpose(1, 2).flatten(0, 1)
+    return parts if parts.size(1) <= parts.size(2) else parts.mT
+
+
+def _join(parts: Tensor, shape: torch.Size, pieces: Pieces) -> Tensor:
+    """Inverse of _cut for a matrix of `shape`."""
+    (down, across), (rows, columns) = pieces, shape
+    parts = parts if rows // down <= columns // across else parts.mT
+    return parts.unflatten(0, pieces).transpose(1, 2).reshape(shape)
+
+
 def stacks(shapes: list[torch.Size]) -> Iterator[list[int]]:
-    """Indices of matrices of equal shape, or its transpose, as many together as STACKED allows."""
-    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    """Indices of matrices whose pieces, (N, rows, columns) each, have equal shape: as many as STACKED allows."""
+    alike: dict[torch.Size, list[int]] = defaultdict(list)
     for i, shape in enumerate(shapes):
-        alike[min(shape), max(shape)].append(i)
-    for (rows, columns), found in alike.items():
-        most = max(1, STACKED // (rows * columns))
-        yield from (found[start : start + most] for start in range(0, len(found), most))
+        alike[shape[1:]].append(i)
+    for found in alike.values():
+        stack: list[int] = []
+        for i in found:
+            if stack and sum(shapes[j].numel() for j in [*stack, i]) > STACKED:
+                yield stack
+                stack = []
+            stack.append(i)
+        yield stack
 
 
-def muon_updates(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Each matrix orthogonalised and scaled by sqrt(max(1, rows / columns)), in new memory."""
+def muon_updates(matrices: list[Tensor], pieces: list[Pieces], dtype: torch.dtype) -> list[Tensor]:
+    """Each matrix with its pieces orthogonalised, its rows of a mean square norm of 1, in new memory."""
     updates: list[Tensor] = [None] * len(matrices)
-    for stack in stacks([matrix.shape for matrix in matrices]):
-        wide = [matrices[i] if matrices[i].size(0) <= matrices[i].size(1) else matrices[i].T for i in stack]
-        for i, update in zip(stack, orthogonalize(torch.stack(wide), dtype), strict=True):
-            rows, columns = matrices[i].shape
-            updates[i] = (update if rows <= columns else update.T) * max(1.0, rows / columns) ** 0.5
+    cuts = [_cut(matrix, cut) for matrix, cut in zip(matrices, pieces, strict=True)]
+    for stack in stacks([parts.shape for parts in cuts]):
+        results = orthogonalize(torch.cat([cuts[i] for i in stack]), dtype)
+        for i, parts in zip(stack, results.split([len(cuts[i]) for i in stack]), strict=True):
+            shape = matrices[i].shape
+            updates[i] = _join(parts, shape, pieces[i]) * (shape[0] / (len(parts) * parts.size(1))) ** 0.5
     return updates
 
 
@@ -242,7 +295,7 @@ def sharded_muon_updates(shard: Tensor, layout: ShardedMatrices, dtype: torch.dt
     shards = torch.empty(ranks, shard.numel(), dtype=shard.dtype, device=layout.device)
     distributed.all_gather_into_tensor(shards.view(-1), shard.to(layout.device), group=layout.group)
     mine = layout.placements[rank::ranks]
-    updates = muon_updates([placement.read(shards) for placement in mine], dtype)
+    updates = muon_updates([placement.read(shards) for placement in mine], [p.pieces for p in mine], dtype)
     shards.zero_()
     for placement, update in zip(mine, updates, strict=True):
         placement.write(shards, update)
@@ -252,22 +305,23 @@ def sharded_muon_updates(shard: Tensor, layout: ShardedMatrices, dtype: torch.dt
     return result.to(shard.device)
 
 
-def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 4) -> Tensor:
     """Nearest semi-orthogonal matrices (N, rows <= columns, columns) by the quintic Newton-Schulz iteration of Muon.
 
-    Its coefficients trade exactness for speed: singular values end within about [0.7, 1.2] (Jordan et al. 2024).
+    Its coefficients trade exactness for speed (Jordan et al. 2024): after four steps, singular values of more than half
+    a percent of the matrix's norm are within about [0.7, 1.2]. A fifth gained nothing (benchmarks/RESULTS.md).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.to(matrices.dtype)
 
 
 def orthogonalize_dtype(device: torch.device, precision: str) -> torch.dtype:
     """bf16 for runs in half precision where it is multiplied in hardware: the iteration corrects its own rounding, but
-    five steps enlarge a difference in the last bit too far for runs that are to be equal in fp32."""
+    four steps enlarge a difference in the last bit too far for runs that are to be equal in fp32."""
     in_hardware = device.type == "cuda" or cpu_has_bf16()
     return torch.bfloat16 if DTYPES[precision] != torch.float32 and in_hardware else torch.float32

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError
-from engine.optim import Placement, ShardedMatrices
+from engine.optim import WHOLE, Placement, ShardedMatrices
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 MUON_MOMENTS = ("momentum_buffer",)
@@ -135,12 +135,12 @@ def zero_shards(optimizer: Any) -> Iterator[tuple[Tensor, dict[str, Any], list[n
     zero = getattr(optimizer, "optimizer", None)
     if not _is_zero(zero):
         return
-    groups = zero.optimizer.param_groups
+    groups, pieces = zero.optimizer.param_groups, zero.optimizer.pieces
     if hasattr(zero, "fp32_partitioned_groups_flat"):
         for i, shard in enumerate(zero.fp32_partitioned_groups_flat):
             placements, start = [], 0
             for p in zero.fp16_groups[i]:
-                placements.append(Placement(p.ds_shape, start, p.partition_numel()))
+                placements.append(Placement(p.ds_shape, start, p.partition_numel(), pieces.get(p, WHOLE)))
                 start += p.partition_numel()
             layout = ShardedMatrices(placements, zero.sub_group_process_groups[i], zero.fp16_groups[i][0].device)
             yield shard, groups[zero.sub_group_to_group_id[i]], zero.fp16_groups[i], layout
@@ -151,7 +151,9 @@ def zero_shards(optimizer: Any) -> Iterator[tuple[Tensor, dict[str, Any], list[n
         ends = accumulate(p.numel() for p in parameters)
         starts = getattr(zero, "round_robin_bit16_offsets", None)
         starts = starts[i] if starts else [end - p.numel() for end, p in zip(ends, parameters, strict=True)]
-        placements = [Placement(p.shape, start) for p, start in zip(parameters, starts, strict=True)]
+        placements = [
+            Placement(p.shape, start, pieces=pieces.get(p, WHOLE)) for p, start in zip(parameters, starts, strict=True)
+        ]
         layout = ShardedMatrices(placements, zero.real_dp_process_group[i], parameters[0].device)
         yield group["params"][0], group, parameters, layout
 

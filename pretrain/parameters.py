@@ -8,8 +8,8 @@ from model import ModelConfig
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts, each parameter once. `matrices`: elements by (rows, columns), shorter side first, of the matrices of the
-    blocks, which Muon updates; `table`: of the largest parameter."""
+    """Counts, each parameter once. `matrices`: elements by (rows, columns), shorter side first, of the pieces of the
+    blocks' matrices that Muon orthogonalises (engine/optim.py: head_pieces); `table`: of the largest parameter."""
 
     embedding: int
     blocks: int
@@ -39,8 +39,10 @@ def count_parameters(config: ModelConfig) -> Parameters:
         embedding += trunk.relative_buckets * trunk.num_attention_heads if trunk.position == "relative" else 0
         norms += (int(trunk.embedding_norm) + int(trunk.final_norm)) * _norm(trunk, size)
         shapes = _matrices(trunk)
-        for rows, columns in shapes:
-            matrices[min(rows, columns), max(rows, columns)] += rows * columns * trunk.num_hidden_layers
+        heads = 4 * (2 if trunk.cross_attention else 1)
+        for i, (rows, columns) in enumerate(shapes):
+            piece = (trunk.head_dim, size) if i < heads else (rows, columns)
+            matrices[min(piece), max(piece)] += rows * columns * trunk.num_hidden_layers
         weights = sum(rows * columns for rows, columns in shapes)
         blocks += trunk.num_hidden_layers * (weights + _vectors(trunk))
         blocks -= 0 if trunk.first_attention_norm else _norm(trunk, size)

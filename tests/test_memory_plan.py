@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from engine.config import build_config
 from engine.errors import ConfigError
 from engine.kernels import load_kernels
 from engine.layer_kernels import use_kernels
-from engine.optim import OptimConfig, make_optimizer, parameter_groups
+from engine.optim import WHOLE, OptimConfig, cut_shape, head_pieces, make_optimizer, parameter_groups
 from model import HEADS, ModelConfig
 from pretrain.config import PretrainConfig
 from pretrain.memory import Setup, activations, fit, memory
 from pretrain.parameters import count_parameters
 from pretrain.plan_command import parse_count
+from pretrain.presets import build_config as preset
 from pretrain.presets import shape_of
 from pretrain.rehearsal import random_batch, rehearse
 
@@ -148,7 +150,10 @@ def test_parameters_are_those_of_the_model(name):
     counted = count_parameters(model_config)
     assert counted.total == sum(parameter.numel() for parameter in model.parameters())
     groups = parameter_groups(model, OptimConfig(), muon=True)
-    assert counted.hidden == sum(p.numel() for group in groups if "momentum" in group for p in group["params"])
+    matrices, pieces = Counter(), head_pieces(model)
+    for parameter in (p for group in groups if "momentum" in group for p in group["params"]):
+        matrices[cut_shape(parameter.shape, pieces.get(parameter, WHOLE))[1:]] += parameter.numel()
+    assert counted.matrices == matrices
     assert counted.table == max(parameter.numel() for parameter in model.parameters())
 
 
@@ -218,6 +223,18 @@ def test_what_is_said_to_fit_fits():
     every = int("runtime.gradient_checkpointing" in said)
     remedy = setup(rows=rows, accumulation=128 // rows, checkpoint_every=every)
     assert memory(model_config, remedy).peak <= limit
+
+
+@pytest.mark.parametrize("ranks, every", [(8, 0), (8, 1), (64, 0), (64, 1)])
+def test_the_table_of_a_billion_parameters_is_what_the_plan_computes(ranks, every):
+    sizes = {"hidden_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 16, "max_position_embeddings": 2048}
+    model_config = preset("gpt", {**sizes, "vocab_size": 32768})
+    trial = {"rows": 4, "length": 2048, "labels": 4 * 2048, "precision": "bf16", "device": "cuda", "iterate": 2}
+    trial |= {"ranks": ranks, "accumulation": 2**19 // (8192 * ranks), "checkpoint_every": every, "muon": True}
+    found = [memory(model_config, setup(**trial, stage=stage)).tensors / 1e9 for stage in range(4)]
+    name = f"{ranks} GPUs" + (", gradient checkpointing" if every else "")
+    row = f"| {name} | {' | '.join(f'{number:.1f}' for number in found)} |"
+    assert row in (Path(__file__).parent.parent / "docs" / "scale.md").read_text()
 
 
 RANDOM = {

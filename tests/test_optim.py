@@ -7,7 +7,17 @@ import torch
 
 from engine import optim
 from engine.errors import ConfigError
-from engine.optim import MuonAdamW, OptimConfig, Placement, make_optimizer, orthogonalize, parameter_groups
+from engine.optim import (
+    WHOLE,
+    MuonAdamW,
+    OptimConfig,
+    Placement,
+    head_pieces,
+    make_optimizer,
+    muon_updates,
+    orthogonalize,
+    parameter_groups,
+)
 from engine.schedule import Schedule, ScheduleConfig
 from model import CausalLM
 from tests.test_model import decoder, tokens
@@ -28,8 +38,51 @@ def test_every_parameter_is_in_one_group_and_vectors_do_not_decay():
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 40)])
 def test_orthogonalized_matrices_have_singular_values_near_one(shape):
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape), torch.float32))
+    left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    given = left * torch.logspace(-1.5, 0, shape[1]) @ right
+    values = torch.linalg.svdvals(orthogonalize(given, torch.float32))
     assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_heads_are_orthogonalized_each_for_itself():
+    """Queries and keys of a model with fewer key heads, in rows; outputs in columns; all else as it is."""
+    torch.manual_seed(0)
+    config = decoder(num_key_value_heads=2)
+    model, heads, size = CausalLM(config), config.num_attention_heads, config.head_dim
+    attention, mlp = model.trunk.blocks[0].attn, model.trunk.blocks[0].mlp
+    matrices = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.up_proj, mlp.down_proj]
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = [m.weight.detach().clone() for m in matrices]
+    optimizer = make_optimizer(model, OptimConfig(muon_lr=1.0, weight_decay=0.0), None)
+    optimizer.step()
+    q, k, v, o, up, down = (a - m.weight.detach() for a, m in zip(before, matrices, strict=True))
+    pieces = [*q.split(size), *k.split(size), *v.split(size), *o.split(size, 1), up, down]
+    assert len(pieces) == 2 * heads + 2 * 2 + 2
+    for piece in pieces:
+        scale = piece.square().sum() / min(piece.shape)
+        values = torch.linalg.svdvals(piece / scale**0.5)
+        assert values.min() > 0.5 and values.max() < 1.5
+    for update in (q, k, v, o, up, down):
+        assert update.square().sum(1).mean() == pytest.approx(1, abs=0.3)
+
+
+def test_pieces_are_updated_as_matrices_of_their_own():
+    torch.manual_seed(0)
+    gradient = torch.randn(32, 24)
+    whole = muon_updates([gradient, torch.randn(8, 24)], [(4, 1), WHOLE], torch.float32)[0]
+    rows = muon_updates(list(gradient.split(8)), [WHOLE] * 4, torch.float32)
+    torch.testing.assert_close(whole, torch.cat(rows))
+    whole = muon_updates([gradient], [(1, 4)], torch.float32)[0]
+    # Tall pieces alone would have rows of a norm of 1 each, not in all four.
+    columns = muon_updates(list(gradient.split(6, 1)), [WHOLE] * 4, torch.float32)
+    torch.testing.assert_close(whole, torch.cat(columns, 1) / 2)
+
+
+def test_parameters_that_are_no_projections_of_heads_are_whole():
+    model = CausalLM(decoder())
+    names = {name for name, parameter in model.named_parameters() if parameter in head_pieces(model)}
+    assert names == {f"trunk.blocks.{i}.attn.{x}_proj.weight" for i in range(len(model.trunk.blocks)) for x in "qkvo"}
 
 
 def test_muon_agrees_with_torch():
@@ -38,7 +91,7 @@ def test_muon_agrees_with_torch():
     for shape in ((24, 24), (16, 40), (40, 16)):
         ours, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
         mine = MuonAdamW([{"params": [ours], "lr": 0.1, "momentum": 0.95, "weight_decay": 0.1}])
-        reference = torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.1, nesterov=True)
+        reference = torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.1, ns_steps=4)
         for _ in range(3):
             ours.grad = torch.randn(shape)
             theirs.grad = ours.grad.clone()
