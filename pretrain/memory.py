@@ -72,18 +72,18 @@ class Setup:
         )
 
 
-def muon_bytes(matrices: Counter[tuple[int, int]], width: int, most: float = math.inf) -> float:
-    """Room that Muon takes beside its momentum, for `most` elements of matrices of these shapes at a time, or for a
-    stack of engine/optim.py.
+def muon_bytes(pieces: Counter[tuple[int, int]], width: int, most: float = math.inf) -> float:
+    """Room that Muon takes beside its momentum, for `most` elements of pieces of these shapes at a time, or for a stack
+    of engine/optim.py.
 
-    Directions and their stack in fp32, the iterate, its scaled copy, and either the Gram matrix and its products or the
-    product and the sum: `width` bytes each. Or directions, result and scaled result, in fp32.
+    Directions and their stack in fp32; of `width` bytes the iterate, the next one, the Gram matrix and its polynomial.
+    Or, when the iterate becomes the result in fp32, that in the place of two of these.
     """
     found = 0.0
-    for (rows, columns), count in matrices.items():
+    for (rows, columns), count in pieces.items():
         stacked = min(count, most, max(1, STACKED // (rows * columns)) * rows * columns)
         gram = rows / columns
-        found = max(found, stacked * max(8 + width * max(2 + 4 * gram, 4 + gram), 12))
+        found = max(found, stacked * max(8 + width * (2 + 2 * gram), 12 + width * (1 + gram)))
     return found
 
 
@@ -188,7 +188,7 @@ def _gradients(setup: Setup, parameters: Parameters, width: int, shard: float) -
     """(kept from step to step, made in the backward pass, made by the update)."""
     total = parameters.total
     if setup.stage == 0:
-        return 0.0, 4.0 * total, muon_bytes(parameters.matrices, setup.iterate) if setup.muon else 0.0
+        return 0.0, 4.0 * total, muon_bytes(parameters.pieces, setup.iterate) if setup.muon else 0.0
     update = _sharded_muon_bytes(setup, parameters) if setup.muon else 0.0
     if setup.has_own_bf16:
         return 4.0 * total, 2.0 * total, update
@@ -202,7 +202,7 @@ def _sharded_muon_bytes(setup: Setup, parameters: Parameters) -> float:
     """Muon under ZeRO gathers one group at a time, and each rank computes its share of it."""
     group = min(parameters.hidden, GATHERED)
     mine = group / setup.ranks
-    return 4 * group + 12 * mine + muon_bytes(parameters.matrices, setup.iterate, mine)
+    return 4 * group + 12 * mine + muon_bytes(parameters.pieces, setup.iterate, mine)
 
 
 def activations(config: ModelConfig, setup: Setup) -> float:

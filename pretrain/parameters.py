@@ -8,8 +8,8 @@ from model import ModelConfig
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts, each parameter once. `matrices`: elements by (rows, columns), shorter side first, of the pieces of the
-    blocks' matrices that Muon orthogonalises (engine/optim.py: head_pieces); `table`: of the largest parameter."""
+    """Counts, each parameter once. `matrices`: elements by (rows, columns), shorter side first, of the matrices of the
+    blocks, which Muon updates, and `pieces` of what it cuts them into; `table`: of the largest parameter."""
 
     embedding: int
     blocks: int
@@ -17,6 +17,7 @@ class Parameters:
     norms: int
     table: int
     matrices: Counter[tuple[int, int]] = field(default_factory=Counter)
+    pieces: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     @property
     def total(self) -> int:
@@ -32,6 +33,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
     trunks = [config.encoder(), config.decoder()] if config.is_encoder_decoder else [config]
     size, table = config.hidden_size, config.vocab_size * config.hidden_size
     matrices: Counter[tuple[int, int]] = Counter()
+    pieces: Counter[tuple[int, int]] = Counter()
     embedding, blocks, norms = table, 0, 0
     for trunk in trunks:
         embedding += size * trunk.type_vocab_size
@@ -41,8 +43,11 @@ def count_parameters(config: ModelConfig) -> Parameters:
         shapes = _matrices(trunk)
         heads = 4 * (2 if trunk.cross_attention else 1)
         for i, (rows, columns) in enumerate(shapes):
+            elements = rows * columns * trunk.num_hidden_layers
+            matrices[min(rows, columns), max(rows, columns)] += elements
+            # engine/optim.py: head_pieces.
             piece = (trunk.head_dim, size) if i < heads else (rows, columns)
-            matrices[min(piece), max(piece)] += rows * columns * trunk.num_hidden_layers
+            pieces[min(piece), max(piece)] += elements
         weights = sum(rows * columns for rows, columns in shapes)
         blocks += trunk.num_hidden_layers * (weights + _vectors(trunk))
         blocks -= 0 if trunk.first_attention_norm else _norm(trunk, size)
@@ -52,7 +57,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
         head += size * size + (size if config.head_bias else 0) + _norm(config, size)
         head += size * size + size + 2 * size + 2 if config.next_sentence else 0
     largest = max(table, *(rows * columns for trunk in trunks for rows, columns in _matrices(trunk)))
-    return Parameters(embedding, blocks, head, norms, largest, matrices)
+    return Parameters(embedding, blocks, head, norms, largest, matrices, pieces)
 
 
 def _norm(config: ModelConfig, size: int) -> int:

@@ -2,22 +2,24 @@
 
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import layer_kernels
 from engine.config import build_config
 from engine.errors import ConfigError
 from engine.kernels import load_kernels
 from engine.layer_kernels import use_kernels
-from engine.optim import WHOLE, OptimConfig, cut_shape, head_pieces, make_optimizer, parameter_groups
+from engine.optim import WHOLE, OptimConfig, cut_shape, head_pieces, make_optimizer, muon_updates, parameter_groups
 from model import HEADS, ModelConfig
 from pretrain.config import PretrainConfig
-from pretrain.memory import Setup, activations, fit, memory
+from pretrain.memory import Setup, activations, fit, memory, muon_bytes
 from pretrain.parameters import count_parameters
 from pretrain.plan_command import parse_count
 from pretrain.presets import build_config as preset
@@ -150,10 +152,11 @@ def test_parameters_are_those_of_the_model(name):
     counted = count_parameters(model_config)
     assert counted.total == sum(parameter.numel() for parameter in model.parameters())
     groups = parameter_groups(model, OptimConfig(), muon=True)
-    matrices, pieces = Counter(), head_pieces(model)
+    matrices, pieces, cuts = Counter(), Counter(), head_pieces(model)
     for parameter in (p for group in groups if "momentum" in group for p in group["params"]):
-        matrices[cut_shape(parameter.shape, pieces.get(parameter, WHOLE))[1:]] += parameter.numel()
-    assert counted.matrices == matrices
+        matrices[cut_shape(parameter.shape, WHOLE)[1:]] += parameter.numel()
+        pieces[cut_shape(parameter.shape, cuts.get(parameter, WHOLE))[1:]] += parameter.numel()
+    assert (counted.matrices, counted.pieces) == (matrices, pieces)
     assert counted.table == max(parameter.numel() for parameter in model.parameters())
 
 
@@ -167,6 +170,41 @@ def test_optimizer_state_is_what_the_optimizer_keeps(muon):
     optimizer.step()
     kept = sum(v.numel() * v.element_size() for s in optimizer.state.values() for v in s.values() if v.dim())
     assert memory(model_config, setup(muon=muon)).parts["optimizer"] == kept
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the storages made inside, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (list, tuple)) else [result]:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.storages:
+                self.storages.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        return result
+
+    def free(self, storage: int, size: int) -> None:
+        self.storages.remove(storage)
+        self.now -= size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, pieces", [(64, WHOLE), (192, WHOLE), (64, (4, 1)), (64, (1, 4))])
+def test_the_room_of_muon_is_what_its_tensors_take(rows, pieces, dtype):
+    shape = torch.Size((rows, 64))
+    gradients = [torch.randn(shape) for _ in range(6)]
+    with Alive() as alive:
+        muon_updates([gradient.clone() for gradient in gradients], [pieces] * 6, dtype)
+    found = Counter({tuple(cut_shape(shape, pieces)[1:]): 6 * shape.numel()})
+    assert alive.most == pytest.approx(muon_bytes(found, dtype.itemsize), rel=0.01)
 
 
 @pytest.mark.parametrize("ranks", [1, 8])
