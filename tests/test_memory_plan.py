@@ -172,6 +172,14 @@ def test_optimizer_state_is_what_the_optimizer_keeps(muon):
     assert memory(model_config, setup(muon=muon)).parts["optimizer"] == kept
 
 
+def test_with_kernels_the_casts_of_large_matrices_are_not_kept():
+    """768 x 768 is large, also where Muon cuts it into heads; 512 x 512 is not."""
+    for width, kept in ((768, 0), (512, 4 * 512 * 512)):
+        model_config = config(hidden_size=width, num_hidden_layers=1, intermediate_size=4 * width)
+        casts = memory(model_config, setup(precision="bf16", kernels=True)).parts["bf16 copies of weights"]
+        assert casts == 2 * (kept + width * model_config.vocab_size)
+
+
 class Alive(TorchDispatchMode):
     """Bytes of the storages made inside, now and at most."""
 
