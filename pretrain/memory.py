@@ -105,13 +105,12 @@ class Memory:
         """What steps take from the machine.
 
         On a CPU more than is alive: glibc's heap, which engine/runtime.py keeps from returning memory (for speed),
-        hardly gives the room of one part to another. Found by benchmarks/memory.py: all parts, and once more the
-        larger of activations and update.
+        hardly gives the room of one part to another. Found by benchmarks/memory.py: all parts, and gradients, which
+        come and go among activations, once more.
         """
         if not self.on_cpu:
             return self.tensors
-        again = max(self.parts["activations"] + self.parts["recomputed block"], self.parts["update"])
-        return sum(self.parts.values()) + again
+        return sum(self.parts.values()) + self.parts["gradients"]
 
     @property
     def peak(self) -> float:
