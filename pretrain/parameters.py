@@ -41,12 +41,12 @@ def count_parameters(config: ModelConfig) -> Parameters:
         embedding += trunk.relative_buckets * trunk.num_attention_heads if trunk.position == "relative" else 0
         norms += (int(trunk.embedding_norm) + int(trunk.final_norm)) * _norm(trunk, size)
         shapes = _matrices(trunk)
-        heads = 4 * (2 if trunk.cross_attention else 1)
+        projections = 4 * (2 if trunk.cross_attention else 1)
         for i, (rows, columns) in enumerate(shapes):
             elements = rows * columns * trunk.num_hidden_layers
             matrices[min(rows, columns), max(rows, columns)] += elements
             # engine/optim.py: head_pieces.
-            piece = (trunk.head_dim, size) if i < heads else (rows, columns)
+            piece = (trunk.head_dim, size) if i < projections else (rows, columns)
             pieces[min(piece), max(piece)] += elements
         weights = sum(rows * columns for rows, columns in shapes)
         blocks += trunk.num_hidden_layers * (weights + _vectors(trunk))
