@@ -268,12 +268,13 @@ def stacks(shapes: list[torch.Size]) -> Iterator[list[int]]:
     for i, shape in enumerate(shapes):
         alike[shape[1:]].append(i)
     for found in alike.values():
-        stack: list[int] = []
+        stack, elements = [], 0
         for i in found:
-            if stack and sum(shapes[j].numel() for j in [*stack, i]) > STACKED:
+            if stack and elements + shapes[i].numel() > STACKED:
                 yield stack
-                stack = []
+                stack, elements = [], 0
             stack.append(i)
+            elements += shapes[i].numel()
         yield stack
 
 
@@ -305,7 +306,7 @@ def sharded_muon_updates(shard: Tensor, layout: ShardedMatrices, dtype: torch.dt
     return result.to(shard.device)
 
 
-def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 4) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Nearest semi-orthogonal matrices (N, rows <= columns, columns) by the quintic Newton-Schulz iteration of Muon.
 
     Its coefficients trade exactness for speed (Jordan et al. 2024): after four steps, singular values of more than half
@@ -314,7 +315,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 4) -> Tenso
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    for _ in range(4):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.to(matrices.dtype)

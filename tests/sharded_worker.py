@@ -8,9 +8,6 @@ from types import SimpleNamespace
 
 import torch
 from accelerate.utils import gather_object
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.parallel import LAYOUTS, advance, start
 from engine.checkpoint import load_checkpoint, step_path
@@ -21,33 +18,11 @@ from engine.saving import Saver
 from engine.sharded_saving import ShardedSaver
 from engine.sharding import gather_state
 from engine.step import Training
+from tests.alive import Alive
 
 BEFORE, AFTER = range(4), range(4, 8)
 # Every pair of stages is tried with Muon; with AdamW each stage once in each role.
 RING = dict(zip(LAYOUTS, [*list(LAYOUTS)[1:], "DDP"], strict=True))
-
-
-class Alive(TorchDispatchMode):
-    """`peak`: most bytes of tensors made inside that were alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[StorageWeakRef, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        given = {t.untyped_storage()._cdata for t in _tensors((arguments, keywords))}
-        for tensor in _tensors(result):
-            if tensor.untyped_storage()._cdata not in given:
-                self.sizes[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-        self.sizes = {storage: size for storage, size in self.sizes.items() if not storage.expired()}
-        self.peak = max(self.peak, sum(self.sizes.values()))
-        return result
-
-
-def _tensors(tree) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def nothing(directory: Path) -> None:

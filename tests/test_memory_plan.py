@@ -2,14 +2,12 @@
 
 import subprocess
 import sys
-import weakref
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import layer_kernels
 from engine.config import build_config
@@ -25,6 +23,7 @@ from pretrain.plan_command import parse_count
 from pretrain.presets import build_config as preset
 from pretrain.presets import shape_of
 from pretrain.rehearsal import random_batch, rehearse
+from tests.alive import Alive
 
 ROWS, LENGTH = 6, 24
 
@@ -180,30 +179,6 @@ def test_with_kernels_the_casts_of_large_matrices_are_not_kept():
         assert casts == 2 * (kept + width * model_config.vocab_size)
 
 
-class Alive(TorchDispatchMode):
-    """Bytes of the storages made inside, now and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.storages: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (list, tuple)) else [result]:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self.storages:
-                self.storages.add(storage._cdata)
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
-        return result
-
-    def free(self, storage: int, size: int) -> None:
-        self.storages.remove(storage)
-        self.now -= size
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows, pieces", [(64, WHOLE), (192, WHOLE), (64, (4, 1)), (64, (1, 4))])
 def test_the_room_of_muon_is_what_its_tensors_take(rows, pieces, dtype):
@@ -212,7 +187,7 @@ def test_the_room_of_muon_is_what_its_tensors_take(rows, pieces, dtype):
     with Alive() as alive:
         muon_updates([gradient.clone() for gradient in gradients], [pieces] * 6, dtype)
     found = Counter({tuple(cut_shape(shape, pieces)[1:]): 6 * shape.numel()})
-    assert alive.most == pytest.approx(muon_bytes(found, dtype.itemsize), rel=0.01)
+    assert alive.peak == pytest.approx(muon_bytes(found, dtype.itemsize), rel=0.01)
 
 
 @pytest.mark.parametrize("ranks", [1, 8])

@@ -79,6 +79,12 @@ def test_pieces_are_updated_as_matrices_of_their_own():
     torch.testing.assert_close(whole, torch.cat(columns, 1) / 2)
 
 
+def test_stacks_hold_equal_shapes_and_no_more_than_they_may(monkeypatch):
+    monkeypatch.setattr(optim, "STACKED", 100)
+    shapes = [torch.Size(shape) for shape in ((2, 4, 10), (1, 4, 10), (1, 5, 8), (3, 4, 10), (1, 4, 10), (1, 4, 10))]
+    assert list(optim.stacks(shapes)) == [[0], [1], [3], [4, 5], [2]]
+
+
 def test_parameters_that_are_no_projections_of_heads_are_whole():
     model = CausalLM(decoder())
     names = {name for name, parameter in model.named_parameters() if parameter in head_pieces(model)}
