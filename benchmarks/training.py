@@ -35,7 +35,7 @@ CASES = {
     "ours, AdamW": {"kind": "ours", "optimizer": "adamw"},
     "ours, AdamW, compiled": {"kind": "ours", "optimizer": "adamw", "compile": True},
     "ours, Muon": {"kind": "ours", "optimizer": "muon"},
-    "nanoGPT, as documented": {"kind": "nanogpt", "rows": 64, "accumulation": 1, "steps": 1},
+    "nanoGPT, as documented (1 x 64 rows)": {"kind": "nanogpt", "rows": 64, "accumulation": 1, "steps": 1},
     "nanoGPT, fp32": {"kind": "nanogpt"},
     "nanoGPT, bf16, compiled": {"kind": "nanogpt", "bf16": True, "compile": True},
     "nanochat, fp32, compiled": {"kind": "nanochat"},
@@ -43,7 +43,10 @@ CASES = {
     "transformers, fp32": {"kind": "transformers"},
     "transformers, bf16": {"kind": "transformers", "bf16": True},
 }
-GOALS = {"nanoGPT, as documented": 2.5, "nanoGPT, bf16, compiled": 1.25, "transformers, bf16": 1.5}
+GOALS = {
+    **{"nanoGPT, as documented (1 x 64 rows)": 2.5, "nanoGPT, fp32": 2.5},
+    **{"nanoGPT, bf16, compiled": 1.25, "transformers, bf16": 1.5},
+}
 LESS_MEMORY = {"transformers, bf16": 0.6, "transformers, fp32": 0.6}
 
 app = typer.Typer(add_completion=False)
