@@ -9,9 +9,12 @@ from engine.kernels import load_kernels
 IGNORE_INDEX = -100
 
 
-def losses_and_hits(logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def losses_and_hits(
+    logits: Tensor, labels: Tensor, gradient: Tensor | None = None, factor: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats (N,) of contiguous logits (N, V), fp32 or bf16, against labels (N,), and where the label's
-    logit is the largest (N,). `gradient` (N, V) is filled with softmax - onehot; it may be the logits themselves.
+    logit is the largest (N,). `gradient` (N, V) is filled with factor * (softmax - onehot); it may be the
+    logits themselves.
 
     Raises IndexError for a label that is neither in the vocabulary nor IGNORE_INDEX.
     """
@@ -23,5 +26,6 @@ def losses_and_hits(logits: Tensor, labels: Tensor, gradient: Tensor | None = No
         # Of logits in whose place it lies, autograd has nothing any more.
         torch.autograd.graph.increment_version(gradient)
     places = [None if t is None else t.data_ptr() for t in (logits, labels, losses, hits, gradient)]
-    load_kernels().cross_entropy(*logits.shape, *places, logits.dtype == torch.bfloat16, torch.get_num_threads())
+    in_bf16 = logits.dtype == torch.bfloat16
+    load_kernels().cross_entropy(*logits.shape, *places, factor, in_bf16, torch.get_num_threads())
     return losses, hits

@@ -15,9 +15,10 @@ SOURCE = Path(__file__).parent / "cpp" / "kernels.cpp"
 pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 FUNCTIONS = {
+    "add": [size, pointer, pointer, size],
     "attention": [pointer] * 3,
     "attention_gradients": [pointer] * 8,
-    "cross_entropy": [size, size, *[pointer] * 5, size, size],
+    "cross_entropy": [size, size, *[pointer] * 5, number, size, size],
     "gate": [size, *[pointer] * 3, size, size],
     "gate_gradients": [size, *[pointer] * 5, size, size],
     "norm": [size, size, pointer, pointer, number, pointer, pointer, size, size],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from engine.accumulation import accumulates
 from engine.cross_entropy_kernel import IGNORE_INDEX, losses_and_hits
 from engine.kernels import NUMBERS, has_kernels
 from model import ModelConfig
@@ -26,6 +27,8 @@ Predict = Callable[[Tensor], Tensor]
 PIECE = {"cpu": 2**21, "cuda": 2**27}
 MIN_ROWS = 512
 ROWS_A_CHANNEL = 2
+# Of a scale: it comes by other roundings.
+TOLERANCE = 1e-5
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -35,8 +38,13 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor | None = No
     )
 
 
-def loss_sums(model: nn.Module, batch: Batch, answers: list[Tensor], weight: Tensor | None = None) -> list[Tensor]:
-    """Summed cross-entropy of each of the model's outputs on `batch` (without labels) against its `answers`."""
+def loss_sums(
+    model: nn.Module, batch: Batch, answers: list[Tensor], weight: Tensor | None = None, scale: float = 1.0
+) -> list[Tensor]:
+    """Summed cross-entropy of each of the model's outputs on `batch` (without labels) against its `answers`.
+
+    `scale`: what the first is going to be multiplied by before its backward pass.
+    """
     inner = getattr(model, "module", model)
     if not hasattr(inner, "predict"):
         return [cross_entropy_sum(model(**batch), answers[0], weight)]
@@ -48,7 +56,7 @@ def loss_sums(model: nn.Module, batch: Batch, answers: list[Tensor], weight: Ten
     def read(predict: Predict, hidden: Tensor) -> Tensor:
         rows = piece_rows(inner.config, hidden.device)
         if not sharded and not _in_fp16(hidden):
-            return _HeadLoss.apply(predict, rows, hidden, answers[0], *head)
+            return _HeadLoss.apply(predict, rows, scale, hidden, answers[0], *head)
         losses = [
             checkpoint(lambda *pair: cross_entropy_sum(predict(pair[0]), pair[1]), *pair, use_reentrant=False)
             for pair in pieces(hidden, answers[0], rows)
@@ -82,16 +90,16 @@ def pieces(hidden: Tensor, labels: Tensor, rows: int) -> Iterator[tuple[Tensor, 
     return zip(hidden.flatten(0, -2).split(rows), labels.flatten().split(rows), strict=True)
 
 
-def cross_entropy_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """cross_entropy_sum of logits (N, V), and its gradient softmax(logits) - onehot(labels) in their type and, where
-    there is a kernel for it, in their place.
+def cross_entropy_and_gradient(logits: Tensor, labels: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    """cross_entropy_sum of logits (N, V), and `factor` times its gradient softmax(logits) - onehot(labels) in their type
+    and, where there is a kernel for it, in their place.
 
     One pass over the logits makes the softmax that the gradient is to have; the loss is read off it. Both in fp32 at
     least: rounded to bf16 first, the difference from 1 of a probability near 1 would lose its digits.
     """
     if logits.dtype in NUMBERS and has_kernels(logits.device):
         logits = logits.contiguous()
-        losses, _ = losses_and_hits(logits, labels, logits)
+        losses, _ = losses_and_hits(logits, labels, logits, factor)
         return losses.sum(), logits
     counted = labels != IGNORE_INDEX
     places = torch.arange(len(labels), device=labels.device), torch.where(counted, labels, 0)
@@ -103,7 +111,7 @@ def cross_entropy_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, 
     gradient[places] = likely - 1
     if not counted.all():
         losses, gradient = losses.where(counted, 0.0), gradient.masked_fill_(~counted.unsqueeze(1), 0.0)
-    return losses.sum(), gradient.to(logits.dtype)
+    return losses.sum(), gradient.mul_(factor).to(logits.dtype)
 
 
 def cross_entropy_and_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,18 +127,21 @@ class _HeadLoss(torch.autograd.Function):
     """cross_entropy_sum(predict(hidden), labels), with the gradients of each piece made when its logits are there.
 
     So nothing of (rows, V) outlives its piece, and nothing is computed twice (the idea of Hsu et al. 2024, "Liger
-    Kernel"). `head`: the parameters that `predict` reads.
+    Kernel"). `head`: the parameters that `predict` reads; to `.grad` of those that accumulate (engine/accumulation.py)
+    it is added in the forward pass, so that the loss is then to be multiplied by `scale`.
     """
 
     @staticmethod
-    def forward(ctx: Any, predict: Predict, rows: int, hidden: Tensor, labels: Tensor, *head: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, predict: Predict, rows: int, scale: float, hidden: Tensor, labels: Tensor, *head: Tensor
+    ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         ctx.hidden, ctx.head = [], [None] * len(head)
         for part, answers in pieces(hidden, labels, rows):
             with torch.enable_grad():
                 part = part.detach().requires_grad_()
                 logits = predict(part)
-            loss, of_logits = cross_entropy_and_gradient(logits.detach(), answers)
+            loss, of_logits = cross_entropy_and_gradient(logits.detach(), answers, scale)
             gradient, *gradients = torch.autograd.grad(passing(logits, of_logits), (part, *head), allow_unused=True)
             # What the next piece needs room for is not to be held by a name of this one.
             del logits, of_logits
@@ -140,13 +151,17 @@ class _HeadLoss(torch.autograd.Function):
                 if found is not None:
                     ctx.head[i] = found if ctx.head[i] is None else ctx.head[i].add_(found)
             del found, gradients
-        ctx.shape = hidden.shape
+        ctx.shape, ctx.scale, ctx.bound = hidden.shape, scale, any(map(accumulates, head))
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        # NaN where the step is to be left out.
+        scale = scale / ctx.scale
+        if ctx.bound and (scale - 1).abs() > TOLERANCE:
+            raise RuntimeError(f"the loss was multiplied by {scale:.6g} times the scale that its gradients have")
         hidden = torch.cat(ctx.hidden).view(ctx.shape).mul_(scale)
         head = [None if gradient is None else gradient.mul_(scale) for gradient in ctx.head]
         del ctx.hidden, ctx.head
-        return None, None, hidden, None, *head
+        return None, None, None, hidden, None, *head

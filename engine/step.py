@@ -16,8 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from engine.accumulation import accumulate_in_place
 from engine.device import resolve_precision
 from engine.evaluate import LABELS, pop_labels, to_device
+from engine.kernels import has_kernels
 from engine.loss import IGNORE_INDEX, Batch, loss_sums
 from engine.optim import make_optimizer
 from engine.runtime import prepare_model, zero_stage
@@ -58,6 +60,8 @@ def prepare(model: nn.Module, config: "LoopConfig", accelerator: Accelerator) ->
     learning_rates = [group["lr"] for group in optimizer.param_groups]
     # The model is where it belongs. Accelerate would look for DTensors first, and import them: half a second.
     placement = [False, False] if stage is None else None
+    if stage is None and accelerator.num_processes == 1 and has_kernels(accelerator.device):
+        accumulate_in_place(model)
     model, optimizer = accelerator.prepare(model, optimizer, device_placement=placement)
     if stage is not None:
         create_sharded_state(optimizer)
@@ -89,7 +93,7 @@ def train_step(
         answers = pop_labels(batch)
         with accelerator.accumulate(model):
             with accelerator.autocast():
-                losses = loss_sums(model, batch, answers, class_weights)
+                losses = loss_sums(model, batch, answers, class_weights, scales[0] / len(micro_batches))
             sums.append(torch.stack(losses).detach())
             loss = sum(part * scale for part, scale in zip(losses, scales, strict=True))
             accelerator.backward(loss * torch.where(loss.detach().isfinite(), 1.0, float("nan")))

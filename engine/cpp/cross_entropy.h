@@ -1,4 +1,5 @@
-// Cross-entropy of logits, which of them are right, and the gradient, softmax - onehot: of a row while it is cached.
+// Cross-entropy of logits, which of them are right, and the gradient, (softmax - onehot) times a factor: of a row while
+// it is cached.
 //
 // Shapes: N rows, V vocabulary.
 
@@ -12,7 +13,7 @@ namespace {
 
 template <class Number>
 void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const int64_t* labels, float* losses,
-                        bool* hits, Number* gradient, int64_t threads) {
+                        bool* hits, Number* gradient, float factor, int64_t threads) {
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> weights(size + LANES);
@@ -39,7 +40,7 @@ void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const 
                 sums += weight;
                 if (gradient) store(weight, &weights[i]);
             }
-            float total = sum(sums), scale = 1 / total;
+            float total = sum(sums), scale = factor / total;
             losses[n] = shift + std::log(total) - right;
             if (!gradient) continue;
             for (int64_t i = 0; i < size; i += LANES) store_some(load(&weights[i]) * scale, y + i, size - i);
@@ -55,10 +56,10 @@ void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const 
 // logits (N, V), labels (N), negative where a row counts nothing; losses (N) in nats, hits (N) where the largest logit
 // is the label's. gradient (N, V): null where it is not asked for; it may lie where the logits do.
 extern "C" void cross_entropy(int64_t rows, int64_t size, const void* logits, const int64_t* labels, float* losses,
-                              bool* hits, void* gradient, int64_t bf16, int64_t threads) {
+                              bool* hits, void* gradient, float factor, int64_t bf16, int64_t threads) {
     in_type(bf16, [&](auto number) {
         using Number = decltype(number);
         cross_entropy_rows(rows, size, static_cast<const Number*>(logits), labels, losses, hits,
-                           static_cast<Number*>(gradient), threads);
+                           static_cast<Number*>(gradient), factor, threads);
     });
 }

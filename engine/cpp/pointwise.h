@@ -1,4 +1,5 @@
-// A gated activation, and RMSNorm into the type of the products behind it; each with its gradients in one pass.
+// A gated activation, and RMSNorm into the type of the products behind it, each with its gradients in one pass; and the
+// sum of gradients in two types.
 //
 // Shapes: N rows, C channels.
 
@@ -75,6 +76,14 @@ void norm_backward(int64_t rows, int64_t share, int64_t size, const float* x, co
 }
 
 }  // namespace
+
+// into += gradient, which is bf16.
+extern "C" void add(int64_t count, const void* gradient, float* into, int64_t threads) {
+    const BFloat16* from = static_cast<const BFloat16*>(gradient);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < count; i += LANES)
+        store_some(load_some(from + i, count - i) + load_some(into + i, count - i), into + i, count - i);
+}
 
 // result = silu(gate) up, elementwise.
 extern "C" void gate(int64_t count, const void* gate, const void* up, void* result, int64_t bf16, int64_t threads) {
