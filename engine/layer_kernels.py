@@ -24,7 +24,7 @@ def use_kernels(model: nn.Module, compiled: bool = False) -> None:
                 if in_one_operator(module.config):
                     block.attn.kernel = AttentionKernel()
                 for layer in block.modules():
-                    if isinstance(layer, nn.Linear) and layer.weight.numel() >= LARGE:
+                    if isinstance(layer, nn.Linear):
                         layer.forward = partial(linear, layer)
         elif isinstance(module, CausalLM | MaskedLM):
             module.lm_head.forward = partial(linear, module.lm_head)

@@ -23,9 +23,10 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        cast = weight.to(x.dtype)
+        ctx.save_for_backward(x, weight if weight.numel() >= LARGE else cast)
         ctx.weight = weight
-        return _product(x, weight, bias)
+        return F.linear(x, cast, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
