@@ -33,7 +33,7 @@ def accumulates(weight: Tensor) -> bool:
 
 
 def weight_gradient(weight: Tensor, of_output: Tensor, x: Tensor) -> Tensor | None:
-    """of_output^T x in the type of weight (O, C), of of_output (N, O) and x (N, C); None where weight.grad has it now."""
+    """of_output^T x, of (N, O) and (N, C), in the type of weight (O, C); None where weight.grad has it now."""
     if not accumulates(weight):
         return (of_output.T @ x).to(weight.dtype)
     if weight.grad is None and weight.numel() <= PIECE:

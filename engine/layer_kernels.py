@@ -7,9 +7,8 @@ from torch.nn import functional as F
 
 from engine.attention_kernel import AttentionKernel, in_one_operator
 from engine.kernels import LANES
-from engine.linear import LARGE, gated_linear, linear
+from engine.linear import gated_linear, linear
 from engine.pointwise_kernels import Norm
-from model.heads import CausalLM, MaskedLM
 from model.layers import MLP
 from model.norms import RMSNorm
 from model.transformer import Transformer
@@ -26,7 +25,7 @@ def use_kernels(model: nn.Module, compiled: bool = False) -> None:
                 for layer in block.modules():
                     if isinstance(layer, nn.Linear):
                         layer.forward = partial(linear, layer)
-        elif isinstance(module, CausalLM | MaskedLM):
+        elif isinstance(getattr(module, "lm_head", None), nn.Linear):
             module.lm_head.forward = partial(linear, module.lm_head)
         elif isinstance(module, MLP) and module.gate_proj and module.act is F.silu and not compiled:
             module.gate_in_down, module.down_proj.forward = True, partial(gated_linear, module.down_proj)

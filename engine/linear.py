@@ -1,8 +1,8 @@
 """Linear layers for training on a CPU that keep less for the backward pass.
 
 Autocast casts a weight once and keeps the copy until the backward pass has read it: 2 bytes a parameter at the moment
-when most is alive. Here it is cast again, and what a gate lets through is made again: a pass over a weight or an
-activation is nothing beside a product of many rows.
+when most is alive. Here a large one is cast again, and what a gate lets through is made again: a pass over a weight or
+an activation is nothing beside a product of many rows.
 """
 
 from typing import Any

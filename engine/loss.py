@@ -24,7 +24,7 @@ Predict = Callable[[Tensor], Tensor]
 
 # Logits of one piece; fewer rows than MIN_ROWS would make each a poor matrix product, and with fewer than
 # ROWS_A_CHANNEL for each channel of the head its gradient, which each piece makes anew, would be larger than they.
-PIECE = {"cpu": 2**21, "cuda": 2**27}
+PIECE = {"cpu": 2**23, "cuda": 2**27}
 MIN_ROWS = 512
 ROWS_A_CHANNEL = 2
 # Of a scale: it comes by other roundings.
@@ -91,8 +91,8 @@ def pieces(hidden: Tensor, labels: Tensor, rows: int) -> Iterator[tuple[Tensor, 
 
 
 def cross_entropy_and_gradient(logits: Tensor, labels: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
-    """cross_entropy_sum of logits (N, V), and `factor` times its gradient softmax(logits) - onehot(labels) in their type
-    and, where there is a kernel for it, in their place.
+    """cross_entropy_sum of logits (N, V), and `factor` times its gradient, softmax(logits) - onehot(labels), in their
+    type and, where there is a kernel for it, in their place.
 
     One pass over the logits makes the softmax that the gradient is to have; the loss is read off it. Both in fp32 at
     least: rounded to bf16 first, the difference from 1 of a probability near 1 would lose its digits.

@@ -61,6 +61,11 @@ class Setup:
         return self.stage == 1 and self.cast and self.precision == "bf16"
 
     @property
+    def in_place(self) -> bool:
+        """Gradients are added where they are made (engine/accumulation.py)."""
+        return self.kernels and self.stage == 0 and self.ranks == 1
+
+    @property
     def widths(self) -> Widths:
         return Widths(
             stream=2 if self.cast and self.precision != "fp32" else 4,
@@ -130,7 +135,9 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
     adam = parameters.total - (parameters.hidden if setup.muon else 0)
     # The logits of a piece, and the gradients of what came before the head and of its matrix.
     piece = min(setup.rows * setup.labels, piece_rows(config, torch.device(setup.device)))
-    made_by_head = 4 * (config.hidden_size * setup.rows * setup.labels + config.hidden_size * config.vocab_size)
+    made_by_head = 4 * config.hidden_size * setup.rows * setup.labels
+    if not setup.in_place:
+        made_by_head += 4 * config.hidden_size * config.vocab_size
     losses = loss_bytes(config, setup.widths) * piece + made_by_head
     parts = {
         "process": process,
@@ -145,7 +152,8 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
     }
     kept, made, update = _gradients(setup, parameters, width, shard)
     # A second gradient of the largest table is made before it is added to the first.
-    twice = width * parameters.table if config.tie_word_embeddings or setup.accumulation > 1 else 0
+    second = not setup.in_place and (config.tie_word_embeddings or setup.accumulation > 1)
+    twice = width * parameters.table if second else 0
     # What autocast casts and keeps.
     matrices = parameters.matrices.items()
     kept_casts = sum(n for (rows, columns), n in matrices if not setup.kernels or rows * columns < LARGE)
@@ -157,7 +165,7 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
         "update": update,
     }
     states = sum(parts[name] for name in ("process", "weights", "fp32 master weights", "optimizer", "communication"))
-    earlier = made if setup.accumulation > 1 and setup.stage == 0 else 0
+    earlier = made if setup.accumulation > 1 and setup.stage == 0 else 4 * parameters.table if setup.in_place else 0
     moments = {
         "loss": states + kept + earlier + parts["activations"] + casts + parts["logits and loss"],
         "backward": states + parts["gradients"] + parts["recomputed block"] + made_by_head,
