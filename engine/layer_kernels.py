@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from engine.attention_kernel import AttentionKernel, in_one_operator
 from engine.kernels import LANES
-from engine.linear import gated_linear, linear
+from engine.linear import SMALL, gated_linear, linear
 from engine.pointwise_kernels import Norm
 from model.layers import MLP
 from model.norms import RMSNorm
@@ -18,15 +18,16 @@ def use_kernels(model: nn.Module, compiled: bool = False) -> None:
     """Have them take it, where the device has kernels; the others go by torch's operators. `compiled`: blocks are, by
     torch.compile, which fuses what is done to each number by itself."""
     for module in model.modules():
+        head = getattr(module, "lm_head", None)
+        if isinstance(head, nn.Linear) and head.weight.numel() >= SMALL:
+            head.forward = partial(linear, head)
         if isinstance(module, Transformer):
             for block in module.blocks:
                 if in_one_operator(module.config):
                     block.attn.kernel = AttentionKernel()
                 for layer in block.modules():
-                    if isinstance(layer, nn.Linear):
+                    if isinstance(layer, nn.Linear) and layer.weight.numel() >= SMALL:
                         layer.forward = partial(linear, layer)
-        elif isinstance(getattr(module, "lm_head", None), nn.Linear):
-            module.lm_head.forward = partial(linear, module.lm_head)
         elif isinstance(module, MLP) and module.gate_proj and module.act is F.silu and not compiled:
             module.gate_in_down, module.down_proj.forward = True, partial(gated_linear, module.down_proj)
         elif isinstance(module, RMSNorm) and module.weight.size(0) % LANES == 0:

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from engine.accumulation import weight_gradient
 from engine.pointwise_kernels import gate_gradients, open_gate
 
+# Elements below which a weight is left to autocast: 3 x 64 would train 5 % slower.
+SMALL = 2**16
 # Elements of a weight that is cast again. 6 x 384 without it: 0.8 % faster, and not larger.
 LARGE = 2**19
 

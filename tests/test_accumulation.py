@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine import accumulation, linear, step
+from engine import accumulation, layer_kernels, linear, step
 from engine.accumulation import accumulate_in_place
 from engine.kernels import load_kernels
 from engine.layer_kernels import use_kernels
@@ -18,6 +18,11 @@ from tests.test_model import decoder
 
 pytestmark = pytest.mark.skipif(load_kernels() is None, reason="this processor or machine has no kernels")
 SCALE = 1 / 17
+
+
+@pytest.fixture(autouse=True)
+def no_weight_is_too_small(monkeypatch):
+    monkeypatch.setattr(layer_kernels, "SMALL", 0)
 
 
 def gradients(name: str, in_place: bool, bf16: bool = False, frozen: str = "", every: int = 0) -> dict:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine import kernels, linear, loss
+from engine import kernels, layer_kernels, linear, loss
 from engine.attention_kernel import AttentionKernel
 from engine.layer_kernels import use_kernels
 from engine.pointwise_kernels import open_gate
@@ -43,6 +43,7 @@ def model_of(**changes) -> torch.nn.Module:
 
 @pytest.fixture(autouse=True)
 def no_weight_is_too_small(monkeypatch):
+    monkeypatch.setattr(layer_kernels, "SMALL", 0)
     monkeypatch.setattr(linear, "LARGE", 0)
 
 

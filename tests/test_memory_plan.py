@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import linear
+from engine import layer_kernels, linear
 from engine.config import build_config
 from engine.errors import ConfigError
 from engine.kernels import load_kernels
@@ -108,6 +108,7 @@ def test_activations_are_what_autograd_keeps(name, precision, kernels, monkeypat
     model = HEADS["causal" if model_config.causal else "masked"](model_config).train()
     if kernels and load_kernels() is None:
         pytest.skip("no C++ compiler, or no AVX2")
+    monkeypatch.setattr(layer_kernels, "SMALL", 0)
     monkeypatch.setattr(linear, "LARGE", 0)
     if kernels:
         use_kernels(model)
