@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t BLOCK = 32;           // queries whose scores exist at once
 constexpr int64_t MOST_CHANNELS = 512;  // of a head
+constexpr int64_t TOGETHER = 8;         // rows whose norms are made side by side: each waits for a root
 constexpr int64_t AHEAD = 12;           // rows fetched early: a head's lie too far apart for a processor to foresee
 
 // Two bf16 that are neighbours along the dimension which a product sums over.
@@ -167,35 +168,44 @@ template <class Number>
 void prepare_gradient(const Layer& a, const Number* from, int64_t stride, const float* norm, float* gradient,
                       Number* to, float* for_norm) {
     const int64_t size = a.head_dim, half = size / 2;
-    float plain[MOST_CHANNELS];
-    for (int64_t t = 0; t < a.length; t++) {
-        float* g = gradient + t * size;
-        Number* y = to + t * stride;
-        if (a.cosine) {
-            const float *cosine = a.cosine + t * size, *sine = a.sine + t * size;
+    float plain[TOGETHER * MOST_CHANNELS], root[TOGETHER], mean[TOGETHER];
+    for (int64_t begin = 0; begin < a.length; begin += TOGETHER) {
+        const int64_t count = std::min(TOGETHER, a.length - begin);
+        float* g = gradient + begin * size;
+        for (int64_t t = 0; a.cosine && t < count; t++) {
+            const float *cosine = a.cosine + (begin + t) * size, *sine = a.sine + (begin + t) * size;
+            float *lower = g + t * size, *upper = lower + half;
             for (int64_t i = 0; i < half; i++) {
-                float first = g[i], second = g[i + half];
-                g[i] = first * cosine[i] + second * sine[i + half];
-                g[i + half] = second * cosine[i + half] - first * sine[i];
+                float first = lower[i], second = upper[i];
+                lower[i] = first * cosine[i] + second * sine[i + half];
+                upper[i] = second * cosine[i + half] - first * sine[i];
             }
         }
         if (!norm) {
-            for (int64_t i = 0; i < size; i += LANES) store(load(g + i), y + i);
+            for (int64_t t = 0; t < count; t++)
+                for (int64_t i = 0; i < size; i += LANES) store(load(g + t * size + i), to + (begin + t) * stride + i);
             continue;
         }
         // Zhang and Sennrich 2019, section 4.
-        fetch(a, from, stride, t);
-        float r = reciprocal_root_mean_square(a, from + t * stride, plain);
-        Floats together = {};
-        for (int64_t i = 0; i < size; i += LANES) {
-            Floats normed = load(plain + i) * r, weighted = load(g + i) * load(norm + i);
-            store(load(for_norm + i) + load(g + i) * normed, for_norm + i);
-            together += weighted * normed;
-            store(normed, plain + i);
-            store(weighted, g + i);
+        for (int64_t t = 0; t < count; t++) {
+            fetch(a, from, stride, begin + t);
+            root[t] = reciprocal_root_mean_square(a, from + (begin + t) * stride, plain + t * size);
         }
-        float mean = sum(together) / size;
-        for (int64_t i = 0; i < size; i += LANES) store((load(g + i) - load(plain + i) * mean) * r, y + i);
+        for (int64_t t = 0; t < count; t++) {
+            Floats together = {};
+            for (int64_t i = t * size; i < (t + 1) * size; i += LANES)
+                together += load(g + i) * load(norm + i - t * size) * load(plain + i);
+            mean[t] = sum(together) * root[t] / size;
+        }
+        for (int64_t i = 0; i < size; i += LANES) {
+            Floats found = load(for_norm + i);
+            for (int64_t t = 0; t < count; t++) {
+                Floats normed = load(plain + t * size + i) * root[t], of_normed = load(g + t * size + i);
+                found += of_normed * normed;
+                store((of_normed * load(norm + i) - normed * mean[t]) * root[t], to + (begin + t) * stride + i);
+            }
+            store(found, for_norm + i);
+        }
     }
 }
 
