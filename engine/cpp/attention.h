@@ -144,21 +144,26 @@ template <class Number> float reciprocal_root_mean_square(const Layer& a, const 
 template <class Number>
 void prepare(const Layer& a, const Number* from, int64_t stride, const float* norm, Number* to, int64_t padded) {
     const int64_t size = a.head_dim, half = size / 2;
-    float plain[MOST_CHANNELS], rotated[MOST_CHANNELS];
-    for (int64_t t = 0; t < a.length; t++) {
-        fetch(a, from, stride, t);
-        float r = reciprocal_root_mean_square(a, from + t * stride, plain);
-        if (norm)
-            for (int64_t i = 0; i < size; i += LANES) store(load(plain + i) * r * load(norm + i), plain + i);
-        if (a.cosine) {
-            const float *cosine = a.cosine + t * size, *sine = a.sine + t * size;
-            for (int64_t i = 0; i < half; i++) {
-                rotated[i] = plain[i] * cosine[i] - plain[i + half] * sine[i];
-                rotated[i + half] = plain[i + half] * cosine[i + half] + plain[i] * sine[i + half];
-            }
+    float plain[TOGETHER * MOST_CHANNELS], rotated[MOST_CHANNELS], root[TOGETHER];
+    for (int64_t begin = 0; begin < a.length; begin += TOGETHER) {
+        const int64_t count = std::min(TOGETHER, a.length - begin);
+        for (int64_t t = 0; t < count; t++) {
+            fetch(a, from, stride, begin + t);
+            root[t] = reciprocal_root_mean_square(a, from + (begin + t) * stride, plain + t * size);
         }
-        const float* done = a.cosine ? rotated : plain;
-        for (int64_t i = 0; i < size; i += LANES) store(load(done + i), to + t * size + i);
+        for (int64_t t = 0; t < count; t++) {
+            float* row = plain + t * size;
+            for (int64_t i = 0; norm && i < size; i += LANES) store(load(row + i) * root[t] * load(norm + i), row + i);
+            if (a.cosine) {
+                const float *cosine = a.cosine + (begin + t) * size, *sine = a.sine + (begin + t) * size;
+                for (int64_t i = 0; i < half; i++) {
+                    rotated[i] = row[i] * cosine[i] - row[i + half] * sine[i];
+                    rotated[i + half] = row[i + half] * cosine[i + half] + row[i] * sine[i + half];
+                }
+            }
+            const float* done = a.cosine ? rotated : row;
+            for (int64_t i = 0; i < size; i += LANES) store(load(done + i), to + (begin + t) * size + i);
+        }
     }
     std::memset(to + a.length * size, 0, (padded - a.length) * size * sizeof(Number));
 }
