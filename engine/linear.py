@@ -52,8 +52,9 @@ class GatedLinear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, weight = ctx.saved_tensors
-        of_weight = _gradients(open_gate(gate, up), ctx.weight, gradient, ctx.needs_input_grad[2:])
-        return *gate_gradients(gate, up, gradient @ weight.to(gate.dtype)), *of_weight
+        opened = gradient @ weight.to(gate.dtype)
+        for_both = gate_gradients(gate, up, opened)
+        return *for_both, *_gradients(opened, ctx.weight, gradient, ctx.needs_input_grad[2:])
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -22,9 +22,9 @@ def open_gate(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def gate_gradients(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Of gate and up."""
+    """Of gate and up, from the gradient of what open_gate gives, which is contiguous and holds that afterwards."""
     found = torch.empty_like(gate), torch.empty_like(up)
-    load_kernels().gate_gradients(gate.numel(), *_places(gate, up, gradient.contiguous(), *found), *_settings(gate))
+    load_kernels().gate_gradients(gate.numel(), *_places(gate, up, gradient, *found), *_settings(gate))
     return found
 
 

@@ -25,7 +25,7 @@ void gate_forward(int64_t count, const Number* gate, const Number* up, Number* r
 }
 
 template <class Number>
-void gate_backward(int64_t count, const Number* gate, const Number* up, const Number* gradient, Number* for_gate,
+void gate_backward(int64_t count, const Number* gate, const Number* up, Number* gradient, Number* for_gate,
                    Number* for_up, int64_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < count; i += LANES) {
@@ -33,6 +33,7 @@ void gate_backward(int64_t count, const Number* gate, const Number* up, const Nu
         Floats d = load_some(gradient + i, count - i), open = logistic(g);
         store_some(d * u * open * (1 + g * (1 - open)), for_gate + i, count - i);
         store_some(d * g * open, for_up + i, count - i);
+        store_some(g * open * u, gradient + i, count - i);
     }
 }
 
@@ -94,13 +95,14 @@ extern "C" void gate(int64_t count, const void* gate, const void* up, void* resu
     });
 }
 
-extern "C" void gate_gradients(int64_t count, const void* gate, const void* up, const void* gradient, void* for_gate,
+// The result stands in the place of its gradient afterwards.
+extern "C" void gate_gradients(int64_t count, const void* gate, const void* up, void* gradient, void* for_gate,
                                void* for_up, int64_t bf16, int64_t threads) {
     in_type(bf16, [&](auto number) {
         using Number = decltype(number);
         gate_backward(count, static_cast<const Number*>(gate), static_cast<const Number*>(up),
-                      static_cast<const Number*>(gradient), static_cast<Number*>(for_gate),
-                      static_cast<Number*>(for_up), threads);
+                      static_cast<Number*>(gradient), static_cast<Number*>(for_gate), static_cast<Number*>(for_up),
+                      threads);
     });
 }
 
