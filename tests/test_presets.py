@@ -195,11 +195,11 @@ def test_two_losses_are_means_over_their_own_labels():
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=len(cuts))
         # Muon in bf16 would make much of the last digit of a gradient.
         settings = LoopConfig(runtime={"device": "cpu", "precision": "fp32"}, optim={"name": "adamw"})
-        training = prepare(model, settings, accelerator)
         tokens, pairs = model(rows["input_ids"])
         expected = F.cross_entropy(tokens.flatten(0, 1), rows["labels"].flatten())
         expected = expected + F.cross_entropy(pairs, rows["next_sentence_label"])
         gradients = torch.autograd.grad(expected, list(model.parameters()))
+        training = prepare(model, settings, accelerator)
         length = sum((gradient**2).sum() for gradient in gradients).sqrt().item()
         pieces = {name: tensor.split(cuts) for name, tensor in rows.items()}
         parts = [{name: tensors[i] for name, tensors in pieces.items()} for i in range(len(cuts))]
