@@ -4,6 +4,7 @@
     NANOCHAT=checkout python -m benchmarks.training main --only "ours, Muon;nanochat"
     python -m benchmarks.training main --model mlm --width 256 --vocabulary 8192
     python -m benchmarks.training main --width 768 --layers 12 --length 1024 --rows 1 --only "ours;transf"
+    python -m benchmarks.training main --width 768 --layers 12 --length 1024 --vocabulary 50304 --rows 32   # on a GPU
 
 Each case is a process of its own that waits for its turn, with the same matrix weights, rows, tokens a step and random
 tokens. nanoGPT: its model.py and its optimizer, in fp32 without compilation as its documentation says for a CPU, and
@@ -13,7 +14,8 @@ either; the other two cases have our rows, which suit a CPU better. nanochat: it
 compiled as in its base_train.py, with full windows as its runcpu.sh has them, in fp32 (its default on a CPU) and bf16;
 its MLP has as many weights as ours, its tokens have tables of values besides. transformers: Qwen3 or ModernBERT in
 its Trainer's bf16 (autocast), fused AdamW, clipping at 1, without the Trainer's own overhead; a masked-LM head reads
-all positions there, as run_mlm.py does. --clock cpu counts processor time, for a machine that others use: set
+all positions there, as run_mlm.py does. Where there is a CUDA GPU, all run on it, and the memory is that of its
+tensors. --clock cpu counts processor time, for a machine that others use: set
 OMP_NUM_THREADS=1 then.
 """
 
@@ -25,11 +27,14 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from benchmarks.measure import ROOT, Comparison, interleave, publish
+
+if TYPE_CHECKING:
+    import torch
 
 CASES = {
     "ours, AdamW": {"kind": "ours", "optimizer": "adamw"},
@@ -201,6 +206,7 @@ def _sizes(case: dict) -> dict[str, int]:
 def _nanogpt(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
     import torch
 
+    device = _device()
     sys.path.insert(0, os.environ["NANOGPT"])
     # Its file is called model.py, as our package is; this process has no use for ours.
     sys.path = [path for path in sys.path if path and Path(path).resolve() != ROOT]
@@ -209,7 +215,8 @@ def _nanogpt(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
     torch.manual_seed(0)
     sizes = {"n_layer": case["layers"], "n_head": case["width"] // 64, "n_embd": case["width"]}
     peer = GPT(GPTConfig(case["length"], case["vocabulary"], **sizes, dropout=0.0, bias=False))
-    optimizer = peer.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
+    peer.to(device)
+    optimizer = peer.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device.type)
     peer = torch.compile(peer) if case.get("compile") else peer
     return _plain_step(case, peer, optimizer, lambda ids: peer(ids[:, :-1], ids[:, 1:].contiguous())[1]), dict
 
@@ -218,6 +225,7 @@ def _nanochat(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
     os.environ["NANOCHAT_DTYPE"] = "bfloat16" if case.get("bf16") else "float32"
     import torch
 
+    device = _device()
     sys.path.insert(0, os.environ["NANOCHAT"])
     from nanochat.gpt import GPT, GPTConfig
 
@@ -225,13 +233,13 @@ def _nanochat(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
     heads = {"n_head": case["width"] // 64, "n_kv_head": case["width"] // 64}
     sizes = {"n_layer": case["layers"], "n_embd": case["width"], **heads, "window_pattern": "L"}
     peer = GPT(GPTConfig(case["length"], case["vocabulary"], **sizes))
-    peer.init_weights()
+    peer.to(device).init_weights()
     optimizer = peer.setup_optimizer()
     peer = torch.compile(peer, dynamic=False)
 
     def step() -> None:
         for _ in range(case["accumulation"]):
-            ids = torch.randint(case["vocabulary"], (case["rows"], case["length"] + 1))
+            ids = torch.randint(case["vocabulary"], (case["rows"], case["length"] + 1), device=device)
             loss = peer(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
             (loss / case["accumulation"]).backward()
         optimizer.step()
@@ -258,14 +266,14 @@ def _transformers(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
         )
     if case["checkpointing"]:
         peer.gradient_checkpointing_enable({"use_reentrant": False})
-    peer.train()
+    peer.to(_device()).train()
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-3, fused=True)
 
     def loss(ids: torch.Tensor) -> torch.Tensor:
         ids = ids[:, :-1]
         if case["model"] == "gpt":
             return peer(input_ids=ids, labels=ids).loss
-        labels = torch.where(torch.rand(ids.shape) < 0.3, ids, -100)
+        labels = torch.where(torch.rand(ids.shape, device=ids.device) < 0.3, ids, -100)
         return peer(input_ids=ids, labels=labels).loss
 
     return _plain_step(case, peer, optimizer, loss), dict
@@ -275,11 +283,12 @@ def _plain_step(case: dict, peer: object, optimizer: object, loss_of: Callable) 
     """The step of nanoGPT's train.py and of the Trainer: mean loss over micro-batches, clipping, AdamW."""
     import torch
 
-    context = torch.autocast("cpu", torch.bfloat16) if case.get("bf16") else nullcontext()
+    device = _device()
+    context = torch.autocast(device.type, torch.bfloat16) if case.get("bf16") else nullcontext()
 
     def step() -> None:
         for _ in range(case["accumulation"]):
-            ids = torch.randint(case["vocabulary"], (case["rows"], case["length"] + 1))
+            ids = torch.randint(case["vocabulary"], (case["rows"], case["length"] + 1), device=device)
             with context:
                 loss = loss_of(ids) / case["accumulation"]
             loss.backward()
@@ -291,7 +300,19 @@ def _plain_step(case: dict, peer: object, optimizer: object, loss_of: Callable) 
     return step
 
 
+def _device() -> "torch.device":
+    """Where ours run, before a peer's folder hides our packages."""
+    from engine.device import default_device
+
+    return default_device()
+
+
 def _peak() -> float:
+    """MB that were most at one moment: of tensors on a GPU, else of the process's resident memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
 
