@@ -19,7 +19,8 @@ PIECE = 2**22
 
 
 def accumulate_in_place(model: nn.Module) -> None:
-    """Have the weights of its linear layers (engine/linear.py) and embeddings do so, from now on."""
+    """Have the weights of its linear layers (engine/linear.py) and embeddings do so, from now on: with `backward` only,
+    torch.autograd.grad finds nothing for them."""
     for parameter in model.parameters():
         parameter.accumulates = True
     for module in model.modules():

@@ -165,7 +165,10 @@ def memory(config: ModelConfig, setup: Setup, process: float = 0.0, parameters: 
         "update": update,
     }
     states = sum(parts[name] for name in ("process", "weights", "fp32 master weights", "optimizer", "communication"))
-    earlier = made if setup.accumulation > 1 and setup.stage == 0 else 4 * parameters.table if setup.in_place else 0
+    # Of earlier micro-batches all; of this one by then the head's, where it is in place.
+    earlier = 4 * parameters.table if setup.in_place else 0
+    if setup.accumulation > 1 and setup.stage == 0:
+        earlier = made
     moments = {
         "loss": states + kept + earlier + parts["activations"] + casts + parts["logits and loss"],
         "backward": states + parts["gradients"] + parts["recomputed block"] + made_by_head,
