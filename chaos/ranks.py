@@ -21,6 +21,8 @@ ROOT = Path(__file__).parent.parent
 STEPS, SAVE_EVERY, DISTURBED_AFTER = 240, 40, 50
 # Must not take a machine that is slow for one that hangs.
 HANG_SECONDS = 20
+# In the stack of a rank that waits for another, be it in a step's collective or in one between two steps.
+LOOP_FRAME = 'engine/loop.py", line'
 # Time for two slow processes to start and end.
 LONG = 240
 LAUNCHER = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -127,7 +129,7 @@ def rank_killed(lab: "Lab") -> Seen:
 
 @fault(29, "one rank hangs (SIGSTOP)", "the job ends in time, with stacks and the name of the rank")
 def rank_hangs(lab: "Lab") -> Seen:
-    words = [f"no progress for {HANG_SECONDS} s", "DOES NOT ANSWER", "most recent call first", "in train_step"]
+    words = [f"no progress for {HANG_SECONDS} s", "DOES NOT ANSWER", "most recent call first", LOOP_FRAME]
     return recovered(lab, "rank-hangs", stop_rank, words)
 
 
