@@ -3,8 +3,8 @@
     python -m benchmarks.encoding --data data/ --vocab-size 4096 --vocab-size 32000
 
 The same vocabulary everywhere: tokenizers reads the tokenizer.json that we write; tiktoken gets our pieces as its
-merges. Each figure is a process of its own that encodes all texts once (ours: with an empty memo), on one core and on
-two: threads of the library, for ours two processes, the way of texts and ids between them included.
+merges. Each figure is a process of its own that encodes all texts once (ours: with an empty cache), on one core and on
+two: threads of the library.
 """
 
 import json
@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import wait
 from functools import partial
 from importlib.util import find_spec
 from itertools import chain
@@ -26,7 +25,6 @@ import typer
 from benchmarks.measure import ROOT, Comparison, interleave, publish
 from corpus.config import CorpusConfig, SourceConfig
 from corpus.documents import iter_documents
-from corpus.encoders import Encoders
 from tokenizer.config import TokenizerConfig
 from tokenizer.sample import draw_sample
 from tokenizer.tokenizer import SPACE, Tokenizer
@@ -133,13 +131,6 @@ def case(name: str, cores: int, folder: Path) -> None:
     texts = json.loads((folder / "texts.json").read_text())
     batches = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
     size = sum(len(text.encode()) for text in texts) / 1e6
-    if name == "ours" and cores > 1:
-        with Encoders(Tokenizer.load(folder), cores) as processes:
-            wait([processes.submit(texts[:1]) for _ in range(cores)])  # until both have started
-            start = time.perf_counter()
-            wait([processes.submit(batch) for batch in batches])
-            print(size / (time.perf_counter() - start))
-        return
     encode = ENCODERS[name](folder, cores)
     encode(texts[:1])
     start = time.perf_counter()

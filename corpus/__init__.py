@@ -11,7 +11,6 @@
     stdlib.py       the built-in corpus: the standard library of the running Python
     hashes.py       an exact set of document hashes in 16 bytes each
     fingerprint.py  what a corpus holds, by content
-    encoders.py     encoding in processes of its own
     shards.py       writing token shards that survive a kill
     tokens.py       TokenStore: reading them
     store.py        build_store: a corpus and a tokenizer -> token stores, reused when nothing changed

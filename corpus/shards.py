@@ -9,14 +9,11 @@ shard-00000.json: counts, sizes and hashes of the two; written last, so a shard 
 import json
 import os
 from array import array
-from collections import deque
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from corpus.encoders import Encoded, Encoders
 from corpus.fingerprint import file_sha256
 from corpus.sources import Origin
 from engine.errors import DataError
@@ -34,13 +31,10 @@ class ShardWriter:
     A document is stored as bos + tokens + eos, where the tokenizer has these.
     """
 
-    def __init__(self, directory: Path, tokenizer: Any, encoders: Encoders) -> None:
+    def __init__(self, directory: Path, tokenizer: Any) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.tokenizer = tokenizer
-        self._encoders = encoders
-        # Batches that are being encoded, in order.
-        self._pending: deque[tuple[list[tuple[str, Origin]], Future[Encoded]]] = deque()
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.shards = _finished(directory)
         self.kept = len(self.shards)
@@ -73,8 +67,6 @@ class ShardWriter:
     def finish(self) -> list[dict[str, Any]]:
         """Write what is left; the descriptions of all shards, in order."""
         self._flush()
-        while self._pending:
-            self._write(*self._pending.popleft())
         self._close()
         names = {name for shard in self.shards for name in (shard["tokens_file"], shard["documents_file"])}
         for path in self.directory.iterdir():
@@ -83,15 +75,10 @@ class ShardWriter:
         return self.shards
 
     def _flush(self) -> None:
-        if self._batch:
-            self._pending.append((self._batch, self._encoders.submit([text for text, _ in self._batch])))
-            self._batch, self._batch_bytes = [], 0
-        # One more than there are processes, so that none waits for the next.
-        if len(self._pending) > self._encoders.count + 1:
-            self._write(*self._pending.popleft())
-
-    def _write(self, batch: list[tuple[str, Origin]], encoding: "Future[Encoded]") -> None:
-        ids, counts = encoding.result()
+        if not self._batch:
+            return
+        encoded = self.tokenizer.encode_batch([text for text, _ in self._batch])
+        ids, counts = np.concatenate(encoded), np.array([len(one) for one in encoded])
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.tokenizer.vocab_size:
             raise DataError(f"the tokenizer gave id {ids.max()}, outside its vocabulary of {self.tokenizer.vocab_size}")
         before = [token_id for token_id in [self.tokenizer.bos_id] if token_id is not None]
@@ -99,12 +86,13 @@ class ShardWriter:
         ends = np.cumsum(counts)
         places = np.stack([ends - counts] * len(before) + [ends] * len(after), axis=1) if before + after else ends[:0]
         flat = np.insert(ids, places.reshape(-1), np.tile(before + after, len(ends)))  # (tokens of the batch,)
-        for (text, origin), count in zip(batch, (counts + len(before) + len(after)).tolist(), strict=True):
+        for (text, origin), count in zip(self._batch, (counts + len(before) + len(after)).tolist(), strict=True):
             self._sizes.extend((count, len(text.encode()), self._files[origin.file], origin.row))
         if self._file is None:
             self._file = self._path("tokens", ".bin.tmp").open("wb")
         self._file.write(flat.astype(self.dtype))  # ndarray.tofile would hide why a write failed
         self._tokens += len(flat)
+        self._batch, self._batch_bytes = [], 0
         if self._tokens >= SHARD_TOKENS:
             self._close()
 

@@ -26,7 +26,6 @@ from filelock import FileLock
 
 from corpus.config import CorpusConfig
 from corpus.documents import Split, iter_parts, no_text, resolve_split
-from corpus.encoders import encoders_for
 from corpus.fingerprint import corpus_fingerprint, source_bytes
 from corpus.report import ReadReport
 from corpus.shards import ShardWriter, token_dtype, write_json
@@ -40,8 +39,7 @@ PLAIN_LINE_SECONDS = 30
 def build_store(config: CorpusConfig, tokenizer: Any, root: Path) -> dict[str, TokenStore]:
     """The {"train": ..., "validation": ...} stores of a corpus below `root`: reused, finished, or built; says which.
 
-    `tokenizer` has sha256, vocab_size, bos_id, eos_id (int or None) and encode_batch(list[str]) -> list of id arrays;
-    where it says uses_one_core, it is pickled and encodes in processes of its own.
+    `tokenizer` has sha256, vocab_size, bos_id, eos_id (int or None) and encode_batch(list[str]) -> list of id arrays.
     Raises DataError for unreadable sources, an empty part, or a disk that is full or cannot be written.
     """
     fingerprint = corpus_fingerprint(config)
@@ -83,11 +81,8 @@ def _build(config: CorpusConfig, tokenizer: Any, folder: Path, fingerprint: str)
     partial = folder.with_name(folder.name + ".partial")
     _check_space(folder.parent, size, tokenizer)
     start = time.monotonic()
-    with (
-        encoders_for(tokenizer, size) as encoders,
-        _progress(f"tokenizing {config.name or 'stdlib'}", size, report) as show,
-    ):
-        writers = {part: ShardWriter(partial / part, tokenizer, encoders) for part in PARTS}
+    with _progress(f"tokenizing {config.name or 'stdlib'}", size, report) as show:
+        writers = {part: ShardWriter(partial / part, tokenizer) for part in PARTS}
         kept = sum(writer.kept for writer in writers.values())
         if kept:
             _say(f"{partial}: going on after {kept} whole shards of an earlier run")

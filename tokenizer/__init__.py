@@ -6,7 +6,7 @@ train.py      train_tokenizer: sample, train, check, report, publish
 gate.py       the strings that a tokenizer must give back unchanged
 report.py     what it is worth on held-out text, and the picture of how a sentence is cut
 tokenizer.py  Tokenizer (SentencePiece) and load_tokenizer
-memo.py       Memo: ids of stretches of text seen before
+bpe.py        BytePairEncoder: the same ids many times faster, in C++ (cpp/)
 fast.py       FastTokenizer: the same interface over a tokenizer.json
 stream.py     StreamDecoder: ids one by one, text without half characters
 export.py     save_tokenizer: the files that transformers reads

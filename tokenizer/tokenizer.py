@@ -8,7 +8,6 @@ tokenizer.decode(ids)                    # the same text
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,9 @@ import numpy as np
 
 from engine.errors import CheckpointError
 from engine.files import read_json
+from engine.library import load_library
 from engine.machine import usable_cores
-from tokenizer.memo import Memo
+from tokenizer.bpe import SOURCE, BytePairEncoder
 from tokenizer.stream import StreamDecoder, decode
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ _LARGEST_MODEL = 64 << 20  # bytes; a vocabulary of a million pieces is about 20
 # SentencePiece slows down on long strings (measured: 6 MB/s at 4,000 characters, 2 MB/s at a million), and a thread
 # takes whole strings, so longer ones are cut.
 _SEGMENT = 4096
-_STRETCH = 1 << 20  # characters that the memo takes at once: it needs about 25 bytes for each
+# Characters of a text that one thread of the fast encoder takes.
+_STRETCH = 1 << 17
 _FEW = 1 << 14  # characters that are encoded sooner without it
 
 
@@ -42,8 +43,6 @@ class Tokenizer:
     """
 
     frame: tuple[list[int], list[int]] | None = None
-    # Of encode_batch; None: one per usable core.
-    threads: int | None = None
 
     def __init__(self, model: bytes, directory: Path | str):
         from sentencepiece import SentencePieceProcessor
@@ -90,11 +89,6 @@ class Tokenizer:
         return Tokenizer, (self.model, self.directory)
 
     @property
-    def uses_one_core(self) -> bool:
-        """Whether encode_batch works on one core at a time, which the memo does."""
-        return self._memo is not None
-
-    @property
     def kind(self) -> str:
         """What it is, in words: "SentencePiece BPE" or "SentencePiece Unigram"."""
         trainer = self._proto.trainer_spec
@@ -107,17 +101,17 @@ class Tokenizer:
         return self._run([text], 1)[0].tolist()
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
-        """Ids of each text (int32), as `encode` gives them, on `threads` threads (None: self.threads)."""
-        threads = threads or self.threads or usable_cores()
-        if self._memo is None or sum(map(len, texts)) < _FEW:
+        """Ids of each text (int32), as `encode` gives them, on `threads` threads (None: one per usable core)."""
+        threads = threads or usable_cores()
+        if sum(map(len, texts)) < _FEW or self._fast is None:
             return self._encode_in_cuts(texts, _SEGMENT, lambda segments: self._run(segments, threads))
-        return self._encode_in_cuts(texts, _STRETCH, self._remembered)
+        return self._encode_in_cuts(texts, _STRETCH, lambda segments: self._run_fast(segments, threads))
 
     def _encode_in_cuts(
         self, texts: Sequence[str], size: int, encode: Callable[[list[str]], list[np.ndarray]]
     ) -> list[np.ndarray]:
         """Ids of each text, from those of its stretches of about `size` characters."""
-        cuts = [self._cut(text, size) for text in texts]
+        cuts = [[text] if len(text) <= size else self._cut(text, size) for text in texts]
         encoded = encode([stretch for cut in cuts for stretch in cut])
         ids, start = [], 0
         for cut in cuts:
@@ -125,36 +119,29 @@ class Tokenizer:
             start += len(cut)
         return ids
 
-    def _remembered(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of each text by the memo, about _STRETCH characters at a time."""
-        ids: list[np.ndarray] = []
-        ends = np.cumsum([len(text) for text in texts]) // _STRETCH
-        turns = [0, *(np.flatnonzero(np.diff(ends)) + 1).tolist(), len(texts)]
-        for start, stop in pairwise(turns):
-            group = texts[start:stop]
-            try:
-                data = [text.encode() for text in group]
-            except UnicodeEncodeError:
-                data = [_valid(text).encode() for text in group]
-            ids += self._memo.encode([text.replace(SPACE.encode(), b" ") for text in data])
-        return ids
-
     @cached_property
-    def _memo(self) -> Memo | None:
-        """None for a model whose ids cannot be put together from those of stretches."""
-        processor = self._processor
-        whole = (
-            self.lossless and SPACE in self._vocabulary and not any(map(processor.is_unused, range(self.vocab_size)))
-        )
-        if not whole or sum(map(processor.is_byte, range(self.vocab_size))) < 256:
+    def _fast(self) -> BytePairEncoder | None:
+        """None without a compiler, and for a model whose ids cannot be put together from those of stretches."""
+        processor, every = self._processor, range(self.vocab_size)
+        byte_ids = {int(self._vocabulary[i][3:5], 16): i for i in every if processor.is_byte(i)}
+        # SentencePiece takes a character for the special symbol that is written so, and spells an unknown U+2581.
+        odd = SPACE not in self._vocabulary or any(len(self._vocabulary[i]) == 1 for i in self.special_ids)
+        if not self.lossless or odd or len(byte_ids) < 256 or any(map(processor.is_unused, every)):
             return None
+        library, _ = load_library(SOURCE)
+        if library is None:
+            return None
+        texts = [b"" if i in self.special_ids or processor.is_byte(i) else self._bytes[i] for i in every]
+        # In a text no space is left for a piece that holds one as such.
+        pieces = [b"" if " " in piece else text for piece, text in zip(self._vocabulary, texts, strict=True)]
+        return BytePairEncoder(library, pieces, [*map(self.score, every)], self.user_defined_ids, byte_ids)
 
-        def run(texts: list[str]) -> list[np.ndarray]:
-            threads = self.threads or usable_cores()
-            return self._run(texts, threads if len(texts) >= 4 * threads else 1)
-
-        memo = Memo(self._bytes, lambda texts: self._encode_in_cuts(texts, _SEGMENT, run))
-        return memo if memo.usable else None
+    def _run_fast(self, texts: list[str], threads: int) -> list[np.ndarray]:
+        try:
+            data = [text.replace(SPACE, " ").encode() for text in texts]
+        except UnicodeEncodeError:
+            data = [_valid(text).replace(SPACE, " ").encode() for text in texts]
+        return self._fast.encode(data, threads)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Special ids, and ids outside the vocabulary (a model's padding rows), give nothing."""
@@ -213,7 +200,7 @@ class Tokenizer:
 
     def _cut(self, text: str, size: int) -> list[str]:
         """Cut a long text where no piece can reach across, so that the ids of the segments are the ids of the text."""
-        if len(text) <= size or not self.lossless:
+        if not self.lossless:
             return [text]
         inner, segments, start = self._inner_pairs, [], 0
         while len(text) - start > size:
