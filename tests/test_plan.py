@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from engine.config import build_config
+from engine.kernels import LANES
 from pretrain import plan
 from pretrain.beginning import FEWEST_STEPS, MOST_COUNTED, MOST_STEPS, Beginning
 from pretrain.config import PretrainConfig
@@ -26,11 +27,18 @@ def width(tokens: int, **settings) -> int:
 def test_a_decoder_is_wider_where_it_would_read_a_small_corpus_too_often():
     assert width(SMALL) > width(LARGE) == width(10 * LARGE)
     # The same corpus is large for less time.
-    assert width(SMALL, budget="20s") == width(LARGE, budget="20s")
+    assert width(SMALL, budget="5s") == width(LARGE, budget="5s")
 
 
 def test_wider_has_a_bound():
     assert width(1000) == width(2000) < 3 * width(LARGE)
+
+
+def test_heads_are_of_a_size_that_the_kernels_take():
+    for budget in (round(10 * 1.1**i) for i in range(100)):
+        config = build_config(PretrainConfig, {"budget": f"{budget}s"}, "test")
+        made = plan.make_plan(config, None, DraftTokenizer(1024), LARGE, None, 1, torch.device("cpu")).config
+        assert made.head_dim % LANES == 0 and made.head_dim * made.num_attention_heads == made.hidden_size
 
 
 def test_an_encoder_and_a_given_width_are_left_alone():
