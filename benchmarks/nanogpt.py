@@ -115,11 +115,12 @@ def evaluate(ids: Path, out_dir: str) -> None:
     sys.path.insert(0, str(Path.cwd()))
     from model import GPT, GPTConfig
 
-    checkpoint = torch.load(Path(out_dir) / "ckpt.pt", map_location="cpu", weights_only=True)
-    model = GPT(GPTConfig(**checkpoint["model_args"]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    checkpoint = torch.load(Path(out_dir) / "ckpt.pt", map_location=device, weights_only=True)
+    model = GPT(GPTConfig(**checkpoint["model_args"])).to(device)
     model.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in checkpoint["model"].items()})
     model.eval()
-    tokens = torch.from_numpy(np.fromfile(ids, np.uint16).astype(np.int64))
+    tokens = torch.from_numpy(np.fromfile(ids, np.uint16).astype(np.int64)).to(device)
     length, total = model.config.block_size, 0.0
     with torch.no_grad():
         for start in range(0, len(tokens) - 1, 16 * length):

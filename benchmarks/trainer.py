@@ -63,7 +63,7 @@ def main(folder: Path, seconds: float, settings: Annotated[list[str] | None, typ
             weight_decay=0.1,
             adam_beta2=0.99,
             bf16=True,
-            use_cpu=True,
+            use_cpu=not torch.cuda.is_available(),
             report_to=[],
             save_strategy="no",
             logging_strategy="no",
@@ -88,7 +88,7 @@ def main(folder: Path, seconds: float, settings: Annotated[list[str] | None, typ
 @torch.no_grad()
 def nats(model: torch.nn.Module, path: Path, length: int) -> float:
     """Nats of all ids but the first, in windows that follow each other."""
-    ids, total = torch.from_numpy(np.fromfile(path, np.uint16).astype(np.int64)), 0.0
+    ids, total = torch.from_numpy(np.fromfile(path, np.uint16).astype(np.int64)).to(model.device), 0.0
     whole = (len(ids) - 1) // length * length
     inputs, labels = ids[:whole].view(-1, length), ids[1 : whole + 1].view(-1, length)
     rows = [*zip(inputs.split(16), labels.split(16), strict=True), (ids[None, whole:-1], ids[None, whole + 1 :])]
