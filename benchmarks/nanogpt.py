@@ -112,10 +112,12 @@ def evaluate(ids: Path, out_dir: str) -> None:
     """Used within: nats of nanoGPT's own model class over all ids but the first, in fp32."""
     import torch
 
+    from engine.device import default_device
+
     sys.path.insert(0, str(Path.cwd()))
     from model import GPT, GPTConfig
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     checkpoint = torch.load(Path(out_dir) / "ckpt.pt", map_location=device, weights_only=True)
     model = GPT(GPTConfig(**checkpoint["model_args"])).to(device)
     model.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in checkpoint["model"].items()})

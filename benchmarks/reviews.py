@@ -66,10 +66,10 @@ def main(
         ids = [join(tokenizer, texts) for texts in (train, held_out)]
         notes = {}
         if nanogpt:
-            import torch
+            from engine.device import default_device
 
             peer = NanoGPT(nanogpt, folder)
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = default_device().type
             common = [*REVIEWS, f"--device={device}", f"--compile={compile}"]
             peer.write_ids("reviews", *ids)
             # Without meta.pkl it would take GPT-2's 50,304 rows.

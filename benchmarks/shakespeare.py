@@ -70,6 +70,8 @@ def main(
                 break
             # The search had luck with this one.
             budget *= PRECISION
+            if budget > LARGEST:
+                raise SystemExit(f"{reach} bits per byte are not reached in {LARGEST:.0f} s")
         label = "nanoGPT, CPU recipe" + ("" if peer else " (as in RESULTS.md)")
         figures = {"ours": times, label: [wall for _, wall in peers] or [DOCUMENTED_SECONDS]}
         notes = {"bits": bits, "peer bits": [value for value, _ in peers], "budget": budget}

@@ -90,10 +90,16 @@ class BytePairEncoder:
             cache = self._caches.get_nowait()
         except Empty:
             cache = np.zeros((ENTRIES, 64), np.uint8)
-        where = (array.ctypes.data for array in (ids, counts))
         # The library runs without the interpreter's lock.
         self._encode_texts(
-            ctypes.byref(self._vocabulary), cache.ctypes.data, len(cache), data, ends.ctypes.data, len(texts), *where
+            ctypes.byref(self._vocabulary),
+            cache.ctypes.data,
+            len(cache),
+            data,
+            ends.ctypes.data,
+            len(texts),
+            ids.ctypes.data,
+            counts.ctypes.data,
         )
         self._caches.put(cache)
         borders = np.cumsum([0, *counts.tolist()]).tolist()

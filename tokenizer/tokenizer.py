@@ -85,9 +85,6 @@ class Tokenizer:
         tokenizer._check_recorded_hash()
         return tokenizer
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self.model, self.directory)
-
     @property
     def kind(self) -> str:
         """What it is, in words: "SentencePiece BPE" or "SentencePiece Unigram"."""
