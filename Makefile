@@ -52,7 +52,7 @@ pipeline: $(READY) ## text -> tokenizer, GPT and MLM, two classifiers, a sample,
 	@$(MAKE) --no-print-directory finetune DATA= RUN= CONFIG= ARGS= ON=$(call quoted,$(DATA))
 	@if [ -d runs/gpt$(suffix) ]; then python -m generate runs/gpt$(suffix) $(call quoted,$(PROMPT)) --num-samples 2 --record > /dev/null; fi
 	@$(MAKE) --no-print-directory report
-	@python -m engine summary runs/tokenizer$(suffix) $(foreach m,$(MODEL),runs/$(m)$(suffix)) $(foreach m,$(MODEL),runs/$(m)$(suffix)-classifier)
+	@python -m mini_llm summary runs/tokenizer$(suffix) $(foreach m,$(MODEL),runs/$(m)$(suffix)) $(foreach m,$(MODEL),runs/$(m)$(suffix)-classifier)
 
 tokenizer: $(READY) ## train a SentencePiece tokenizer, check and measure it
 	@python -m tokenizer $(CONFIG) $(call given,DATA,--data) $(named) $(ARGS)
@@ -69,7 +69,7 @@ generate: $(READY) ## continue PROMPT with runs/gpt, or RUN
 	@python -m generate runs/$(or $(RUN),gpt) $(call quoted,$(PROMPT)) $(ARGS)
 
 report: $(READY) ## one self-contained report.html per run
-	@python -m engine report
+	@python -m mini_llm report
 
 test: $(READY) ## the test suite
 	@python -m pytest $(ARGS)

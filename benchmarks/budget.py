@@ -15,7 +15,7 @@ import typer
 
 from benchmarks.measure import Comparison, publish
 from benchmarks.runs import Run, pretrain
-from engine.cli import parse_duration
+from mini_llm.engine.cli import parse_duration
 
 SHORT = 60.0  # budgets below it may miss by a tenth, longer ones by a twentieth
 

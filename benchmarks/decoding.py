@@ -3,7 +3,7 @@
     python -m benchmarks.decoding --llama-python /tmp/llama/bin/python --out results
 
 Random weights (the speed does not depend on them), a prompt of 16 tokens, each case a process of its own, in turns.
-llama.cpp reads the same model through `python -m export gguf`; its python needs llama-cpp-python, numpy and typer.
+llama.cpp reads the same model through `python -m mini_llm export gguf`; its python needs llama-cpp-python, numpy and typer.
 With `--model RUN --text FILE`: bits per token of a trained model in fp32, bf16 and int8, and how far logits move.
 """
 
@@ -21,10 +21,13 @@ import torch
 import typer
 
 from benchmarks.measure import ROOT, Comparison, interleave, publish, seconds
-from export.write import export_gguf
-from generate.step import round_to_int8
-from model import CausalLM, ModelConfig, load_model, save_model
-from tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, save_tokenizer
+from mini_llm.engine.kernels.decode import round_to_int8
+from mini_llm.export.write import export_gguf
+from mini_llm.model import CausalLM, ModelConfig, load_model, save_model
+from mini_llm.tokenization.config import TokenizerConfig
+from mini_llm.tokenization.load import load_tokenizer
+from mini_llm.tokenization.save import save_tokenizer
+from mini_llm.tokenization.tokenizer import Tokenizer
 from tokenizer.sample import draw_sample
 from tokenizer.train import train_model
 

@@ -70,7 +70,7 @@ def transformers(model: Path, kind: str, prompt: list[int], tokens: int, threads
 
 
 def llama_cpp(model: Path, kind: str, prompt: list[int], tokens: int, threads: int) -> tuple[float, list[int]]:
-    from export.llama_cpp import LlamaCpp
+    from mini_llm.export.llama_cpp import LlamaCpp
 
     llama = LlamaCpp(model, 512)
     # By default it takes half of the cores.

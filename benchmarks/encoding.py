@@ -23,11 +23,11 @@ import numpy as np
 import typer
 
 from benchmarks.measure import ROOT, Comparison, interleave, publish
-from corpus.config import CorpusConfig, SourceConfig
-from corpus.documents import iter_documents
-from tokenizer.config import TokenizerConfig
+from mini_llm.corpus.config import CorpusConfig, SourceConfig
+from mini_llm.corpus.documents import iter_documents
+from mini_llm.tokenization.config import TokenizerConfig
+from mini_llm.tokenization.tokenizer import SPACE, Tokenizer
 from tokenizer.sample import draw_sample
-from tokenizer.tokenizer import SPACE, Tokenizer
 from tokenizer.train import train_model
 
 GOALS = {"sentencepiece": 5.0, "tokenizers": 5.0, "tiktoken": 1.0}
@@ -80,7 +80,7 @@ def documents(path: Path, column: str = "text") -> Any:
 
 def train(pieces: int, data: Path, folder: Path) -> Tokenizer:
     """A tokenizer of this size from 20 MB of reviews, with all its files in `folder`."""
-    from tokenizer.export import save_tokenizer
+    from mini_llm.tokenization.save import save_tokenizer
 
     config = TokenizerConfig(vocab_size=pieces)
     model = train_model(config, draw_sample(documents(data / TEXT), config.sample_bytes, 0))

@@ -80,9 +80,9 @@ def peer(model: Path, tokens: Path, seconds: float, batch: int, lr: float, seed:
         TrainingArguments,
     )
 
-    from corpus.store import TokenStore
-    from pretrain.objectives import MaskedObjective
-    from tokenizer import load_tokenizer
+    from mini_llm.corpus.build import TokenStore
+    from mini_llm.tokenization.load import load_tokenizer
+    from pretrain.objectives.masked import MaskedObjective
 
     config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     own, store = load_tokenizer(model), next(path.parent for path in tokens.glob("*/train"))

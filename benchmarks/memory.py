@@ -77,14 +77,14 @@ def case(name: str, ranks: int, stage: int, every: int, optimizer: str, precisio
 
     import torch
 
-    from engine import runtime
-    from engine.config import build_config
-    from model import HEADS, ModelConfig
+    from mini_llm.engine.config import build_config
+    from mini_llm.engine.distributed import processes as runtime
+    from mini_llm.model import HEADS, ModelConfig
     from pretrain.config import PretrainConfig
-    from pretrain.memory import memory
-    from pretrain.plan import make_plan
+    from pretrain.plan.memory import memory
+    from pretrain.plan.sizes import make_plan
+    from pretrain.plan.trial_steps import rehearse
     from pretrain.plan_command import DraftTokenizer, process_bytes, setup_of
-    from pretrain.rehearsal import rehearse
 
     width, layers, vocabulary, length, rows = SIZES[name]
     tree = {

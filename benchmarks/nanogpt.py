@@ -112,10 +112,10 @@ def evaluate(ids: Path, out_dir: str) -> None:
     """Used within: nats of nanoGPT's own model class over all ids but the first, in fp32."""
     import torch
 
-    from engine.device import default_device
+    from mini_llm.engine.device import default_device
 
     sys.path.insert(0, str(Path.cwd()))
-    from model import GPT, GPTConfig
+    from mini_llm.model import GPT, GPTConfig
 
     device = default_device()
     checkpoint = torch.load(Path(out_dir) / "ckpt.pt", map_location=device, weights_only=True)

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-TESTS = ("tests/test_vaswani.py", "tests/test_layouts.py", "tests/test_presets.py")
+TESTS = ("tests/model/test_vaswani.py", "tests/model/test_layouts.py", "tests/model/test_presets.py")
 COLUMNS = ("ours to theirs", "theirs to ours", "sharded", "cache", "gradients")
 # The presets that the layouts of another name hold.
 PRESETS = {"marian": "transformer"}

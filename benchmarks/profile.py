@@ -18,17 +18,17 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from engine import loss, step
-from engine.config import build_config
-from engine.device import DTYPES, resolve_precision
-from engine.flops import flops_per_token
-from engine.runtime import make_accelerator, measure_matmul, start_processes
-from engine.step import prepare, train_step
-from model import HEADS, attention, layers, transformer
+from mini_llm.engine import loss, step
+from mini_llm.engine.config import build_config
+from mini_llm.engine.device import DTYPES, resolve_precision
+from mini_llm.engine.distributed.processes import make_accelerator, start_processes
+from mini_llm.engine.flops import flops_per_token, measure_matmul
+from mini_llm.engine.step import prepare, train_step
+from mini_llm.model import HEADS, attention, layers, transformer
 from pretrain.config import PretrainConfig
-from pretrain.memory import Setup
+from pretrain.plan.memory import Setup
+from pretrain.plan.trial_steps import random_batch
 from pretrain.presets import build_config as build_model
-from pretrain.rehearsal import random_batch
 
 PREFIX = "kind: "
 # Functions whose work is one kind, matrix products and attention in them excepted.

@@ -27,7 +27,8 @@ import typer
 from benchmarks.measure import Comparison, publish
 from benchmarks.nanogpt import NanoGPT
 from benchmarks.runs import budget_for, environment, pretrain
-from tokenizer.tokenizer import Tokenizer, load_tokenizer
+from mini_llm.tokenization.load import load_tokenizer
+from mini_llm.tokenization.tokenizer import Tokenizer
 
 HELD_OUT = 1000
 GOAL = 0.9
@@ -66,7 +67,7 @@ def main(
         ids = [join(tokenizer, texts) for texts in (train, held_out)]
         notes = {}
         if nanogpt:
-            from engine.device import default_device
+            from mini_llm.engine.device import default_device
 
             peer = NanoGPT(nanogpt, folder)
             device = default_device().type

@@ -16,12 +16,12 @@ from typing import Annotated
 import torch
 import typer
 
-from engine.loop import LoopConfig
-from engine.pace import SECONDS_BETWEEN_SAVES
-from engine.runtime import RuntimeConfig, make_accelerator, start_processes
-from engine.saving import Saver
-from engine.step import prepare, train_step
-from model import CausalLM
+from mini_llm.engine.budget import SECONDS_BETWEEN_SAVES
+from mini_llm.engine.checkpoint.saver import Saver
+from mini_llm.engine.distributed.processes import make_accelerator, start_processes
+from mini_llm.engine.settings import LoopConfig, RuntimeConfig
+from mini_llm.engine.step import prepare, train_step
+from mini_llm.model import CausalLM
 from pretrain.presets import build_config
 
 app = typer.Typer(add_completion=False)

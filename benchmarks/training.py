@@ -157,15 +157,15 @@ def worker(settings: str) -> None:
 def _ours(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
     import torch
 
-    from engine.config import build_config
-    from engine.flops import flops_per_token
-    from engine.runtime import make_accelerator, matmul_ceiling, start_processes
-    from engine.step import prepare, train_step
-    from model import HEADS
+    from mini_llm.engine.config import build_config
+    from mini_llm.engine.distributed.processes import make_accelerator, start_processes
+    from mini_llm.engine.flops import flops_per_token, matmul_ceiling
+    from mini_llm.engine.step import prepare, train_step
+    from mini_llm.model import HEADS
     from pretrain.config import PretrainConfig
-    from pretrain.memory import Setup
+    from pretrain.plan.memory import Setup
+    from pretrain.plan.trial_steps import random_batch
     from pretrain.presets import build_config as build_model
-    from pretrain.rehearsal import random_batch
 
     tree = {
         "model": case["model"],
@@ -212,7 +212,7 @@ def _nanogpt(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
     sys.path.insert(0, os.environ["NANOGPT"])
     # Its file is called model.py, as our package is; this process has no use for ours.
     sys.path = [path for path in sys.path if path and Path(path).resolve() != ROOT]
-    from model import GPT, GPTConfig
+    from mini_llm.model import GPT, GPTConfig
 
     torch.manual_seed(0)
     sizes = {"n_layer": case["layers"], "n_head": case["width"] // 64, "n_embd": case["width"]}
@@ -304,7 +304,7 @@ def _plain_step(case: dict, peer: object, optimizer: object, loss_of: Callable) 
 
 def _device() -> "torch.device":
     """Where ours run, before a peer's folder hides our packages."""
-    from engine.device import default_device
+    from mini_llm.engine.device import default_device
 
     return default_device()
 

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import engine.checkpoint
-import engine.files
-import engine.resume
+from mini_llm.engine.checkpoint import format, resume
+from mini_llm.engine.run import files
 
 
 def in_place() -> None:
@@ -28,12 +27,12 @@ def in_place() -> None:
             path.unlink()
         yield target
 
-    engine.checkpoint.atomic_directory = publish
+    format.atomic_directory = publish
 
 
 def delete_before_write() -> None:
     """Room is made for the new checkpoint first."""
-    correct = engine.checkpoint.atomic_directory
+    correct = format.atomic_directory
 
     @contextmanager
     def publish(target: Path) -> Iterator[Path]:
@@ -43,7 +42,7 @@ def delete_before_write() -> None:
         with correct(target) as directory:
             yield directory
 
-    engine.checkpoint.atomic_directory = publish
+    format.atomic_directory = publish
 
 
 def name_before_data() -> None:
@@ -54,17 +53,17 @@ def name_before_data() -> None:
         target.mkdir(parents=True, exist_ok=True)
         yield target
 
-    engine.checkpoint.atomic_directory = publish
-    engine.checkpoint.find_damage = lambda directory: None
+    format.atomic_directory = publish
+    format.find_damage = lambda directory: None
 
 
 def no_sync() -> None:
     """Nothing waits for the disk: after a power cut a name may have no content."""
-    engine.files._sync = lambda path: None
+    files._sync = lambda path: None
 
 
 def no_check() -> None:
     """The reader does not look at hashes."""
-    engine.checkpoint.find_damage = lambda directory: None
-    engine.checkpoint.damage_of_best = lambda root, step: None
-    engine.resume.damage_of_best = lambda root, step: None
+    format.find_damage = lambda directory: None
+    format.damage_of_best = lambda root, step: None
+    resume.damage_of_best = lambda root, step: None

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 PRELOADED = [
-    *("pretrain.run", "pretrain.plan_command", "pretrain.scores", "finetune.run", "finetune.metrics"),
-    *("finetune.baselines", "tokenizer.fast", "chaos.broken", "accelerate", "sklearn.linear_model"),
+    *("pretrain.run", "pretrain.plan_command", "pretrain.translation_scores", "finetune.run", "finetune.metrics"),
+    *("finetune.baselines", "mini_llm.tokenization.fast", "chaos.broken", "accelerate", "sklearn.linear_model"),
 ]
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink"}
@@ -43,7 +43,7 @@ def count_events(counter: Path, kill_at: int | None, only_saving: bool) -> None:
 
     The count is written to `counter` at the end. SIGKILL comes in place of event `kill_at`.
     """
-    from engine import faults
+    from mini_llm.engine.run import fault_points as faults
 
     count = 0
     lock = threading.Lock()
@@ -81,13 +81,13 @@ _report: Callable[[], object] = lambda: None  # noqa: E731
 
 def run(stage: str, arguments: list[str], prepare: Callable[[], None] | None) -> NoReturn:
     """Run `python -m <stage> <arguments>` in this process and end it."""
-    import engine.loop
-    from engine.cli import run_app
+    from mini_llm.engine import loop
+    from mini_llm.engine.cli import run_app
 
     code = 1
     try:
         # It times matrix products for 0.3 s, for a figure that is not compared.
-        engine.loop.matmul_ceiling = lambda *_: 1e12
+        loop.matmul_ceiling = lambda *_: 1e12
         if prepare is not None:
             prepare()
         sys.argv = [stage, *arguments]

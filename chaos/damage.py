@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chaos.lab import STEPS, Lab, check_nothing_lost, saved_step
 from chaos.registry import Seen, check, expect, fault
-from engine.checkpoint import latest_checkpoint
+from mini_llm.engine.checkpoint.format import latest_checkpoint
 
 RUN = "gpt"
 NEWEST, BEFORE = f"step-{STEPS:08d}", "step-00000009"

@@ -186,7 +186,7 @@ def no_memory(lab: Lab) -> Seen:
     folder = lab.folder("memory", ready=RUN)
 
     def prepare() -> None:
-        from engine import faults
+        from mini_llm.engine.run import fault_points as faults
 
         count = 0
 
@@ -199,9 +199,10 @@ def no_memory(lab: Lab) -> Seen:
                 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
         faults.listeners.append(limit)
-        import engine.loop
 
-        original = engine.loop.train_step
+        from mini_llm.engine import loop
+
+        original = loop.train_step
 
         def hungry(*arguments: object) -> object:
             if count == 8:
@@ -210,7 +211,7 @@ def no_memory(lab: Lab) -> Seen:
                 torch.empty(1 << 30)
             return original(*arguments)
 
-        engine.loop.train_step = hungry
+        loop.train_step = hungry
 
     outcome = lab.launch(folder, RUN, prepare=prepare)
     expect(outcome, 2, "out of memory", "micro_batch_size")

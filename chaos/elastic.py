@@ -3,8 +3,8 @@
 from functools import cache
 from typing import TYPE_CHECKING
 
-from benchmarks import elastic
-from benchmarks.parallel import LAYOUTS
+from chaos.equivalence import elastic
+from chaos.equivalence.ranks import LAYOUTS
 from chaos.ranks import LONG, start, write_text
 from chaos.registry import Seen, check, fault
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from chaos.damage import RUN, unfinished
 from chaos.lab import Lab
 from chaos.registry import Seen, check, expect, fault
-from engine.checkpoint import write_manifest
+from mini_llm.engine.checkpoint.format import write_manifest
 
 
 class _Touch:

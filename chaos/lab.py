@@ -12,12 +12,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from chaos import child
-from chaos.registry import Differs, check
+from chaos.registry import Differs, Outcome, check
 
 Case = TypeVar("Case")
 WORKERS = 2
@@ -47,16 +46,6 @@ COMMANDS = {
 }
 COMMANDS["generate"] = ("generate", ["runs/gpt", "dado", "--max-new-tokens", "3000"])
 FRUIT, METAL = ["apple", "pear", "plum", "cherry", "melon"], ["iron", "copper", "tin", "lead", "silver"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a launch ended: exit code (negative: killed by that signal), what it printed, seconds, file events."""
-
-    code: int
-    text: str
-    seconds: float
-    events: int
 
 
 class Lab:
@@ -291,7 +280,7 @@ def steps_recorded(run: Path) -> int:
 
 def saved_step(run: Path) -> int:
     """The step of the newest checkpoint, after a look at all of them: each that has a name must be whole."""
-    from engine.checkpoint import find_damage
+    from mini_llm.engine.checkpoint.format import find_damage
 
     newest = 0
     for path in sorted((run / "checkpoints").glob("step-*")):

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.parallel import LAYOUTS, advance, start
-from engine.anomalies import bad_ranks
-from engine.cli import end_process
-from engine.sharding import gather_state, unwrap
-from engine.step import Training
+from chaos.equivalence.ranks import LAYOUTS, advance, start
+from mini_llm.engine.cli import end_process
+from mini_llm.engine.distributed.zero import gather_state, unwrap
+from mini_llm.engine.spikes import bad_ranks
+from mini_llm.engine.step import Training
 
 CASES = [
     ("muon", "fp32", [("loss", math.inf), ("gradient", math.nan)]),

@@ -15,7 +15,7 @@ SECONDS = 2.0
 @fault(32, "W&B: server refuses, fails, hangs, closes, dies later; no key", "same bytes, exit 0, said once")
 def server_trouble(lab: Lab) -> Seen:
     try:
-        from tests.test_tracking_online import Server
+        from tests.run.test_tracking_online import Server
     except ImportError as error:
         raise NotHere(f"needs the tests ({error})") from None
     modes = ["hang"] if lab.quick else ["401", "500", "hang", "close", "die", "no key"]
@@ -47,7 +47,7 @@ def server_trouble(lab: Lab) -> Seen:
 
 
 def short_timeouts() -> None:
-    import engine.wandb_mirror as mirror
+    import mini_llm.engine.run.wandb_mirror as mirror
 
     mirror.INIT_TIMEOUT = mirror.FINISH_TIMEOUT = SECONDS
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from chaos.registry import Differs, NotHere, Seen, check, fault
-from engine.jsonl import read_rows
+from mini_llm.engine.run.jsonl import read_rows
 
 if TYPE_CHECKING:
     from chaos.lab import Lab
@@ -22,7 +22,7 @@ STEPS, SAVE_EVERY, DISTURBED_AFTER = 240, 40, 50
 # Must not take a machine that is slow for one that hangs.
 HANG_SECONDS = 20
 # In the stack of a rank that waits for another, be it in a step's collective or in one between two steps.
-LOOP_FRAME = 'engine/loop.py", line'
+LOOP_FRAME = 'mini_llm/engine/loop.py", line'
 # Time for two slow processes to start and end.
 LONG = 240
 LAUNCHER = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -140,7 +140,7 @@ def launcher_killed(lab: "Lab") -> Seen:
 
 @fault("28m", "the link between two machines is cut", "both ends stop with an error in time, and go on to equal losses")
 def link_cut(lab: "Lab") -> Seen:
-    command = [sys.executable, "-m", "benchmarks.two_machines"]
+    command = [sys.executable, "-m", "chaos.equivalence.two_machines"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 77:
         raise NotHere(done.stderr.strip())

@@ -14,10 +14,6 @@ Any other exception counts as Differs. Modules that hold faults are listed in ch
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from chaos.lab import Lab, Outcome
 
 
 class Differs(Exception):
@@ -43,16 +39,26 @@ class Fault:
     number: int | str
     title: str
     expected: str
-    run: "Callable[[Lab], Seen]"
+    run: Callable[..., Seen]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a launch ended: exit code (negative: killed by that signal), what it printed, seconds, file events."""
+
+    code: int
+    text: str
+    seconds: float
+    events: int
 
 
 FAULTS: list[Fault] = []
 
 
-def fault(number: int | str, title: str, expected: str) -> "Callable[[Callable[[Lab], Seen]], Callable[[Lab], Seen]]":
+def fault(number: int | str, title: str, expected: str) -> Callable[[Callable[..., Seen]], Callable[..., Seen]]:
     """Enter a function into the campaign."""
 
-    def enter(function: "Callable[[Lab], Seen]") -> "Callable[[Lab], Seen]":
+    def enter(function: Callable[..., Seen]) -> Callable[..., Seen]:
         FAULTS.append(Fault(number, title, expected, function))
         return function
 
@@ -65,7 +71,7 @@ def check(condition: object, otherwise: str) -> None:
         raise Differs(otherwise)
 
 
-def expect(outcome: "Outcome", code: int, *parts: str) -> None:
+def expect(outcome: Outcome, code: int, *parts: str) -> None:
     """Differs unless a launch ended with `code`, said all `parts`, and showed no traceback."""
     check(outcome.code == code, f"exit code {outcome.code}, expected {code}: {outcome.text[-600:]}")
     for part in parts:

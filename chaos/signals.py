@@ -18,7 +18,7 @@ def signal_at(point: str, nth: int, *numbers: int) -> Callable[[], None]:
     """In a child: send itself these signals when it comes to a fault point for the nth time."""
 
     def prepare() -> None:
-        from engine import faults
+        from mini_llm.engine.run import fault_points as faults
 
         count = 0
 
@@ -84,7 +84,7 @@ def in_terminal(folder: Path, run: str) -> tuple[int, int]:
 
 
 def slow_steps() -> None:
-    from engine import faults
+    from mini_llm.engine.run import fault_points as faults
 
     faults.listeners.append(lambda name: time.sleep(0.3) if name == "step" else None)
 

@@ -1,6 +1,6 @@
 # Completion for `make` variables and `python -m STAGE`: source configs/completion.bash
 _mini_llm_python() {
-  local stages=" tokenizer pretrain finetune generate export engine "
+  local stages=" tokenizer pretrain finetune generate mini_llm "
   if [[ ${COMP_WORDS[1]} == -m && $COMP_CWORD -eq 2 ]]; then
     mapfile -t COMPREPLY < <(compgen -W "$stages" -- "${COMP_WORDS[2]}")
   elif [[ ${COMP_WORDS[1]} == -m && $stages == *" ${COMP_WORDS[2]} "* ]]; then

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from engine.cli import EXIT_CODES, TrainByDefault, add_replay, command_app, run_app
-from engine.config import flag_overrides, split_arguments
+from mini_llm.engine.cli import EXIT_CODES, TrainByDefault, add_replay, command_app, run_app
+from mini_llm.engine.config import flag_overrides, split_arguments
 
 TRAIN_HELP = f"""Fine-tune a pretrained model into a text classifier, scored beside its baselines.
 
@@ -61,7 +61,7 @@ def train(
     path, overrides = split_arguments(arguments or [])
     named = flag_overrides({"model": model, "data.path": data, "run": run, "budget": budget})
 
-    from finetune.run import main
+    from .run import main
 
     main(path, [*named, *overrides])
 
@@ -85,12 +85,12 @@ def predict(
         if value is not None and value not in allowed:
             raise typer.BadParameter(f"{value}: choose {', '.join(allowed)}", param_hint=flag)
 
-    from finetune.predict import predict as label
+    from .predict import predict as label
 
     label(model_dir, source, text, input_format, output, output_format, batch_size, top_k)
 
 
-add_replay(app, "finetune.run")
+add_replay(app, f"{__package__}.run")
 
 if __name__ == "__main__":
     run_app(app, "finetune")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.examples import Example, Splits
-from finetune.metrics import Scores, compute_scores
+from .examples import Example, Splits
+from .metrics import Scores, compute_scores
 
 # The vectoriser reads about 1.5 MB/s: this bounds it to a minute.
 MAXIMUM_CHARACTERS = 64_000_000

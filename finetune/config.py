@@ -1,53 +1,61 @@
-"""DataConfig: where labelled texts come from and how they are split."""
+"""FinetuneConfig: what a fine-tuning run is made of."""
 
-import re
-from pathlib import PurePath
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from engine.config import Config
+from mini_llm.engine.config import RunName
+from mini_llm.engine.settings import LoopConfig, OptimConfig, ScheduleConfig, TrackingConfig
 
-BUILT_IN = "stdlib"
+from .data_config import DataConfig
+
+Metric = Literal["accuracy", "macro_f1", "mcc", "loss"]
 
 
-class DataConfig(Config):
-    """Labelled texts.
+class FinetuneOptimConfig(OptimConfig):
+    """AdamW: with the few tokens of a fine-tuning step, Muon's matrix products would cost more than the step itself."""
 
-    path: "stdlib" (the built-in task), a file, folder or glob (CSV, TSV, JSONL, Parquet), or "org/name[:config]".
-    validation, test: the same for scoring; `validation_split` and `test_split` name a split of a Hugging Face dataset,
-        of `path` where `validation` or `test` is not given. Without validation, `validation_fraction` of the training
-        texts is set aside, equally of each label; the test split is never used for it.
-    on_null: rows without text or label stop the run, or are skipped and counted.
-    max_length: tokens of a text that are read, from its beginning, special ones included; None: all that fit the model.
-    """
+    name: Literal["auto", "adamw", "muon"] = "adamw"
+    lr: float | None = Field(None, description="default: by the width of the model")
 
-    path: str = Field(default=BUILT_IN, min_length=1)
-    validation: str | None = None
-    test: str | None = None
-    text: str = "text"
-    label: str = "label"
-    split: str = "train"
-    validation_split: str | None = None
-    test_split: str | None = None
-    validation_fraction: float = Field(default=0.1, gt=0, le=0.5)
-    on_null: Literal["stop", "skip"] = "stop"
-    max_length: int | None = Field(default=None, ge=4)
-    seed: int = 0
+    def for_width(self, hidden_size: int) -> "FinetuneOptimConfig":
+        """With a learning rate: 5e-4 for models of the size trained here, 32 / hidden_size**2 from a width of 512 on.
 
-    @model_validator(mode="after")
-    def _built_in_task_has_its_own_splits(self) -> "DataConfig":
-        given = [k for k in ("validation", "test", "validation_split", "test_split") if getattr(self, k) is not None]
-        if self.path == BUILT_IN and given:
-            raise ValueError(f"the built-in task has its own splits; give path=FILE together with {', '.join(given)}")
-        return self
+        That is what public models are fine-tuned with: 5.4e-5 at 768 (BERT-base: 2e-5 to 5e-5, Devlin et al. 2018).
+        """
+        if self.lr is not None:
+            return self
+        if hidden_size >= 512:
+            return self.model_copy(update={"lr": 32 / hidden_size**2})
+        # A short pretraining leaves embeddings some ten times as large as a fresh model's: a rate that suits the
+        # matrices would hardly move them.
+        return self.model_copy(update={"lr": 5e-4, "embedding_lr": self.embedding_lr or 3e-3})
+
+
+class FinetuneConfig(LoopConfig):
+    """Everything about one fine-tuning run."""
+
+    model: str = Field("runs/gpt", min_length=1, description="pretrained run or Hugging Face directory")
+    weights: Literal["pretrained", "random"] = Field("pretrained", description="random: the same model untrained")
+    run: RunName | None = Field(None, description="name under runs/; default: the model's, -classifier, and the data")
+    data: DataConfig = DataConfig()
+    epochs: float = Field(8.0, gt=0, description="passes over the training examples at most")
+    budget: str | None = "2m"
+    batch_size: int = Field(32, ge=1, description="examples per optimizer step, over all ranks")
+    micro_batch_size: int | None = Field(None, ge=1, description="examples per forward pass of one rank, about")
+    evaluation_batch_size: int = Field(64, ge=1)
+    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count for more")
+    metric: Metric = Field("accuracy", description="the validation figure that chooses the weights and stops early")
+    patience: int | None = Field(4, ge=1, description="evaluations without a better one before stopping early")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    optim: FinetuneOptimConfig = FinetuneOptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig(decay_fraction=0.9)
+    tracking: TrackingConfig = TrackingConfig()
 
     @property
-    def name(self) -> str:
-        """Short name for run directories: "" for the built-in task, "sst2" for .../sst2/train.tsv."""
-        if self.path == BUILT_IN:
-            return ""
-        parts = [part.split(".")[0] for part in PurePath(self.path).parts if part.split(".")[0] and "*" not in part]
-        while len(parts) > 1 and parts[-1].lower() in ("train", "training", "data"):
-            parts.pop()
-        return re.sub(r"[^a-z0-9]+", "-", parts[-1].lower()).strip("-")[:40] if parts else "data"
+    def run_name(self) -> str:
+        source = Path(self.model)
+        base = source.parent.name if source.name == "model" else source.name
+        scratch = "scratch" if self.weights == "random" else ""
+        return self.run or "-".join(filter(None, (base, "classifier", scratch, self.data.name)))

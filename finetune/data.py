@@ -7,12 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from corpus.paths import find_files, is_hub_name, saved_dataset
-from corpus.tables import iter_rows
-from engine.errors import DataError
-from finetune.config import BUILT_IN, DataConfig
-from finetune.examples import Example, Splits
-from finetune.stdlib_task import load_stdlib_task
+from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset
+from mini_llm.corpus.tables import iter_rows
+from mini_llm.engine.errors import DataError
+
+from .data_config import BUILT_IN, DataConfig
+from .examples import Example, Splits
+from .stdlib_task import load_stdlib_task
 
 SHOWN = 5
 # More labels than this, most of them used once, is a column of something else.

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from engine.errors import CheckpointError
+from mini_llm.engine.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,29 @@ def padding_id(tokenizer: Any) -> int:
     ends = tokenizer.frame[1] if tokenizer.frame else []
     candidates = (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id)
     return next((i for i in candidates if i is not None and i not in ends), 0)
+
+
+IGNORED_LABEL = -100
+
+
+def collate(
+    tokens: list[np.ndarray], labels: list[int] | np.ndarray | None, pad_id: int, max_length: int, multiple: int = 8
+) -> dict[str, torch.Tensor]:
+    """Tensors `input_ids`, `attention_mask` (B, T) and `labels` (B,), int64, padded on the right.
+
+    T is the longest row, up to a multiple of `multiple` (few shapes, aligned rows), and never above `max_length`, what
+    the model takes. Without `labels` they are -100, which counts nothing. Raises ValueError for an empty or longer row.
+    """
+    lengths = np.array([len(row) for row in tokens])
+    if lengths.min() < 1 or lengths.max() > max_length:
+        raise ValueError(f"rows of {lengths.min()} to {lengths.max()} tokens: 1 to {max_length} are possible")
+    width = min(-(-int(lengths.max()) // multiple) * multiple, max_length)
+    attention_mask = np.arange(width) < lengths[:, None]
+    input_ids = np.full((len(tokens), width), pad_id, dtype=np.int64)
+    input_ids[attention_mask] = np.concatenate(tokens)
+    answers = np.full(len(tokens), IGNORED_LABEL) if labels is None else np.asarray(labels)
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "attention_mask": torch.from_numpy(attention_mask.astype(np.int64)),
+        "labels": torch.from_numpy(answers.astype(np.int64)),
+    }

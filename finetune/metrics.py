@@ -20,7 +20,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from engine.errors import DataError
+from mini_llm.engine.errors import DataError
 
 Z_95 = 1.959963984540054
 CITATION = "Pedregosa et al. 2011, Scikit-learn: Machine Learning in Python"

@@ -11,16 +11,17 @@ from typing import Any, Literal, TextIO
 import numpy as np
 import torch
 
-from engine.device import default_device
-from engine.errors import CheckpointError, ConfigError, DataError
-from engine.files import read_json
-from engine.run_directory import find_model
-from finetune.batches import collate, ordered_batches
-from finetune.encode import encode_texts, padding_id
-from finetune.texts import STDIN, InputFormat, iter_chunks, iter_texts
-from model import load_model
-from model.pretrained import read_config
-from tokenizer import load_tokenizer
+from mini_llm.engine.batch import ordered_batches
+from mini_llm.engine.device import default_device
+from mini_llm.engine.errors import CheckpointError, ConfigError, DataError
+from mini_llm.engine.run.directory import find_model
+from mini_llm.engine.run.files import read_json
+from mini_llm.model import load_model
+from mini_llm.model.huggingface.directory import read_config
+from mini_llm.tokenization.load import load_tokenizer
+
+from .encode import collate, encode_texts, padding_id
+from .predict_input import STDIN, InputFormat, iter_chunks, iter_texts
 
 OutputFormat = Literal["jsonl", "csv"]
 # Texts sorted by length together: less padding, at the price of memory and of waiting for a full pipe.

@@ -11,32 +11,33 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from torch import Tensor, nn
 
-from engine.config import load_config
-from engine.device import default_device
-from engine.errors import CheckpointError
-from engine.evaluate import to_device
-from engine.files import content_hash
-from engine.flops import flops_per_token
-from engine.loop import HARMLESS, train
-from engine.loss import Batch, cross_entropy_sum
-from engine.replay import Replay
-from engine.run_directory import RunDirectory, find_model
-from engine.runtime import make_accelerator, start_processes
-from engine.tracking import Tracker
-from finetune.batches import LengthBatches, collate, ordered_batches
-from finetune.data import load_examples
-from finetune.encode import EncodedTexts, encode_texts, padding_id
-from finetune.examples import Example, Splits
-from finetune.predict import Classifier
-from finetune.run_config import FinetuneConfig
-from model import SequenceClassifier, load_model
-from model.layouts import LAYOUTS
-from model.pretrained import read_config
-from tokenizer import load_tokenizer
-from tokenizer.export import save_tokenizer
+from mini_llm.engine.batch import Batch, LengthBatches, ordered_batches, to_device
+from mini_llm.engine.config import load_config
+from mini_llm.engine.device import default_device
+from mini_llm.engine.distributed.processes import make_accelerator, start_processes
+from mini_llm.engine.errors import CheckpointError
+from mini_llm.engine.flops import flops_per_token
+from mini_llm.engine.loop import train
+from mini_llm.engine.loss import cross_entropy_sum
+from mini_llm.engine.replay import Replay
+from mini_llm.engine.run.directory import RunDirectory, find_model
+from mini_llm.engine.run.files import content_hash
+from mini_llm.engine.run.tracker import Tracker
+from mini_llm.engine.settings import HARMLESS
+from mini_llm.model import SequenceClassifier, load_model
+from mini_llm.model.huggingface.directory import read_config
+from mini_llm.model.huggingface.layouts import LAYOUTS
+from mini_llm.tokenization.load import load_tokenizer
+from mini_llm.tokenization.save import save_tokenizer
+
+from .config import FinetuneConfig
+from .data import load_examples
+from .encode import EncodedTexts, collate, encode_texts, padding_id
+from .examples import Example, Splits
+from .predict import Classifier
 
 if TYPE_CHECKING:
-    from finetune.metrics import Scores
+    from .metrics import Scores
 
 RUNS = Path("runs")
 # Tokens in one forward pass with gradients, per rank, when micro_batch_size is not given.
@@ -49,7 +50,7 @@ def main(path: Path | None, overrides: Sequence[str]) -> None:
 
 
 def finetune(config: FinetuneConfig) -> dict[str, float]:
-    """Run `config` to its end, or go on with it; returns the final scores. Raises the errors of engine/errors.py."""
+    """Run `config` to its end, or go on with it; returns the final scores. Raises the errors of mini_llm/engine/errors.py."""
     processes = start_processes(config.runtime)
     main_process = processes.is_main_process
     console = Console(stderr=True, quiet=not main_process, soft_wrap=True)
@@ -183,7 +184,7 @@ def _train(
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         # The evaluate package takes seconds to import: not before the first step.
-        from finetune.metrics import compute_scores
+        from .metrics import compute_scores
 
         loss, predictions = _predict(
             model, held_out, answers, pad, max_length, config.evaluation_batch_size, accelerator
@@ -288,8 +289,8 @@ def _score(
     config: FinetuneConfig, splits: Splits, run: RunDirectory, tracker: Tracker, console: Console
 ) -> dict[str, float]:
     """Scores of run.model, as it lies on disk, on the test split (validation when there is none), and the baselines."""
-    from finetune.baselines import compute_baselines
-    from finetune.metrics import compute_scores
+    from .baselines import compute_baselines
+    from .metrics import compute_scores
 
     part, examples = ("test", splits.test) if splits.test is not None else ("validation", splits.validation)
     classifier = Classifier(run.model)

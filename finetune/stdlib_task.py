@@ -26,9 +26,10 @@ from itertools import accumulate
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from corpus.stdlib import iter_stdlib_files
-from engine.errors import DataError
-from finetune.examples import Example, Splits
+from mini_llm.corpus.stdlib import iter_stdlib_files
+from mini_llm.engine.errors import DataError
+
+from .examples import Example, Splits
 
 DESCRIPTION = (
     "Which standard-library package does this function come from? Functions and methods of the running Python, "

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from engine.cli import EXIT_CODES, command_app, run_app
-from engine.config import build_config, load_config
-from engine.errors import ConfigError, DataError
-from generate.config import GenerateConfig
+from mini_llm.engine.cli import EXIT_CODES, command_app, run_app
+from mini_llm.engine.config import build_config, load_config
+from mini_llm.engine.errors import ConfigError, DataError
+
+from .config import GenerateConfig
 
 DEFAULT = GenerateConfig()
 HELP = f"""Continue a text with a causal language model.
@@ -124,8 +125,8 @@ def generate(
     if sys.stdout is None:
         raise ConfigError("standard output is closed: there is nowhere to write the text")
 
-    from generate.load import load_generator
-    from generate.output import Printer, interact
+    from .load import load_generator
+    from .output import Printer, interact
 
     printer = Printer(
         load_generator(model_dir, config, device, dtype, compiled), as_json=as_json, echo=echo, verbose=verbose
@@ -135,7 +136,7 @@ def generate(
     elif prompt is not None:
         printer.answer(prompt)
     if record:
-        from generate.record import record_samples
+        from .record import record_samples
 
         record_samples(model_dir, config, printer.samples)
     if interactive:
@@ -160,7 +161,7 @@ def inspect(
         problem = "is a directory" if out.is_dir() else "its directory does not exist"
         raise ConfigError(f"--out {out}: {problem}; name a file such as inspect.html")
 
-    from generate.inspect import write_inspection
+    from .inspection.collect import write_inspection
 
     inspection = write_inspection(model_dir, text, out, None if target is None else valid_text(target), max_tokens)
     for note in inspection.notes:

@@ -4,7 +4,7 @@ import math
 
 from pydantic import Field, model_validator
 
-from engine.config import Config
+from mini_llm.engine.config import Config
 
 
 class GenerateConfig(Config):

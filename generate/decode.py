@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.errors import CheckpointError, ConfigError
-from generate.config import GenerateConfig
-from generate.sampling import next_token, random_stream
-from generate.stop import StopFilter
-from generate.window import Answer, Window, append_together
-from model import CausalLM, Seq2SeqLM
+from mini_llm.engine.errors import CheckpointError, ConfigError
+from mini_llm.model import CausalLM, Seq2SeqLM
+
+from .config import GenerateConfig
+from .context import Answer, Window, append_together
+from .sampling import next_token, random_stream
+from .stop import StopFilter
 
 if TYPE_CHECKING:
-    from generate.step import CompiledStep
-    from tokenizer import FastTokenizer, Tokenizer
+    from mini_llm.engine.kernels.decode import CompiledStep
+    from mini_llm.tokenization.fast import FastTokenizer
+    from mini_llm.tokenization.tokenizer import Tokenizer
 
 
 @dataclass

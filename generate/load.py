@@ -4,16 +4,17 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from engine.device import choose_device
-from engine.errors import CheckpointError, ConfigError
-from engine.files import read_json
-from engine.run_directory import find_model
-from generate.config import GenerateConfig
-from generate.decode import TextGenerator
-from generate.step import KINDS, CompiledStep, round_to_int8, unsupported
-from model import CausalLM, Seq2SeqLM, load_model
-from model.layouts import LAYOUTS
-from tokenizer import load_tokenizer
+from mini_llm.engine.device import choose_device
+from mini_llm.engine.errors import CheckpointError, ConfigError
+from mini_llm.engine.kernels.decode import KINDS, CompiledStep, round_to_int8, unsupported
+from mini_llm.engine.run.directory import find_model
+from mini_llm.engine.run.files import read_json
+from mini_llm.model import CausalLM, Seq2SeqLM, load_model
+from mini_llm.model.huggingface.layouts import LAYOUTS
+from mini_llm.tokenization.load import load_tokenizer
+
+from .config import GenerateConfig
+from .decode import TextGenerator
 
 RUNS = Path("runs")
 

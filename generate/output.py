@@ -6,7 +6,7 @@ import re
 import sys
 from collections import deque
 
-from generate.decode import Sample, TextGenerator
+from .decode import Sample, TextGenerator
 
 # A model of bytes can write any control character; a terminal would obey it (C0 but tab and newline, DEL, C1).
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")

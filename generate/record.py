@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from engine.config import build_config, read_yaml
-from engine.errors import ConfigError
-from engine.tracking import Tracker, TrackingConfig
-from generate.config import GenerateConfig
-from generate.decode import Sample
+from mini_llm.engine.config import build_config, read_yaml
+from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.run.tracker import Tracker
+from mini_llm.engine.settings import TrackingConfig
+
+from .config import GenerateConfig
+from .decode import Sample
 
 COLUMNS = ["prompt", "temperature", "seed", "sample", "ended by", "text"]
 

@@ -11,8 +11,9 @@ import random
 import torch
 from torch import Tensor
 
-from engine.errors import NonFiniteError
-from generate.config import GenerateConfig
+from mini_llm.engine.errors import NonFiniteError
+
+from .config import GenerateConfig
 
 NEVER = -math.inf
 # Below this the distribution is already a point; 0 would divide by zero, and float32 holds nothing under 1e-45.

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.cli import EXIT_CODES, TrainByDefault, add_replay, command_app, run_app
+from mini_llm.engine.cli import EXIT_CODES, TrainByDefault, add_replay, command_app, run_app
 
 if TYPE_CHECKING:
-    from pretrain.config import PretrainConfig
+    from .config import PretrainConfig
 
 HELP = f"""Pretrain a decoder, an encoder or an encoder-decoder on your text, within a time budget.
 
@@ -39,7 +39,7 @@ encoder-decoders corrupted spans, or pairs of texts.
   global_batch_size, micro_batch_size, max_steps, max_epochs, evaluate_every, save_every, keep_last, checkpoint,
   seed\n
   pairs.*: path, source, target, validation, test, or task=restore (give sentences their capitals and marks back)\n
-  embeddings=random: not from the corpus's bigrams, the default, or co-occurrences (pretrain/beginning.py)\n
+  embeddings=random: not from the corpus's bigrams, the default, or co-occurrences (pretrain/warm_start/choose.py)\n
   tokenizer=DIR, vocab_size=N, corpus.*: sources, split; tracking.*: Weights & Biases
 
 All options of training: python -m pretrain train --help
@@ -78,11 +78,11 @@ def train(
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run: runs/NAME.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    flags = {"model": model, "init": init, "corpus.sources": data or None, "budget": budget, "run": run}
+    flags = {"model": model, "init": init, "mini_llm.corpus.sources": data or None, "budget": budget, "run": run}
     config = read_settings(arguments or [], flags)
 
-    from pretrain.plan_command import check_fits
-    from pretrain.run import pretrain
+    from .plan_command import check_fits
+    from .run import pretrain
 
     check_fits(config)
     pretrain(config)
@@ -106,20 +106,21 @@ def plan(
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    config = read_settings(arguments or [], {"model": model, "corpus.sources": data or None, "budget": budget})
+    config = read_settings(arguments or [], {"model": model, "mini_llm.corpus.sources": data or None, "budget": budget})
 
-    from pretrain.plan_command import parse_count, show_plan
+    from .plan_command import parse_count, show_plan
 
     show_plan(config, ranks, zero, parse_count(memory, "--memory"), parse_count(tokens, "--tokens"))
 
 
-add_replay(app, "pretrain.run")
+add_replay(app, f"{__package__}.run")
 
 
 def read_settings(arguments: list[str], flags: dict[str, object]) -> "PretrainConfig":
     """PretrainConfig from YAML, flags and key=value, later ones first. Raises ConfigError."""
-    from engine.config import flag_overrides, load_config, split_arguments
-    from pretrain.config import PretrainConfig
+    from mini_llm.engine.config import flag_overrides, load_config, split_arguments
+
+    from .config import PretrainConfig
 
     path, overrides = split_arguments(arguments)
     return load_config(PretrainConfig, path, [*flag_overrides(flags), *overrides])

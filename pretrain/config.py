@@ -6,16 +6,16 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from corpus.config import CorpusConfig, SourceConfig
-from engine.config import Config, RunName
-from engine.errors import ConfigError
-from engine.loop import LoopConfig
-from engine.tracking import TrackingConfig
-from pretrain.presets import preset_path
+from mini_llm.corpus.config import CorpusConfig, SourceConfig
+from mini_llm.engine.config import Config, RunName
+from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.settings import LoopConfig, TrackingConfig
+
+from .presets import preset_path
 
 
 class ModelSizes(Config):
-    """Sizes of the model under Hugging Face's names. What is left out follows from the budget (pretrain/plan.py)."""
+    """Sizes of the model under Hugging Face's names. What is left out follows from the budget (pretrain/plan/sizes.py)."""
 
     hidden_size: int | None = Field(None, ge=8)
     num_hidden_layers: int | None = Field(None, ge=1)

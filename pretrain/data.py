@@ -8,24 +8,27 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from corpus.store import TokenStore, build_store
-from engine.device import DTYPES, default_device, resolve_precision
-from engine.errors import CheckpointError, ConfigError, DataError
-from engine.loss import Batch
-from engine.run_directory import find_model
-from engine.runtime import RuntimeConfig
-from model import HEADS, ModelConfig, load_model
-from pretrain.beginning import begin
-from pretrain.config import PretrainConfig
-from pretrain.next_sentence import NextSentenceObjective
-from pretrain.objectives import CausalObjective, MaskedObjective
-from pretrain.pairs import EncodedPairs, PairsObjective, TextPairs, encode_pairs, load_pairs
-from pretrain.plan import Plan, expected_width
-from pretrain.presets import Shape, config_of, read_preset, shape_of
-from pretrain.spans import SENTINELS, SpanObjective, span_shape
-from tokenizer import load_tokenizer
-from tokenizer.config import TokenizerConfig
-from tokenizer.train import train_tokenizer
+from mini_llm import stages
+from mini_llm.corpus.build import TokenStore, build_store
+from mini_llm.engine.batch import Batch
+from mini_llm.engine.device import DTYPES, default_device, resolve_precision
+from mini_llm.engine.errors import CheckpointError, ConfigError, DataError
+from mini_llm.engine.run.directory import find_model
+from mini_llm.engine.settings import RuntimeConfig
+from mini_llm.model import HEADS, ModelConfig, load_model
+from mini_llm.tokenization.config import TokenizerConfig
+from mini_llm.tokenization.load import load_tokenizer
+
+from .config import PretrainConfig
+from .objectives.causal import CausalObjective
+from .objectives.masked import MaskedObjective
+from .objectives.next_sentence import NextSentenceObjective
+from .objectives.pairs import EncodedPairs, PairsObjective, encode_pairs
+from .objectives.spans import SENTINELS, SpanObjective, span_shape
+from .pairs import TextPairs, load_pairs
+from .plan.sizes import Plan, expected_width
+from .presets import Shape, config_of, read_preset, shape_of
+from .warm_start.choose import begin
 
 Objective = CausalObjective | MaskedObjective | SpanObjective | PairsObjective
 
@@ -53,7 +56,7 @@ class Data:
 def prepare_data(config: PretrainConfig, processes: PartialState, runs: Path) -> Data:
     """The tokenizer (trained on the corpus unless one is given) and the token stores, reused where they are current.
 
-    Raises the errors of engine/errors.py: a tokenizer that lacks what the objective needs, a corpus without text.
+    Raises the errors of mini_llm/engine/errors.py: a tokenizer that lacks what the objective needs, a corpus without text.
     """
     source = find_source(config.init) if config.init else None
     architecture = source.config if source else None
@@ -108,7 +111,7 @@ def _tokenizer(config: PretrainConfig, source: Source | None, shape: Shape, proc
         tracking=config.tracking,
     )
     say = None if processes.is_main_process else lambda line: None
-    return train_tokenizer(settings, runs / tokenizer_name(config, settings), say)
+    return stages.load("tokenizer", "train").train_tokenizer(settings, runs / tokenizer_name(config, settings), say)
 
 
 def tokenizer_name(config: PretrainConfig, settings: TokenizerConfig) -> str:

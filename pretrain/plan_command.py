@@ -13,30 +13,31 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from corpus.config import STDLIB
-from corpus.fingerprint import source_bytes
-from corpus.shards import token_dtype
-from corpus.stdlib import iter_stdlib_files
-from engine.deepspeed_config import deepspeed_file, read_deepspeed
-from engine.device import DTYPES, default_device, resolve_precision
-from engine.errors import ConfigError
-from engine.flops import flops_per_token
-from engine.kernels import has_kernels
-from engine.optim import orthogonalize_dtype
-from engine.runtime import matmul_ceiling, start_processes, zero_stage
-from pretrain.config import PretrainConfig
-from pretrain.data import find_source, tokenizer_name
-from pretrain.memory import STAGES, Memory, Setup, activations, fit, memory, size
-from pretrain.parameters import Parameters, count_parameters
-from pretrain.plan import LONGEST_PAIR, PairLengths, Plan, expected_mfu, expected_width, make_plan
-from pretrain.presets import read_preset, shape_of
-from pretrain.rehearsal import rehearse
-from pretrain.spans import SENTINELS
-from tokenizer import load_tokenizer
-from tokenizer.config import TokenizerConfig, default_vocab_size
-from tokenizer.train import is_complete
+from mini_llm.corpus.config import STDLIB
+from mini_llm.corpus.fingerprint import source_bytes
+from mini_llm.corpus.shard_writer import token_dtype
+from mini_llm.corpus.stdlib import iter_stdlib_files
+from mini_llm.engine.device import DTYPES, default_device, resolve_precision
+from mini_llm.engine.distributed.deepspeed_config import deepspeed_file, read_deepspeed
+from mini_llm.engine.distributed.processes import start_processes, zero_stage
+from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.flops import flops_per_token, matmul_ceiling
+from mini_llm.engine.kernels.load import has_kernels
+from mini_llm.engine.muon import orthogonalize_dtype
+from mini_llm.tokenization.config import TokenizerConfig, default_vocab_size
+from mini_llm.tokenization.load import is_complete, load_tokenizer
 
-# Of English text and source code with the vocabularies of tokenizer/config.py; the real number is known when encoded.
+from .config import PretrainConfig
+from .data import find_source, tokenizer_name
+from .objectives.lengths import PairLengths
+from .objectives.spans import SENTINELS
+from .plan.memory import STAGES, Memory, Setup, activations, fit, memory, size
+from .plan.parameters import Parameters, count_parameters
+from .plan.sizes import LONGEST_PAIR, Plan, expected_mfu, expected_width, make_plan
+from .plan.trial_steps import rehearse
+from .presets import read_preset, shape_of
+
+# Of English text and source code with the vocabularies of mini_llm/tokenization/config.py; the real number is known when encoded.
 BYTES_PER_TOKEN = 3
 MEASURED_STEPS, MEASURED_SECONDS, MEASURED_ACCUMULATION = 4, 15.0, 4
 COUNTS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
@@ -228,7 +229,7 @@ def setup_of(config: PretrainConfig, plan: Plan, ranks: int, stage: int, device:
 
 
 def _casts(config: PretrainConfig, precision: str) -> bool:
-    """Whether DeepSpeed casts the model, as engine/deepspeed_config.py decides."""
+    """Whether DeepSpeed casts the model, as mini_llm/engine/distributed/deepspeed_config.py decides."""
     path = deepspeed_file(config.runtime.deepspeed)
     return precision == "fp16" or (path is not None and read_deepspeed(path).get("bf16", {}).get("enabled") is True)
 

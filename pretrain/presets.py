@@ -6,13 +6,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.config import read_yaml
-from engine.errors import ConfigError
-from model import ModelConfig
-from model.layouts import LAYOUTS, LayoutError, layout_for
-from model.pretrained import ModelDirectoryError, check_size, read_config
+from mini_llm.engine.config import read_yaml
+from mini_llm.engine.errors import ConfigError
+from mini_llm.model import ModelConfig
+from mini_llm.model.huggingface.directory import ModelDirectoryError, check_size, read_config
+from mini_llm.model.huggingface.layouts import LAYOUTS, LayoutError, layout_for
+from mini_llm.stages import CONFIGS
 
-PRESETS = Path(__file__).parent.parent / "configs" / "model"
+PRESETS = CONFIGS / "model"
 ALIASES = {"gpt": "qwen3", "mlm": "modernbert"}
 # What a run decides: sizes (sizes.*), ids of the tokenizer, labels of a classifier.
 NOT_CHOICES = {

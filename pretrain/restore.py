@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from corpus.config import CorpusConfig
-from corpus.documents import iter_documents
-from engine.errors import DataError
+from mini_llm.corpus.config import CorpusConfig
+from mini_llm.corpus.documents import iter_documents
+from mini_llm.engine.errors import DataError
 
 SHORTEST, LONGEST = 25, 160  # characters of a sentence
 FEWEST_WORDS = 5

@@ -12,31 +12,34 @@ from accelerate import PartialState
 from rich.console import Console
 from torch import nn
 
-from engine.config import load_config
-from engine.device import default_device
-from engine.evaluate import evaluate_loss
-from engine.files import content_hash, read_json, write_json
-from engine.flops import flops_per_token
-from engine.loop import HARMLESS, train
-from engine.pace import broadcast
-from engine.replay import Replay
-from engine.run_directory import RunDirectory
-from engine.runtime import Share, make_accelerator, start_processes
-from engine.tracking import Tracker
-from model import load_model
-from pretrain.config import PretrainConfig
-from pretrain.data import Data, make_model, make_objective, objective_name, prepare_data
-from pretrain.objectives import CausalObjective
-from pretrain.origins import make_documents
-from pretrain.plan import Plan, make_plan
-from tokenizer.export import save_tokenizer
+from mini_llm.engine.batch import Share
+from mini_llm.engine.config import load_config
+from mini_llm.engine.device import default_device
+from mini_llm.engine.distributed.collectives import broadcast
+from mini_llm.engine.distributed.processes import make_accelerator, start_processes
+from mini_llm.engine.evaluate import evaluate_loss
+from mini_llm.engine.flops import flops_per_token
+from mini_llm.engine.loop import train
+from mini_llm.engine.replay import Replay
+from mini_llm.engine.run.directory import RunDirectory
+from mini_llm.engine.run.files import content_hash, read_json, write_json
+from mini_llm.engine.run.tracker import Tracker
+from mini_llm.engine.settings import HARMLESS
+from mini_llm.model import load_model
+from mini_llm.tokenization.save import save_tokenizer
+
+from .batch_documents import make_documents
+from .config import PretrainConfig
+from .data import Data, make_model, make_objective, objective_name, prepare_data
+from .objectives.causal import CausalObjective
+from .plan.sizes import Plan, make_plan
 
 RUNS = Path("runs")
 CHOICES = "choices.json"
 
 
 def pretrain(config: PretrainConfig) -> dict[str, float]:
-    """Run `config` to its end, or go on with it; returns the final scores. Raises the errors of engine/errors.py."""
+    """Run `config` to its end, or go on with it; returns the final scores. Raises the errors of mini_llm/engine/errors.py."""
     processes = start_processes(config.runtime)
     main = processes.is_main_process
     console = Console(stderr=True, quiet=not main, soft_wrap=True)
@@ -198,7 +201,7 @@ def _score(
     config: PretrainConfig, plan: Plan, data: Data, run: RunDirectory, tracker: Tracker, console: Console
 ) -> dict[str, float]:
     """BLEU and chrF of run.model, as it lies on disk, on the test pairs (validation when there are none)."""
-    from pretrain.scores import score_pairs, score_table
+    from .translation_scores import score_pairs, score_table
 
     part, pairs = ("test", data.pairs.test) if data.pairs.test else ("val", data.pairs.validation)
     longest = min(plan.length, max(len(ids) for ids in data.encoded["train"].targets))

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from engine import kernels, library
-from tokenizer import Tokenizer, TokenizerConfig
+from mini_llm.engine.kernels import build as library
+from mini_llm.engine.kernels import load as kernels
+from mini_llm.tokenization.config import TokenizerConfig
+from mini_llm.tokenization.tokenizer import Tokenizer
 from tokenizer.sample import draw_sample
 from tokenizer.train import train_model
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ConfigError
-from engine.faults import InjectedError, fault_point
-from engine.files import atomic_directory, remove_leftovers
+from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.run.fault_points import InjectedError, fault_point
+from mini_llm.engine.run.files import atomic_directory, remove_leftovers
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,7 +41,7 @@ def test_the_short_tier_of_the_campaign(tmp_path):
 )
 def test_a_fault_point_fails_where_it_is_told_to(setting, raised, monkeypatch):
     monkeypatch.setenv("LLM_FAULT", setting)
-    monkeypatch.setattr("engine.faults._passed", {})
+    monkeypatch.setattr("mini_llm.engine.run.fault_points._passed", {})
     if raised is None:
         fault_point("here")
         fault_point("here")
@@ -59,7 +59,7 @@ def test_a_directory_is_exchanged_whole_or_not_at_all(tmp_path, monkeypatch):
             (directory / "a").write_text(content)
         assert (target / "a").read_text() == content and len(list(tmp_path.iterdir())) == 1
     monkeypatch.setenv("LLM_FAULT", "directory-synced=enospc")
-    monkeypatch.setattr("engine.faults._passed", {})
+    monkeypatch.setattr("mini_llm.engine.run.fault_points._passed", {})
     with pytest.raises(OSError, match="No space"), atomic_directory(target) as directory:
         (directory / "b").write_text("newer")
     assert [path.name for path in target.iterdir()] == ["a"] and len(list(tmp_path.iterdir())) == 1
@@ -77,14 +77,14 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
 
 
 def test_too_little_room_is_an_error_before_the_training(tmp_path, monkeypatch):
-    from engine.capacity import check_space, checkpoint_bytes
-    from engine.step import prepare
-    from tests.test_loop import accelerator, config, fresh
+    from mini_llm.engine.preflight import check_space, checkpoint_bytes
+    from mini_llm.engine.step import prepare
+    from tests.engine.test_loop import accelerator, config, fresh
 
     training = prepare(fresh(), config(), accelerator())
     whole, model = checkpoint_bytes(training)
     usage = type("Usage", (), {"free": whole + model - 1})
-    monkeypatch.setattr("engine.capacity.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("mini_llm.engine.preflight.shutil.disk_usage", lambda path: usage)
     with pytest.raises(ConfigError, match=r"too little room.*keep_last=2"):
         check_space(tmp_path, training, 2)
     usage.free += 1
@@ -94,9 +94,9 @@ def test_too_little_room_is_an_error_before_the_training(tmp_path, monkeypatch):
 
 
 def test_the_size_of_a_checkpoint_is_foreseen(tmp_path):
-    from engine.capacity import SMALL_FILES, checkpoint_bytes
-    from engine.step import prepare
-    from tests.test_loop import accelerator, checkpoint, config, fresh
+    from mini_llm.engine.preflight import SMALL_FILES, checkpoint_bytes
+    from mini_llm.engine.step import prepare
+    from tests.engine.test_loop import accelerator, checkpoint, config, fresh
 
     newest = checkpoint(tmp_path)
     found = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
@@ -105,14 +105,14 @@ def test_the_size_of_a_checkpoint_is_foreseen(tmp_path):
 
 
 def test_a_run_killed_after_its_early_stop_does_not_train_on(tmp_path, monkeypatch):
-    from engine.optim import OptimConfig
-    from tests.test_loop import config, final_files, run
+    from mini_llm.engine.settings import OptimConfig
+    from tests.engine.test_loop import config, final_files, run
 
     still = OptimConfig(lr=0, muon_lr=0)
     settings = config(max_steps=200, evaluate_every=1, save_every=50, patience=3, keep="last", optim=still)
     straight = run(tmp_path / "straight", settings)
     monkeypatch.setenv("LLM_FAULT", "export=raise")
-    monkeypatch.setattr("engine.faults._passed", {})
+    monkeypatch.setattr("mini_llm.engine.run.fault_points._passed", {})
     with pytest.raises(InjectedError):
         run(tmp_path / "killed", settings)
     # The scores are those of the last weights on the second launch too, which makes no step.
@@ -123,7 +123,7 @@ def test_a_run_killed_after_its_early_stop_does_not_train_on(tmp_path, monkeypat
 def test_lost_best_weights_do_not_cost_the_run(tmp_path, capsys):
     import shutil
 
-    from tests.test_loop import checkpoint, config, run
+    from tests.engine.test_loop import checkpoint, config, run
 
     checkpoint(tmp_path)
     for best in (tmp_path / "checkpoints").glob("best-*"):
@@ -134,8 +134,8 @@ def test_lost_best_weights_do_not_cost_the_run(tmp_path, capsys):
 
 
 def test_another_tokenizer_or_batch_size_is_refused(tmp_path):
-    from engine.errors import CheckpointError
-    from tests.test_loop import config, run
+    from mini_llm.engine.errors import CheckpointError
+    from tests.engine.test_loop import config, run
 
     facts = {"tokenizer_sha256": "a" * 64, "data_fingerprint": "b", "global_batch_size": 8}
     run(tmp_path, config(), facts=facts)

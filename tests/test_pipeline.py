@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.errors import CheckpointError, ConfigError
+from finetune.config import FinetuneConfig
 from finetune.run import finetune
-from finetune.run_config import FinetuneConfig
+from mini_llm.engine.errors import CheckpointError, ConfigError
 from pretrain.config import PretrainConfig
 from pretrain.run import pretrain
 
@@ -105,7 +105,7 @@ def test_transformers_loads_all_of_it_with_the_same_results(folder):
     )
 
     from finetune.predict import Classifier
-    from model import load_model
+    from mini_llm.model import load_model
 
     text = "number 7: plum and iron"
     runs = folder / "runs"

@@ -9,50 +9,111 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STAGES = {"tokenizer", "pretrain", "finetune", "generate", "export"}
-PACKAGES = STAGES | {"corpus", "model", "engine"}
+STAGES = {"tokenizer", "pretrain", "finetune", "generate"}
+# Packages of the library, and which others each may import. `engine.run` and what stands in GROUND need no torch.
 ALLOWED = {
     "model": set(),
     "corpus": {"engine"},
     "engine": {"model"},
-    "tokenizer": {"corpus", "engine", "model"},
-    "pretrain": {"corpus", "engine", "model", "tokenizer"},
-    "finetune": {"corpus", "engine", "model", "tokenizer"},
-    "generate": {"corpus", "engine", "model", "tokenizer"},
-    "export": {"engine", "model", "tokenizer"},
+    "tokenization": {"corpus", "engine"},
+    "export": {"engine", "model", "tokenization"},
+    "stages": set(),
 }
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+GROUND = ("mini_llm.engine.run.", "mini_llm.engine.errors", "mini_llm.engine.config", "mini_llm.engine.settings")
+FOLDERS = ["mini_llm", *sorted(STAGES)]
+TOOLS = ["chaos", "benchmarks"]
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
+def modules(folders: list[str]) -> dict[str, Path]:
+    found = {}
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if path.name == "__init__.py" else parts)] = path
+    return found
 
 
 def imported(path: Path) -> set[str]:
-    """Modules imported anywhere in a file, inside functions too."""
+    """Modules and names imported anywhere in a file, inside functions and under TYPE_CHECKING too, as a.b.c."""
+    package = path.relative_to(ROOT).parent.parts
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
     return names
 
 
-@pytest.mark.parametrize("package", sorted(PACKAGES))
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of nodes that reach each other: what is left when nodes without successors are removed, then the rest
+    from the other side."""
+    left = {node: set(after) & set(graph) - {node} for node, after in graph.items()}
+    while True:
+        reached = {node for after in left.values() for node in after}
+        kept = {node for node, after in left.items() if after and node in reached}
+        if len(kept) == len(left):
+            return [sorted(left)] if left else []
+        left = {node: after & kept for node, after in left.items() if node in kept}
+
+
+def import_graph(folders: list[str]) -> dict[str, set[str]]:
+    known = modules(folders)
+    return {
+        module: {name if name in known else name.rpartition(".")[0] for name in imported(path)}
+        for module, path in known.items()
+    }
+
+
+def test_no_import_circles():
+    assert cycles(import_graph(FOLDERS + TOOLS)) == []
+
+
+def test_a_circle_would_be_found():
+    graph = import_graph(FOLDERS)
+    graph["mini_llm.engine.errors"] |= {"mini_llm.engine.loop"}
+    assert cycles(graph) and "mini_llm.engine.loop" in cycles(graph)[0]
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
 def test_imports_point_one_way(package):
-    for path in (ROOT / package).rglob("*.py"):
-        ours = {name.split(".")[0] for name in imported(path)} & PACKAGES
-        assert ours <= ALLOWED[package] | {package}, f"{path} imports {ours - ALLOWED[package]}"
-
-
-def test_the_corpus_takes_errors_configuration_and_cores_from_the_engine_and_no_torch():
-    for path in (ROOT / "corpus").rglob("*.py"):
+    for path in (ROOT / "mini_llm" / package).rglob("*.py"):
         names = imported(path)
-        light = {"engine.errors", "engine.config", "engine.machine"}
-        assert {n for n in names if n.startswith("engine")} <= light, path
-        assert not any(n.split(".")[0] == "torch" for n in names), path
+        ours = {name.split(".")[1] for name in names if name.startswith("mini_llm.")}
+        assert ours <= ALLOWED[package] | {package}, f"{path} imports {ours - ALLOWED[package]}"
+        assert not {name.split(".")[0] for name in names} & {*STAGES, *TOOLS, "tests"}, path
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_a_stage_imports_no_other_stage_and_itself_by_relative_names(stage):
+    for path in (ROOT / stage).rglob("*.py"):
+        absolute = {
+            node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and not node.level)
+        }
+        assert not {name.split(".")[0] for name in absolute} & {*STAGES, *TOOLS, "tests"}, path
+
+
+def test_no_test_imports_another_test():
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not [name for name in imported(path) if re.match(r"tests\.(\w+\.)*test_", name)], path
+
+
+def test_corpus_and_tokenization_need_no_torch():
+    for package in ("corpus", "tokenization"):
+        for path in (ROOT / "mini_llm" / package).rglob("*.py"):
+            names = imported(path)
+            ours = {name for name in names if name.startswith("mini_llm.engine.")}
+            assert all(name.startswith((*GROUND, "mini_llm.engine.kernels.build")) for name in ours), path
+            assert not any(name.split(".")[0] == "torch" for name in names), path
 
 
 def test_the_model_imports_torch_and_its_file_format_alone():
-    for path in (ROOT / "model").rglob("*.py"):
-        outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names) - {"model"}
+    for path in (ROOT / "mini_llm" / "model").rglob("*.py"):
+        outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names) - {"mini_llm"}
         assert outside <= {"torch", "safetensors"}, path
 
 
@@ -63,14 +124,19 @@ def test_no_file_without_a_home_and_none_too_long():
         assert path.read_text().isascii(), path
 
 
+def test_no_room_is_crowded():
+    for folder in {path.parent for folder in [*FOLDERS, *TOOLS, "tests"] for path in (ROOT / folder).rglob("*.py")}:
+        most = 25 if folder.name in TOOLS else 20
+        assert len(list(folder.glob("*.py"))) <= most, folder
+
+
 def test_the_trunk_names_no_family_and_stays_under_400_lines():
-    families = [
-        path.stem for path in (ROOT / "model" / "layouts").glob("*.py") if path.stem not in ("__init__", "layout")
-    ]
+    layouts = ROOT / "mini_llm" / "model" / "huggingface" / "layouts"
+    families = [path.stem for path in layouts.glob("*.py") if path.stem not in ("__init__", "layout")]
     assert len(families) >= 7
     lines = 0
     for name in ("attention", "layers", "norms", "positions", "transformer"):
-        text = (ROOT / "model" / f"{name}.py").read_text()
+        text = (ROOT / "mini_llm" / "model" / f"{name}.py").read_text()
         lines += len(text.splitlines())
         assert not re.search("|".join(families), text, re.I), name
     assert lines < 400
@@ -88,7 +154,7 @@ def loaded_by(code: str, folder: Path = ROOT) -> set[str]:
     return {name.split(".")[0] for name in result.stdout.partition("MODULES")[2].split()}
 
 
-@pytest.mark.parametrize("command", [*sorted(STAGES), "engine", "finetune predict", "generate inspect"])
+@pytest.mark.parametrize("command", [*sorted(STAGES), "mini_llm", "mini_llm export", "finetune predict", "generate inspect"])
 def test_help_is_answered_without_torch(command):
     stage = command.split()[0]
     program = f"""
@@ -131,10 +197,10 @@ def configurations() -> list[Path]:
 
 @pytest.mark.parametrize("path", configurations(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shipped_configuration_parses(path):
-    from engine.config import load_config
-    from finetune.run_config import FinetuneConfig
+    from finetune.config import FinetuneConfig
+    from mini_llm.engine.config import load_config
+    from mini_llm.tokenization.config import TokenizerConfig
     from pretrain.config import PretrainConfig
-    from tokenizer.config import TokenizerConfig
 
     classes = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "configs": TokenizerConfig}
     wanted = classes[path.parent.name]

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.cli import EXIT_CODES, command_app, run_app
+from mini_llm.engine.cli import EXIT_CODES, command_app, run_app
 
 if TYPE_CHECKING:
-    from tokenizer.config import TokenizerConfig
+    from mini_llm.tokenization.config import TokenizerConfig
 
 HELP = f"""Train a SentencePiece tokenizer on your text, check it, and report what it is worth.
 
@@ -30,7 +30,7 @@ runs/tokenizer-NAME for the data called NAME; the same command again changes not
   sentinels=N: symbols <extra_id_0>, ... that mark corrupted spans, for an encoder-decoder (pretrain asks for 100)\n
   sample_bytes=N: text to train from, at most (20 MB)\n
   character_coverage=X: share of the characters that get a piece of their own (0.9995); others become bytes\n
-  corpus.*: sources, split, deduplication (corpus/config.py); tracking.*: Weights & Biases
+  corpus.*: sources, split, deduplication (mini_llm/corpus/config.py); tracking.*: Weights & Biases
 
 {EXIT_CODES}"""
 
@@ -53,7 +53,7 @@ def main(
     if os.environ.get("RANK", "0") != "0":
         return  # started by a launcher on several processes: the first one does it
 
-    from tokenizer.train import train_tokenizer
+    from .train import train_tokenizer
 
     train_tokenizer(config, config.directory)
     show(config, data or [])
@@ -61,11 +61,11 @@ def main(
 
 def read_settings(arguments: list[str], data: list[str], run: str | None) -> "TokenizerConfig":
     """TokenizerConfig from the arguments. Raises ConfigError."""
-    from engine.config import flag_overrides, load_config, split_arguments
-    from tokenizer.config import TokenizerConfig
+    from mini_llm.engine.config import flag_overrides, load_config, split_arguments
+    from mini_llm.tokenization.config import TokenizerConfig
 
     path, overrides = split_arguments(arguments)
-    flags = flag_overrides({"corpus.sources": data or None, "run": run})
+    flags = flag_overrides({"mini_llm.corpus.sources": data or None, "run": run})
     return load_config(TokenizerConfig, path, [*flags, *overrides])
 
 
@@ -75,8 +75,9 @@ def show(config: "TokenizerConfig", data: list[str]) -> None:
 
     from rich.console import Console
 
-    from engine.files import read_json
-    from tokenizer.report import draw, report_table
+    from mini_llm.engine.run.files import read_json
+
+    from .report import draw, report_table
 
     directory, console = config.directory, Console(highlight=False)
     console.print(report_table(read_json(directory / "summary.json")))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizer.tokenizer import SPACE, Tokenizer
+from mini_llm.tokenization.tokenizer import SPACE, Tokenizer
 
 if TYPE_CHECKING:
     from rich.console import Console

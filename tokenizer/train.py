@@ -9,20 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from corpus.documents import iter_documents
-from corpus.fingerprint import corpus_fingerprint
-from corpus.report import ReadReport
-from engine.errors import CheckpointError, ConfigError, DataError
-from engine.files import read_json, write_atomic
-from engine.run_directory import RunDirectory
-from engine.tracking import Tracker
-from tokenizer.config import TokenizerConfig, default_vocab_size
-from tokenizer.export import save_tokenizer
-from tokenizer.fast import FastTokenizer
-from tokenizer.gate import check, hostile_strings
-from tokenizer.report import PIECE_COLUMNS, choose_sentence, cut, measure
-from tokenizer.sample import STRETCH, Sample, draw_sample
-from tokenizer.tokenizer import Tokenizer
+from mini_llm.corpus.documents import iter_documents
+from mini_llm.corpus.fingerprint import corpus_fingerprint
+from mini_llm.corpus.report import ReadReport
+from mini_llm.engine.errors import CheckpointError, ConfigError, DataError
+from mini_llm.engine.run.directory import RunDirectory
+from mini_llm.engine.run.files import read_json, write_atomic
+from mini_llm.engine.run.tracker import Tracker
+from mini_llm.tokenization.config import TokenizerConfig, default_vocab_size
+from mini_llm.tokenization.fast import FastTokenizer
+from mini_llm.tokenization.gate import check, hostile_strings
+from mini_llm.tokenization.load import is_complete
+from mini_llm.tokenization.save import save_tokenizer
+from mini_llm.tokenization.tokenizer import Tokenizer
+
+from .report import PIECE_COLUMNS, choose_sentence, cut, measure
+from .sample import STRETCH, Sample, draw_sample
 
 HELDOUT_BYTES = 4_000_000
 _RESERVED = str.maketrans({"\u2585": " ", "\0": " "})  # the trainer skips any text that holds one of these
@@ -71,11 +73,6 @@ def train_tokenizer(
         run.record(tree)
         with Tracker(directory, config.tracking, "tokenizer", tree) as tracker:
             return _train(config, run, tracker, say)
-
-
-def is_complete(directory: Path) -> bool:
-    """Whether a tokenizer was trained here to the end."""
-    return all((directory / name).is_file() for name in ("tokenizer.model", "finished.json", "summary.json"))
 
 
 def _reuse(config: TokenizerConfig, tree: dict[str, Any], directory: Path, say: Callable[[str], None]) -> Tokenizer:

@@ -1,0 +1,1 @@
+"""Equality of results across processes, ZeRO stages and machines, as commands."""

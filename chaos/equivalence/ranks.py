@@ -1,0 +1,159 @@
+"""Losses of two processes beside those of one: DDP and DeepSpeed ZeRO 1, 2, 3, with AdamW and Muon, in fp32 and bf16.
+
+    python -m benchmarks.parallel
+
+Each cell is the largest relative difference of the training loss over the steps, from one process without DeepSpeed
+that has the same optimizer and precision: a random decoder, equal rows, accumulation, clipping. Bounds: 1e-5 in fp32,
+2e-3 in bf16.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from accelerate.state import AcceleratorState
+from rich.console import Console
+from rich.table import Table
+
+from mini_llm.engine.batch import Share
+from mini_llm.engine.distributed.processes import make_accelerator, start_processes
+from mini_llm.engine.settings import LoopConfig, OptimConfig, RuntimeConfig
+from mini_llm.engine.step import Training, prepare, seed_step, train_step
+from mini_llm.model import CausalLM, ModelConfig
+
+BOUNDS = {"fp32": 1e-5, "bf16": 2e-3}
+LAYOUTS = {"DDP": None, "ZeRO 1": 1, "ZeRO 2": 2, "ZeRO 3": 3}
+VOCABULARY, LENGTH, ROWS, MICRO = 96, 32, 8, 2
+# Below the norm of nearly every gradient.
+CLIP = 0.5
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    steps: Annotated[int, typer.Option(help="optimizer steps")] = 50,
+    optimizers: Annotated[str, typer.Option(help="of adamw, muon")] = "adamw,muon",
+    precisions: Annotated[str, typer.Option(help="of fp32, bf16")] = "fp32,bf16",
+    worker: Annotated[Path | None, typer.Option(help="used within: where the losses go")] = None,
+) -> None:
+    if worker is not None:
+        work(worker, steps, optimizers.split(","), precisions.split(","))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        losses = measure(Path(folder), steps, optimizers, precisions)
+    table = Table("optimizer", "precision", "1 process, last loss", *(f"{name} x 2" for name in LAYOUTS), "bound")
+    worst = 0.0
+    for optimizer in optimizers.split(","):
+        for precision in precisions.split(","):
+            one = losses[f"one {optimizer} {precision}"]
+            gaps = [gap(losses[f"{name} {optimizer} {precision}"], one) for name in LAYOUTS]
+            worst = max(worst, *(g / BOUNDS[precision] for g in gaps))
+            row = (optimizer, precision, f"{one[-1]:.6f}", *(f"{g:.1e}" for g in gaps), f"{BOUNDS[precision]:.0e}")
+            table.add_row(*row)
+    Console(width=110).print(table)
+    sys.exit(worst > 1)
+
+
+def gap(losses: list[float], reference: list[float]) -> float:
+    """Largest relative difference over the steps."""
+    return max(abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True))
+
+
+def measure(folder: Path, steps: int, optimizers: str, precisions: str) -> dict[str, list[float]]:
+    """Losses by "<layout> <optimizer> <precision>", of one launch of one process and one of two."""
+    losses = {}
+    settings = ["--steps", str(steps), "--optimizers", optimizers, "--precisions", precisions]
+    for processes in (1, 2):
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"] if processes == 2 else []
+        out = folder / f"{processes}.json"
+        command = [sys.executable, "-m", *launcher, "chaos.equivalence.ranks", *settings, "--worker", str(out)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_DEEPSPEED": "false"}
+        root = Path(__file__).parents[2]
+        result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        if result.returncode:
+            raise RuntimeError(result.stderr[-4000:])
+        losses |= json.loads(out.read_text())
+    return losses
+
+
+def work(out: Path, steps: int, optimizers: list[str], precisions: list[str]) -> None:
+    """Every layout of this number of processes; rank 0 writes the losses."""
+    layouts = LAYOUTS if int(os.environ.get("WORLD_SIZE", 1)) > 1 else {"one": None}
+    losses = {
+        f"{name} {optimizer} {precision}": train(stage, optimizer, precision, steps)
+        for name, stage in layouts.items()
+        for optimizer in optimizers
+        for precision in precisions
+    }
+    if int(os.environ.get("RANK", 0)) == 0:
+        out.write_text(json.dumps(losses))
+
+
+def train(stage: int | None, optimizer: str, precision: str, steps: int) -> list[float]:
+    """Losses of `steps` steps on this process's share of the rows."""
+    return [loss for loss, _ in advance(start(stage, optimizer, precision), range(steps))]
+
+
+def start(
+    stage: int | None, optimizer: str, precision: str, clip: float = CLIP, file: str | None = None, micro: int = MICRO
+) -> Training:
+    """A decoder with matrices of several shapes, prepared; `file`: a DeepSpeed configuration of the user's own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
+    os.environ.pop("ACCELERATE_DEEPSPEED_ZERO_STAGE", None)
+    runtime = RuntimeConfig(device="cpu", precision=precision, zero_stage=stage or 0, deepspeed=file)
+    config = LoopConfig(runtime=runtime, optim=OptimConfig(name=optimizer, max_grad_norm=clip))
+    processes = start_processes(runtime)
+    accelerator = make_accelerator(runtime, ROWS // micro // processes.num_processes, micro, clip)
+    return prepare(tiny_decoder(), config, accelerator)
+
+
+def advance(training: Training, steps: range, clip: float = CLIP) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of each step."""
+    accelerator = training.accelerator
+    share = Share(ROWS, MICRO, accelerator.num_processes, accelerator.process_index)
+    results = []
+    for step in steps:
+        seed_step(0, step, accelerator.process_index)
+        results.append(train_step(training, [batch(rows) for rows in share.split(text(step))], 1.0, clip))
+    return results
+
+
+def tiny_decoder() -> CausalLM:
+    torch.manual_seed(0)
+    return CausalLM(
+        ModelConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=72,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=LENGTH,
+            causal=True,
+        )
+    )
+
+
+def text(step: int) -> np.ndarray:
+    """Token ids (ROWS, LENGTH + 1): each row counts on in steps of its own, so there is something to learn."""
+    generator = np.random.default_rng(step)
+    starts, strides = generator.integers(VOCABULARY, size=(ROWS, 1)), generator.integers(1, 4, size=(ROWS, 1))
+    return (starts + strides * np.arange(LENGTH + 1)) % VOCABULARY
+
+
+def batch(rows: np.ndarray) -> dict[str, torch.Tensor]:
+    ids = torch.from_numpy(rows)
+    return {"input_ids": ids[:, :-1], "labels": ids[:, 1:].contiguous()}
+
+
+if __name__ == "__main__":
+    app()

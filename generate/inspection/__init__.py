@@ -1,0 +1,1 @@
+"""`python -m generate inspect`: what a model computes for one text, as a page."""

@@ -1,0 +1,185 @@
+"""`python -m generate inspect`: one text through one model, and everything on its way as a page to look at."""
+
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mini_llm.engine.errors import CheckpointError, ConfigError, NonFiniteError
+from mini_llm.engine.run.files import read_json, write_atomic
+from mini_llm.model import CausalLM, Seq2SeqLM, SequenceClassifier, load_model
+from mini_llm.model.decoding import greedy_decode
+from mini_llm.tokenization.load import load_tokenizer
+
+from ..load import find_generator
+from .page import render
+from .states import BEST, Decision, Inspection, Maps, Recorder, attribute, logit_lens
+
+MASKS = ("<mask>", "[MASK]")
+
+
+def write_inspection(path: Path, text: str, out: Path, target: str | None = None, max_tokens: int = 256) -> Inspection:
+    """Write the page for `text` in the model at `path` (a model or run directory) to `out`.
+
+    `target` is the decoder's text in an encoder-decoder (None: the model's own greedy answer). At most `max_tokens`
+    tokens of each are looked at. Raises CheckpointError, ConfigError, ModelDirectoryError, NonFiniteError.
+    """
+    directory = find_generator(path)
+    tokenizer = load_tokenizer(directory)
+    model = load_model(directory).requires_grad_(False)
+    settings = read_json(directory / "tokenizer_config.json")
+    add_bos = not isinstance(settings, dict) or settings.get("add_bos_token") is not False
+    inspection = inspect_text(model, tokenizer, text, target, max_tokens, add_bos)
+    try:
+        write_atomic(out, render(inspection, tokenizer, "/".join(path.resolve().parts[-2:])))
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error}); name another file") from None
+    return inspection
+
+
+def inspect_text(
+    model: nn.Module,
+    tokenizer: Any,
+    text: str,
+    target: str | None = None,
+    max_tokens: int = 256,
+    add_bos: bool = True,
+) -> Inspection:
+    """Run `text` through `model` once and keep what passes. Raises CheckpointError, ConfigError, NonFiniteError."""
+    config = model.config
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}: they do not belong "
+            "together. Copy the tokenizer files of the training run into the model directory"
+        )
+    if target is not None and not isinstance(model, Seq2SeqLM):
+        raise ConfigError("--target is the decoder's text of an encoder-decoder; this model is none: leave it out")
+    limit = min(max_tokens, config.max_position_embeddings)
+    notes: list[str] = []
+    source, dropped = frame(model, tokenizer, text, limit, add_bos)
+    if dropped:
+        notes.append(f"The text is cut: its last {dropped:,} tokens are not looked at (at most {limit:,} are).")
+    ids = torch.tensor([source])
+    if isinstance(model, SequenceClassifier):
+        inspection = _classifier(model, ids)
+    elif isinstance(model, Seq2SeqLM):
+        inspection = _seq2seq(model, tokenizer, ids, target, limit, notes)
+    else:
+        inspection = _language_model(model, tokenizer, ids)
+    inspection.notes = notes + inspection.notes
+    for figures in [maps.weights for maps in inspection.maps] + [
+        x.probabilities for x in (inspection.lens, inspection.decision) if x is not None
+    ]:
+        if not figures.isfinite().all():
+            raise NonFiniteError("the model computes NaN for this text: its weights are damaged or were never finite")
+    return inspection
+
+
+def frame(model: nn.Module, tokenizer: Any, text: str, limit: int, add_bos: bool) -> tuple[list[int], int]:
+    """Ids of `text` as the model was trained to read it, at most `limit`, and how many are cut off its end.
+
+    A foreign tokenizer's own template; else `<s> text` for a decoder, `<cls> text <sep>` for an encoder, `text </s>`
+    for an encoder-decoder. For a masked model, <mask> or [MASK] in the text is the mask token, and takes the place of
+    the space before it too: that belongs to the word which is to be guessed. Raises ConfigError for no token at all.
+    """
+    config = model.config
+    classifier = isinstance(model, SequenceClassifier)
+    if tokenizer.frame is not None and (any(tokenizer.frame) or (classifier and config.causal)):
+        before, after = tokenizer.frame
+    elif config.is_encoder_decoder:
+        before, after = [], [config.eos_token_id]
+    elif config.causal:
+        before, after = [tokenizer.bos_id] if add_bos or classifier else [], []
+    else:
+        before, after = [tokenizer.cls_id], [tokenizer.sep_id]
+    before, after = ([i for i in edge if i is not None] for edge in (before, after))
+    parts = [text]
+    if not (config.is_encoder_decoder or config.causal or classifier) and tokenizer.mask_id is not None:
+        names = {*MASKS, tokenizer.piece(tokenizer.mask_id)}
+        parts = re.split(" ?(?:" + "|".join(map(re.escape, sorted(names))) + ")", text)
+    ids = list(tokenizer.encode(parts[0]))
+    for part in parts[1:]:
+        ids += [tokenizer.mask_id, *tokenizer.encode(part)]
+    if not ids:
+        raise ConfigError("the text is empty (it has no token): give the model something to read")
+    room = limit - len(before) - len(after)
+    return [*before, *ids[:room], *after], max(0, len(ids) - room)
+
+
+def _language_model(model: nn.Module, tokenizer: Any, ids: torch.Tensor) -> Inspection:
+    text = ids[0].tolist()
+    with torch.no_grad(), Recorder(model.trunk) as recorder:
+        model.trunk(ids)
+    if isinstance(model, CausalLM):
+        positions, expected = list(range(len(text))), [*text[1:], None]
+    else:
+        masks = [i for i, token in enumerate(text) if token == tokenizer.mask_id]
+        positions = masks or list(range(len(text)))
+        expected = [None if masks else text[i] for i in positions]
+    with torch.no_grad():
+        lens = logit_lens(model, recorder, "text", positions, expected)
+    return Inspection(model, {"text": text}, [recorder.maps("Attention", "text")], lens)
+
+
+def _seq2seq(
+    model: Seq2SeqLM, tokenizer: Any, ids: torch.Tensor, target: str | None, limit: int, notes: list[str]
+) -> Inspection:
+    end = model.config.eos_token_id
+    if model.config.decoder_start_token_id is None:
+        raise CheckpointError("config.json has no decoder_start_token_id, which begins every text of the decoder")
+    if target is None:
+        following = greedy_decode(model, ids, torch.ones_like(ids), limit)[0]
+        notes.append(
+            "The target is the model's own answer, the most probable token each time (--target gives another)."
+        )
+    else:
+        following = tokenizer.encode(target)
+        if len(following) > limit:
+            notes.append(f"The target is cut: its last {len(following) - limit:,} tokens are not looked at.")
+    if len(following) < limit and end is not None:
+        following.append(end)
+    following = following[:limit]
+    # The last token is only ever predicted.
+    inputs = [model.config.decoder_start_token_id, *following[:-1]]
+    expected = [*following, None][: len(inputs)]
+    encoder, decoder = Recorder(model.trunk.encoder), Recorder(model.trunk.decoder)
+    with torch.no_grad(), encoder, decoder:
+        model.trunk(ids, torch.tensor([inputs]))
+    with torch.no_grad():
+        lens = logit_lens(model, decoder, "target", list(range(len(inputs))), expected)
+    return Inspection(
+        model, {"source": ids[0].tolist(), "target": inputs}, _encoder_decoder_maps(encoder, decoder), lens
+    )
+
+
+def _classifier(model: SequenceClassifier, ids: torch.Tensor) -> Inspection:
+    config, text = model.config, ids[0].tolist()
+    double = config.is_encoder_decoder
+    recorders = [Recorder(t) for t in ((model.trunk.encoder, model.trunk.decoder) if double else (model.trunk,))]
+    with ExitStack() as stack, torch.enable_grad():
+        for recorder in recorders:
+            stack.enter_context(recorder)
+        logits = model(ids, torch.ones_like(ids))[0]
+    probabilities = logits.detach().softmax(-1)
+    labels = probabilities.topk(min(BEST, len(probabilities))).indices.tolist()
+    targets, scores = attribute(logits, recorders, labels)
+    if double:
+        # The decoder reads the text one position late, behind its start token.
+        scores[0][:, :-1] += scores[1][:, 1:]
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    decision = Decision(names, probabilities, labels, targets, scores[0])
+    if not double:
+        return Inspection(model, {"text": text}, [recorders[0].maps("Attention", "text")], decision=decision)
+    sequences = {"source": text, "target": [config.decoder_start_token_id, *text[:-1]]}
+    return Inspection(model, sequences, _encoder_decoder_maps(*recorders), decision=decision)
+
+
+def _encoder_decoder_maps(encoder: Recorder, decoder: Recorder) -> list[Maps]:
+    return [
+        encoder.maps("Encoder", "source"),
+        decoder.maps("Decoder", "target"),
+        decoder.cross_maps("Cross-attention", "target", "source"),
+    ]

@@ -1,0 +1,181 @@
+"""What a model computes on its way: attention maps, states after each block, what they predict, and gradients."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mini_llm.model.config import ModelConfig
+from mini_llm.model.transformer import Transformer
+
+BEST = 5
+
+
+@dataclass
+class Maps:
+    """The attention of one stack for one text.
+
+    `queries` and `keys` name the two sequences of tokens. weights (L, H, T, S): every row sums to 1. entropy (L, H):
+    see normalized_entropy.
+    """
+
+    name: str
+    queries: str
+    keys: str
+    weights: Tensor
+    entropy: Tensor
+
+
+@dataclass
+class Lens:
+    """What the states at `positions` (P) of `sequence` predict: before the first block, then after each of L blocks.
+
+    ids and probabilities (L + 1, P, up to 5), best first. `expected` (P) holds the token that stands there in truth,
+    None where nobody knows, and `chances` (L + 1, P) its probability (0 there).
+    """
+
+    sequence: str
+    positions: list[int]
+    ids: Tensor
+    probabilities: Tensor
+    expected: list[int | None]
+    chances: Tensor
+
+
+@dataclass
+class Decision:
+    """What a classifier decided. probabilities (N): of all labels. Of the most probable ones, `labels`: their log-odds
+    `targets` and the tokens' shares `scores` (labels, T); see attribute."""
+
+    names: list[str]
+    probabilities: Tensor
+    labels: list[int]
+    targets: Tensor
+    scores: Tensor
+
+
+class Recorder:
+    """Records one forward pass through `trunk`, for one text: a context manager.
+
+    `states` are (1, T, C): what enters the first block, and what leaves each. The first is a leaf of the graph where
+    gradients are enabled. Attention takes its explicit path and keeps its weights.
+    """
+
+    def __init__(self, trunk: Transformer) -> None:
+        self.trunk = trunk
+        self.states: list[Tensor] = []
+        self._attentions = [b.attn for b in trunk.blocks] + [b.cross for b in trunk.blocks if hasattr(b, "cross")]
+
+    def __enter__(self) -> "Recorder":
+        blocks = self.trunk.blocks
+        self._hooks = [blocks[0].register_forward_pre_hook(self._enter)]
+        self._hooks += [block.register_forward_hook(self._leave) for block in blocks]
+        self._keep(True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._keep(False)
+
+    def _keep(self, value: bool) -> None:
+        for attention in self._attentions:
+            attention.keep_weights = value
+
+    def _enter(self, block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        first = inputs[0].detach().requires_grad_(torch.is_grad_enabled())
+        self.states = [first]
+        return (first, *inputs[1:])
+
+    def _leave(self, block: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self.states.append(output)
+
+    def maps(self, name: str, sequence: str) -> Maps:
+        """Self-attention over `sequence`."""
+        weights = torch.stack([block.attn.weights[0].detach() for block in self.trunk.blocks])
+        config, length = self.trunk.config, weights.size(-1)
+        seen = torch.stack([keys_seen(config, layer, length) for layer in range(config.num_hidden_layers)])
+        return Maps(name, sequence, sequence, weights, normalized_entropy(weights, seen))
+
+    def cross_maps(self, name: str, queries: str, keys: str) -> Maps:
+        """Attention of a decoder to what the encoder made."""
+        weights = torch.stack([block.cross.weights[0].detach() for block in self.trunk.blocks])
+        seen = torch.full((len(weights), weights.size(-2)), weights.size(-1))
+        return Maps(name, queries, keys, weights, normalized_entropy(weights, seen))
+
+
+def keys_seen(config: ModelConfig, layer: int, length: int) -> Tensor:
+    """How many positions each of `length` queries may attend to in a layer, itself included: (T,)."""
+    at = torch.arange(length)
+    window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else length
+    if config.causal:
+        return (at + 1).clamp(max=window)
+    return (at + window).clamp(max=length - 1) - (at - window).clamp(min=0) + 1
+
+
+def normalized_entropy(weights: Tensor, seen: Tensor) -> Tensor:
+    """Entropy of the rows of weights (L, H, T, S) by that of an even spread over the keys `seen` (L, T): (L, H).
+
+    The mean over the queries that have a choice: 0 where each attends to one key, 1 where to all alike.
+    """
+    entropy = torch.special.entr(weights).sum(-1)  # L H T
+    choice = seen > 1
+    shares = (entropy / seen.clamp(min=2).log()[:, None]) * choice[:, None]
+    return shares.sum(-1) / choice.sum(-1, keepdim=True).clamp(min=1)
+
+
+def logit_lens(
+    model: nn.Module, recorder: Recorder, sequence: str, positions: list[int], expected: Sequence[int | None]
+) -> Lens:
+    """The vocabulary head, behind the final norm, on every recorded state (nostalgebraist 2020, "logit lens").
+
+    For the last state this is the prediction of the model itself.
+    """
+    best, chances = [], []
+    wanted = torch.tensor([0 if token is None else token for token in expected])
+    known = torch.tensor([token is not None for token in expected])
+    for state in recorder.states:
+        probabilities = model.predict(recorder.trunk.norm(state[0, positions])).softmax(-1)  # P V
+        best.append(probabilities.topk(min(BEST, probabilities.size(-1))))
+        chances.append(probabilities.gather(-1, wanted[:, None])[:, 0] * known)
+    return Lens(
+        sequence,
+        positions,
+        torch.stack([top.indices for top in best]),
+        torch.stack([top.values for top in best]),
+        list(expected),
+        torch.stack(chances),
+    )
+
+
+def attribute(logits: Tensor, recorders: Sequence[Recorder], labels: list[int]) -> tuple[Tensor, list[Tensor]]:
+    """Gradient times input (Shrikumar et al. 2016) of the log-odds of `labels`, from logits (N).
+
+    Input is what enters the first block, where embedding, position and embedding norm are one: before the norm, the
+    gradient is blind to the length of a vector. Returns the log-odds (labels), and for each recorder the scores
+    (labels, T). They are a first-order picture and need not add up to the log-odds. A model with a single output has
+    its value in place of log-odds.
+    """
+    inputs = [recorder.states[0] for recorder in recorders]
+    targets, scores = [], []
+    for label in labels:
+        others = torch.cat((logits[:label], logits[label + 1 :]))
+        target = logits[label] - others.logsumexp(0) if len(others) else logits[label]
+        gradients = torch.autograd.grad(target, inputs, retain_graph=True)
+        targets.append(target.detach())
+        scores.append([(g * x).sum(-1)[0].detach() for g, x in zip(gradients, inputs, strict=True)])
+    return torch.stack(targets), [torch.stack(rows) for rows in zip(*scores, strict=True)]
+
+
+@dataclass
+class Inspection:
+    """One text in one model: `sequences` of token ids by name ("text", or "source" and "target"), and what was seen."""
+
+    model: nn.Module
+    sequences: dict[str, list[int]]
+    maps: list[Maps] = field(default_factory=list)
+    lens: Lens | None = None
+    decision: Decision | None = None
+    notes: list[str] = field(default_factory=list)

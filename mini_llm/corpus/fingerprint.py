@@ -1,0 +1,57 @@
+"""What a corpus holds, as one hash over the content of its sources. Modification times play no part: they can lie."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+from mini_llm.corpus.config import STDLIB, CorpusConfig, SourceConfig
+from mini_llm.corpus.documents import MAX_DOCUMENT_BYTES
+from mini_llm.corpus.hub import hub_commit
+from mini_llm.corpus.paths import is_hub_name, plain_suffixes, saved_dataset
+from mini_llm.corpus.report import ReadReport
+from mini_llm.corpus.sources import readable_files
+from mini_llm.corpus.stdlib import iter_stdlib_files
+from mini_llm.corpus.tables import iter_rows
+from mini_llm.engine.run.files import sha256
+
+VERSION = 1  # of the way documents are made from sources
+
+
+def corpus_fingerprint(config: CorpusConfig) -> str:
+    """64 hexadecimal digits that change when a source's content, its order, or the way it is read and split changes.
+
+    Files are read whole, at about 1.5 GB/s; a streamed Hugging Face dataset counts by its commit. Raises DataError.
+    """
+    settings = config.model_dump(mode="json", exclude={"sources", "validation"})
+    total = hashlib.sha256(json.dumps([VERSION, MAX_DOCUMENT_BYTES, settings], sort_keys=True).encode())
+    for part, sources in (("validation", config.validation), ("train", config.sources)):
+        for source in sources:
+            total.update(json.dumps([part, source.text, source.split, source.weight]).encode())
+            for digest in _digests(source, config.on_invalid):
+                total.update(digest)
+    return total.hexdigest()
+
+
+def source_bytes(config: CorpusConfig) -> int | None:
+    """Bytes of all source files as they lie on disk; None when a source is not made of files."""
+    size = 0
+    for source in (*config.sources, *config.validation):
+        if source.path == STDLIB or is_hub_name(source.path) or saved_dataset(source.path):
+            return None
+        size += sum(path.stat().st_size for path in readable_files(source, ReadReport()))
+    return size
+
+
+def _digests(source: SourceConfig, on_invalid: str) -> Iterator[bytes]:
+    if source.path == STDLIB:
+        for name, text in iter_stdlib_files():
+            yield hashlib.sha256(f"{name}\0{text}".encode()).digest()
+    elif is_hub_name(source.path) and source.streaming:
+        yield hub_commit(source.path).encode()
+    elif is_hub_name(source.path) or saved_dataset(source.path):
+        for row in iter_rows(source.path, source.split, [source.text], False, on_invalid):
+            yield hashlib.sha256(repr(row[source.text]).encode()).digest()
+    else:
+        for path in readable_files(source, ReadReport()):
+            # The suffixes say how it is read; the rest of its name does not matter.
+            yield f"{plain_suffixes(path.name)}{sha256(path)}".encode()

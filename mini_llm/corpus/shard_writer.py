@@ -1,0 +1,150 @@
+"""Writing tokens as shards, each of which is kept when the process is killed.
+
+tokens-00000.bin: the ids of whole documents, one after another, little-endian uint16 or uint32.
+documents-00000.bin: for each of these documents (tokens, UTF-8 bytes of its text, file, row), little-endian uint32;
+    `file` counts the files of all shards in the order in which they were read, `row` is 0 for a whole file.
+shard-00000.json: counts, sizes and hashes of the two; written last, so a shard with it is whole.
+"""
+
+import json
+import os
+from array import array
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mini_llm.corpus.sources import Origin
+from mini_llm.engine.errors import DataError
+from mini_llm.engine.run.files import sha256, write_json
+
+SHARD_TOKENS = 32 << 20
+BATCH_BYTES = 2 << 20
+# Of a documents file: tokens, bytes, file, row.
+COLUMNS = 4
+
+
+class ShardWriter:
+    """Tokenizes documents in batches of about 2 MB of text and writes them below `directory`.
+
+    Whole shards that lie there already are kept and as many documents skipped: they must come in the same order.
+    A document is stored as bos + tokens + eos, where the tokenizer has these.
+    """
+
+    def __init__(self, directory: Path, tokenizer: Any) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.tokenizer = tokenizer
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self.shards = _finished(directory)
+        self.kept = len(self.shards)
+        self._skip = sum(shard["documents"] for shard in self.shards)
+        self._batch: list[tuple[str, Origin]] = []
+        self._batch_bytes = 0
+        self._sizes = array("I")  # tokens, bytes, file and row of each document of the open shard
+        self._files: dict[str, int] = {}  # in the order in which they were read
+        self._tokens = 0
+        self._file: Any = None
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that documents came from, in the order of their numbers."""
+        return list(self._files)
+
+    def add(self, text: str, origin: Origin) -> bool:
+        """Take a document; whether that completed a batch."""
+        self._files.setdefault(origin.file, len(self._files))
+        if self._skip:
+            self._skip -= 1
+            return False
+        self._batch.append((text, origin))
+        self._batch_bytes += len(text)
+        if self._batch_bytes < BATCH_BYTES:
+            return False
+        self._flush()
+        return True
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Write what is left; the descriptions of all shards, in order."""
+        self._flush()
+        self._close()
+        names = {name for shard in self.shards for name in (shard["tokens_file"], shard["documents_file"])}
+        for path in self.directory.iterdir():
+            if path.suffix != ".json" and path.name not in names:
+                path.unlink()  # left by a killed run that was cut elsewhere
+        return self.shards
+
+    def _flush(self) -> None:
+        if not self._batch:
+            return
+        encoded = self.tokenizer.encode_batch([text for text, _ in self._batch])
+        ids, counts = np.concatenate(encoded), np.array([len(one) for one in encoded])
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.tokenizer.vocab_size:
+            raise DataError(f"the tokenizer gave id {ids.max()}, outside its vocabulary of {self.tokenizer.vocab_size}")
+        before = [token_id for token_id in [self.tokenizer.bos_id] if token_id is not None]
+        after = [token_id for token_id in [self.tokenizer.eos_id] if token_id is not None]
+        ends = np.cumsum(counts)
+        places = np.stack([ends - counts] * len(before) + [ends] * len(after), axis=1) if before + after else ends[:0]
+        flat = np.insert(ids, places.reshape(-1), np.tile(before + after, len(ends)))  # (tokens of the batch,)
+        for (text, origin), count in zip(self._batch, (counts + len(before) + len(after)).tolist(), strict=True):
+            self._sizes.extend((count, len(text.encode()), self._files[origin.file], origin.row))
+        if self._file is None:
+            self._file = self._path("tokens", ".bin.tmp").open("wb")
+        self._file.write(flat.astype(self.dtype))  # ndarray.tofile would hide why a write failed
+        self._tokens += len(flat)
+        self._batch, self._batch_bytes = [], 0
+        if self._tokens >= SHARD_TOKENS:
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is None:
+            return
+        _sync(self._file)
+        tokens = _publish(self._path("tokens", ".bin.tmp"))
+        with self._path("documents", ".bin.tmp").open("wb") as file:
+            sizes = np.asarray(self._sizes, dtype="<u4")
+            file.write(sizes)
+            _sync(file)
+        documents = _publish(self._path("documents", ".bin.tmp"))
+        shard = {
+            "tokens": self._tokens,
+            "documents": len(sizes) // COLUMNS,
+            "bytes": int(sizes[1::COLUMNS].sum(dtype=np.int64)),
+            "tokens_file": tokens.name,
+            "tokens_sha256": sha256(tokens),
+            "documents_file": documents.name,
+            "documents_sha256": sha256(documents),
+        }
+        write_json(self._path("shard", ".json"), shard)
+        self.shards.append(shard)
+        self._sizes, self._tokens, self._file = array("I"), 0, None
+
+    def _path(self, kind: str, suffix: str) -> Path:
+        return self.directory / f"{kind}-{len(self.shards):05d}{suffix}"
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Little-endian uint16 where every id fits, else uint32."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def _finished(directory: Path) -> list[dict[str, Any]]:
+    """The whole shards at the start of `directory`, checked by hash."""
+    shards: list[dict[str, Any]] = []
+    while (marker := directory / f"shard-{len(shards):05d}.json").is_file():
+        shard = json.loads(marker.read_text(encoding="utf-8"))
+        for kind in ("tokens", "documents"):
+            path = directory / f"{kind}-{len(shards):05d}.bin"
+            if not path.is_file() or sha256(path) != shard[f"{kind}_sha256"]:
+                return shards
+        shards.append(shard)
+    return shards
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _publish(temporary: Path) -> Path:
+    return temporary.replace(temporary.with_suffix(""))

@@ -1,0 +1,92 @@
+"""One source -> documents, each a re-iterable sequence of pieces of text, so that a long file is never held whole."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from mini_llm.corpus.config import STDLIB, SourceConfig
+from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset, table_format
+from mini_llm.corpus.report import ReadReport
+from mini_llm.corpus.stdlib import iter_stdlib_files
+from mini_llm.corpus.tables import iter_file_rows, iter_rows, json_layout
+from mini_llm.corpus.text import is_binary, read_text
+from mini_llm.engine.errors import DataError
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A plain text file, read anew each time it is iterated: one document, whatever its length."""
+
+    path: Path
+    on_invalid: str
+    report: ReadReport
+
+    def __iter__(self) -> Iterator[str]:
+        return read_text(self.path, self.on_invalid, self.report)
+
+
+class Origin(NamedTuple):
+    """Where a document came from; `row` counts from 1 and is 0 for a whole file."""
+
+    file: str
+    row: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file} row {self.row:,}" if self.row else self.file
+
+
+def read_source(source: SourceConfig, on_invalid: str, report: ReadReport) -> Iterator[tuple[Origin, Iterable[str]]]:
+    """Documents of a source, each with its origin: a file of text, or a row of a table. Raises DataError.
+
+    `datasets` serves Hub names and save_to_disk folders. Its text reader gives lines, not documents, and takes the rest
+    of a line after 10 MB in one piece; tables.py says why the files of tables are read here too.
+    """
+    if source.path == STDLIB:
+        for name, text in iter_stdlib_files():
+            report.files += 1
+            yield Origin(name), [text]
+    elif is_hub_name(source.path) or saved_dataset(source.path):
+        rows = iter_rows(source.path, source.split, [source.text], source.streaming, on_invalid, report)
+        yield from _texts(source.path, (row[source.text] for row in rows), report)
+    else:
+        for path in readable_files(source, report):
+            if is_table(path, source):
+                rows = iter_file_rows(path, [source.text], on_invalid, report)
+                yield from _texts(str(path), (row[source.text] for row in rows), report)
+            else:
+                report.files += 1
+                yield Origin(str(path)), TextFile(path, on_invalid, report)
+
+
+def readable_files(source: SourceConfig, report: ReadReport) -> Iterator[Path]:
+    """The files of a source, without the binary ones in a folder or glob (counted). DataError when none is left."""
+    paths = find_files(source.path)
+    named = paths == [Path(source.path).expanduser()]
+    kept = 0
+    for path in paths:
+        if not named and table_format(path) != ".parquet" and is_binary(path):
+            report.skip_binary(str(path))
+            continue
+        kept += 1
+        yield path
+    if not kept:
+        raise DataError(f"{source.path}: none of its {len(paths)} files is text (for example {paths[0]})")
+
+
+def is_table(path: Path, source: SourceConfig) -> bool:
+    """Whether a file is read row by row. In a folder a .json file without rows (package.json) is text like others."""
+    kind = table_format(path)
+    if kind == ".json" and path != Path(source.path).expanduser():
+        return json_layout(path) is not None
+    return kind is not None
+
+
+def _texts(
+    file: str, values: Iterable[str | int | float | None], report: ReadReport
+) -> Iterator[tuple[Origin, list[str]]]:
+    for row, value in enumerate(values, start=1):
+        if value is None:
+            report.empty += 1
+        else:
+            yield Origin(file, row), [str(value)]

@@ -1,0 +1,158 @@
+"""Bytes on disk -> text, in pieces of bounded size: compression, byte order marks, UTF-16, invalid bytes, binary files.
+
+Text is kept as it is: no newline is translated (CRLF stays CRLF) and nothing is stripped but a byte order mark.
+"""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mini_llm.corpus.report import ReadReport
+from mini_llm.engine.errors import DataError
+
+CHUNK = 1 << 20
+SNIFF = 1 << 16
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+MARKS = [
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+]
+
+
+def read_text(path: Path, on_invalid: str, report: ReadReport) -> Iterator[str]:
+    """The text of a file in pieces of about 1 MiB.
+
+    Bytes that are not valid are replaced by U+FFFD and counted in `report`; with on_invalid="stop" they raise DataError
+    with their byte offset. Raises DataError for a binary, damaged or unreadable file.
+    """
+    decoder, encoding, fed = None, "", 0
+    for data in _read_bytes(path, report, CHUNK):
+        if decoder is None:
+            found, fed = _encoding(data)
+            if found is None:
+                raise DataError(f"{path}: a binary file (it holds NUL bytes); convert it to text first")
+            encoding, data = found, data[fed:]
+            decoder = codecs.getincrementaldecoder(encoding)()
+        yield _decode(decoder, encoding, data, False, path, fed, on_invalid, report)
+        fed += len(data)
+    if decoder is not None:
+        yield _decode(decoder, encoding, b"", True, path, fed, on_invalid, report)
+
+
+def is_binary(path: Path) -> bool:
+    """Whether the first 64 KiB (decompressed) are not text. Raises DataError when they cannot be read."""
+    return _encoding(next(_read_bytes(path, ReadReport(), SNIFF), b""))[0] is None
+
+
+def head(path: Path) -> str:
+    """The first 64 KiB of a file as text, replacing what is invalid."""
+    data = next(_read_bytes(path, ReadReport(), SNIFF), b"")
+    encoding, mark = _encoding(data)
+    return codecs.getincrementaldecoder(encoding or "latin-1")("replace").decode(data[mark:])
+
+
+def iter_lines(chunks: Iterable[str], newline: str) -> Iterator[str]:
+    """Lines with their ends, from pieces of text: newline="\\n" ends them there alone, "" at "\\r" and "\\r\\n" too."""
+    held: list[str] = []
+    for chunk in chunks:
+        if newline == "" and held and held[-1].endswith("\r"):  # may be half of "\r\n"
+            chunk = held.pop() + chunk
+        lines = io.StringIO(chunk, newline=newline)
+        for line in lines:
+            if line.endswith("\n") or (newline == "" and line.endswith("\r") and lines.tell() < len(chunk)):
+                # Popped, so that no second reference keeps a long line alive while it is being used.
+                held = ["".join([*held, line])] if held else [line]
+                yield held.pop()
+            else:
+                held.append(line)
+        if len(held) == 32:
+            held = ["".join(held)]  # hundreds of 1 MiB strings, once freed, stay with the process
+    if held:
+        held = ["".join(held)]
+        yield held.pop()
+
+
+def _encoding(data: bytes) -> tuple[str | None, int]:
+    """(encoding, length of the byte order mark) from the first bytes of a file; (None, 0) for a binary one."""
+    for mark, encoding in MARKS:
+        if data.startswith(mark):
+            return encoding, len(mark)
+    if b"\0" not in data[:SNIFF]:
+        return "utf-8", 0
+    # UTF-16 without a mark: Latin letters have a NUL in every other place, always the same one.
+    even, odd = data[:4096:2], data[1:4096:2]
+    for encoding, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
+        if 0 not in others and zeros.count(0) > 0.3 * len(zeros):
+            sample = codecs.getincrementaldecoder(encoding)("replace").decode(data[:4096])
+            if all(char.isprintable() or char.isspace() for char in sample):
+                return encoding, 0
+    return None, 0
+
+
+def _decode(
+    decoder: Any, encoding: str, data: bytes, final: bool, path: Path, fed: int, on_invalid: str, report: ReadReport
+) -> str:
+    """Decode `data`, the bytes of `path` from `fed` on, after what the decoder holds back."""
+    held = decoder.getstate()[0]
+    try:
+        return decoder.decode(data, final)
+    except UnicodeDecodeError as error:
+        if on_invalid == "stop":
+            raise DataError(
+                f"{path}: invalid {encoding} at byte {fed - len(held) + error.start:,} ({error.reason}); "
+                "convert the file, or set on_invalid=replace"
+            ) from None
+    decoder.errors = "replace"
+    text = decoder.decode(data, final)
+    decoder.errors = "strict"
+    whole = held + data
+    whole = whole[: len(whole) - len(decoder.getstate()[0])]
+    # A U+FFFD that the file itself holds is the user's own; each other one stands for one to three invalid bytes.
+    inserted = text.count("\ufffd") - whole.decode(encoding, "ignore").count("\ufffd")
+    report.replace(str(path), len(whole) - len(text.encode(encoding)) + inserted * len("\ufffd".encode(encoding)))
+    return text
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, io.BufferedReader]]:
+    """(the decompressed stream, the raw file under it); reading errors of both become DataError."""
+    damaged: list[type[Exception]] = [EOFError, zlib.error, lzma.LZMAError]
+    suffix = path.suffix.lower()
+    try:
+        with path.open("rb") as raw:
+            if suffix in (".gz", ".bz2", ".xz"):
+                stream: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix](raw)
+            elif suffix == ".zst":
+                import zstandard
+
+                damaged.append(zstandard.ZstdError)
+                stream = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+            else:
+                stream = raw
+            yield stream, raw
+    except OSError as error:
+        # gzip and bz2 report damage as an OSError without a number.
+        cause = "cannot be read" if error.errno else f"not a whole {suffix} file"
+        raise DataError(f"{path}: {cause}: {error.strerror or error}") from None
+    except tuple(damaged) as error:
+        raise DataError(f"{path}: not a whole {suffix} file: {error}; copy or download it again") from None
+
+
+def _read_bytes(path: Path, report: ReadReport, size: int) -> Iterator[bytes]:
+    """Decompressed bytes in pieces; counts what was read of the file itself in `report.raw_bytes`."""
+    with _open(path) as (stream, raw):
+        before = 0
+        while data := stream.read(size):
+            report.raw_bytes += raw.tell() - before
+            before = raw.tell()
+            yield data

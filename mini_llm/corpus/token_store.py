@@ -1,0 +1,121 @@
+"""Reading a token store; see store.py for how it lies on disk."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mini_llm.corpus.shard_writer import COLUMNS, token_dtype
+from mini_llm.corpus.sources import Origin
+from mini_llm.engine.errors import DataError
+from mini_llm.engine.run.files import sha256
+
+FORMAT = 2
+MANIFEST = "manifest.json"
+
+
+class TokenStore:
+    """Tokens of one part of a corpus, memory-mapped. Each document is bos + its tokens + eos."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.fingerprint: str = manifest["fingerprint"]  # of the corpus: sources by content, and how they are split
+        self.num_documents: int = manifest["documents"]
+        self.num_bytes: int = manifest["bytes"]  # UTF-8 bytes of the text
+        self._starts = np.cumsum([0] + [shard["tokens"] for shard in manifest["shards"]])  # of each shard, and the end
+
+    @classmethod
+    def open(cls, path: Path | str) -> "TokenStore":
+        """Open `root/<key>/train` or `.../validation`. Raises DataError naming the file that is missing or damaged."""
+        path = Path(path)
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT:
+                raise DataError(f"{path}: token store of format {manifest['format']}, this version reads {FORMAT}")
+            store = cls(path, manifest)
+            item = token_dtype(manifest["vocab_size"]).itemsize
+            for shard in manifest["shards"]:
+                _check_size(path, shard["tokens_file"], shard["tokens"] * item)
+                _check_size(path, shard["documents_file"], shard["documents"] * 4 * COLUMNS)
+        except FileNotFoundError:
+            raise DataError(
+                f"{path}: not a token store (no {MANIFEST}); it is written when a corpus is tokenized"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path / MANIFEST}: cannot be read ({error!r}); remove {path.parent}, it is rebuilt"
+            ) from None
+        return store
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A memory map would be pickled by value; a worker process opens its own.
+        return TokenStore.open, (self.path,)
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Tokens start..start+count, fewer at the end: (n,) int64, a copy."""
+        if start < 0 or count < 0:
+            raise ValueError(f"start {start} and count {count} must not be negative")
+        stop = min(start + count, len(self))
+        tokens = np.empty(max(stop - start, 0), dtype=np.int64)
+        shard, done = int(np.searchsorted(self._starts, start, side="right")) - 1, 0
+        while done < len(tokens):
+            offset = start + done - int(self._starts[shard])
+            piece = self._shards[shard][offset : offset + len(tokens) - done]
+            tokens[done : done + len(piece)] = piece
+            shard, done = shard + 1, done + len(piece)
+        return tokens
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each document starts, and the end of the last: (num_documents + 1,) int64."""
+        return self._documents[0]
+
+    @property
+    def document_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of each document's text: (num_documents,) int64."""
+        return self._documents[1]
+
+    def origins(self, start: int, count: int) -> list[Origin]:
+        """Where the documents of tokens start..start+count came from, in order."""
+        first, last = np.searchsorted(self.offsets, [start, start + count - 1], side="right") - 1
+        files = self.manifest["files"]
+        return [Origin(files[file], int(row)) for file, row in self._documents[2][first : last + 1]]
+
+    def unigram_entropy(self) -> float:
+        """Nats per token of the best guess that knows frequencies alone, over text tokens (bos and eos left out)."""
+        return float(self.manifest["unigram_entropy"])
+
+    def verify(self) -> None:
+        """Read every shard and compare its hash. Raises DataError naming the bad file."""
+        for shard in self.manifest["shards"]:
+            for kind in ("tokens", "documents"):
+                file = self.path / shard[f"{kind}_file"]
+                if sha256(file) != shard[f"{kind}_sha256"]:
+                    raise DataError(f"{file}: its content has changed since it was written; remove {self.path.parent}")
+
+    @cached_property
+    def _shards(self) -> list[np.ndarray]:
+        dtype = token_dtype(self.manifest["vocab_size"])
+        return [np.memmap(self.path / shard["tokens_file"], dtype, "r") for shard in self.manifest["shards"]]
+
+    @cached_property
+    def _documents(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        files = [self.path / shard["documents_file"] for shard in self.manifest["shards"]]
+        sizes = np.concatenate([np.fromfile(file, "<u4") for file in files]).reshape(-1, COLUMNS).astype(np.int64)
+        return np.concatenate([[0], np.cumsum(sizes[:, 0])]), sizes[:, 1].copy(), sizes[:, 2:].copy()
+
+
+def _check_size(folder: Path, name: str, size: int) -> None:
+    if Path(name).name != name:
+        raise DataError(f"{folder / MANIFEST}: '{name}' is not a plain file name")
+    file = folder / name
+    found = file.stat().st_size if file.is_file() else None
+    if found != size:
+        state = "is missing" if found is None else f"has {found:,} bytes instead of {size:,}"
+        raise DataError(f"{file}: this shard {state}; remove {folder.parent} and run again to rebuild it")

@@ -1,0 +1,1 @@
+"""Many processes: launch, DeepSpeed ZeRO, collectives, and peers that hang or die."""

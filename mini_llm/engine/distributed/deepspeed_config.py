@@ -1,0 +1,140 @@
+"""DeepSpeed's configuration: what this run's own says, and under it what a user's own file adds."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mini_llm.engine.errors import ConfigError
+
+# What of the file is decided elsewhere, and where; the one key that both may say has to be the same in both.
+OWNERS = {
+    "train_batch_size": "global_batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "gradient_accumulation_steps": "global_batch_size / (micro_batch_size x ranks)",
+    "gradient_clipping": "optim.max_grad_norm",
+    "zero_optimization.stage": "runtime.zero_stage",
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save": "this program",
+    "data_types.grad_accum_dtype": "this program",
+    "bf16.enabled": "runtime.precision",
+    "fp16.enabled": "runtime.precision",
+    "torch_autocast.enabled": "runtime.precision",
+    "zero_force_ds_cpu_optimizer": "this program",
+}
+# Sections that would bring an optimizer or a schedule beside ours.
+REFUSED = {"optimizer": "optim", "scheduler": "schedule"}
+
+
+def deepspeed_file(path: str | None) -> Path | None:
+    """The user's file: runtime.deepspeed, or what `accelerate launch` was given as deepspeed_config_file."""
+    launched = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    given = path or (None if launched == "none" else launched)
+    return Path(given) if given else None
+
+
+def read_deepspeed(path: Path) -> dict[str, Any]:
+    """The configuration in a JSON file. Raises ConfigError when it is no JSON object or brings an optimizer."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"runtime.deepspeed={path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"runtime.deepspeed={path}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"runtime.deepspeed={path}: a JSON object is needed, not {type(config).__name__}")
+    for section, ours in REFUSED.items():
+        if section in config:
+            raise ConfigError(f"runtime.deepspeed={path}: '{section}' is set by {ours}.* of this run; remove it there")
+    for section in {key.split(".")[0] for key in OWNERS if "." in key}:
+        if not isinstance(config.get(section, {}), dict):
+            raise ConfigError(f"runtime.deepspeed={path}: '{section}' must be an object")
+    return config
+
+
+def file_stage(path: Path | None) -> int | None:
+    """The ZeRO stage that a user's file asks for, or None when it leaves that open."""
+    stage = read_deepspeed(path).get("zero_optimization", {}).get("stage") if path else None
+    if stage in (None, "auto"):
+        return None
+    if stage not in (1, 2, 3):
+        raise ConfigError(
+            f"runtime.deepspeed={path}: zero_optimization.stage={stage}, expected 1, 2 or 3 "
+            "(stage 0 shards nothing: leave the file out and the run is plain DDP)"
+        )
+    return stage
+
+
+def deepspeed_config(
+    stage: int,
+    precision: str,
+    accumulation: int,
+    micro_batch_size: int,
+    max_grad_norm: float,
+    ranks: int = 1,
+    path: Path | None = None,
+) -> dict[str, Any]:
+    """The DeepSpeed configuration that says what ours says, over the user's file `path`.
+
+    bf16 is autocast, so that losses are those of a run without DeepSpeed. A file with bf16.enabled=true has DeepSpeed's
+    own, with half the memory for weights: bf16 throughout, normalisation and residuals too.
+    Raises ConfigError when the file says otherwise than we do, with both values; "auto" there leaves a value to us.
+    """
+    ours: dict[str, Any] = {
+        "train_batch_size": micro_batch_size * accumulation * ranks,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        # DeepSpeed clips at 1.0 when nothing is written.
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": False,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        # The default is the model's own type, which would accumulate in bf16.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # Offloaded states are stepped by our own optimizer.
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    theirs = read_deepspeed(path) if path else {}
+    if precision == "bf16" and theirs.get("bf16", {}).get("enabled") is not True:
+        # Autocast with fp32 weights, as without DeepSpeed; gathered and reduced in fp32, as by DDP.
+        ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    elif precision != "fp32":
+        ours[precision] = {"enabled": True}
+    for part in ("optimizer", "param"):
+        device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part.upper()}_DEVICE", "none")
+        if device != "none":
+            ours["zero_optimization"][f"offload_{part}"] = {"device": device}
+    said = dict(_leaves(theirs))
+    expected = {**dict.fromkeys(OWNERS, False), **dict(_leaves(ours))}
+    wrong = [
+        f"  {key} is {said[key]!r}, this run has {expected[key]!r} (from {owner})"
+        for key, owner in OWNERS.items()
+        if key in said and said[key] not in ("auto", expected[key])
+    ]
+    if wrong:
+        raise ConfigError("\n".join([f"runtime.deepspeed={path} contradicts this run's configuration:", *wrong]))
+    merged = {**dict(_leaves(ours)), **{key: value for key, value in said.items() if value != "auto"}}
+    # What is left to us and has no value of ours is DeepSpeed's default.
+    return _tree(merged)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("a.b", value) for every value that is not itself an object."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _tree(leaves: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in leaves.items():
+        *sections, name = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
+    return tree

@@ -1,0 +1,257 @@
+"""The compiled decoding step (step.cpp): which models it runs, their weights as it reads them, one call for a token."""
+
+import ctypes
+import mmap
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from mini_llm.engine.kernels.build import load_library
+from mini_llm.model import CausalLM, KVCache, ModelConfig
+from mini_llm.model.attention import Attention
+from mini_llm.model.positions import rotary_table
+
+SOURCE = Path(__file__).parent / "cpp" / "decode.cpp"
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
+# What the step computes; a field that is neither here nor in FREE must have its default.
+SUPPORTED = {
+    "causal": (True,),
+    "position": ("rotary", "learned"),
+    "hidden_act": tuple(ACTIVATIONS),
+}
+FREE = """
+vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size
+max_position_embeddings num_decoder_layers decoder_start_token_id norm norm_eps norm_bias qk_norm attention_scale
+gated_mlp attention_bias mlp_bias rope_theta rope_scaling local_rope_theta relative_buckets relative_max_distance
+layer_types sliding_window embedding_scale tie_word_embeddings logit_scale head_act head_bias decoder_bias
+next_sentence classifier_head classifier_pooling id2label init initializer_range dropout
+bos_token_id eos_token_id pad_token_id cls_token_id sep_token_id
+"""
+SIZES = "layers hidden heads kv_heads head_dim inner gated activation layer_norm cache_bf16 threads"
+GROUP = 64
+HUGE_PAGE = 2**21
+# Bytes: a weight begins with a cache line.
+ALIGNMENT = 64
+
+pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+def structure(name: str, **members: type) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(members.items())})
+
+
+# The structures of step.cpp, field by field.
+Matrix = structure("Matrix", data=pointer, scale=pointer, bias=pointer, rows=size, cols=size, group=size, kind=size)
+Norm = structure("Norm", weight=pointer, bias=pointer)
+Layer = structure(
+    "Layer",
+    **dict.fromkeys(("attention_norm", "mlp_norm", "query_norm", "key_norm"), Norm),
+    **dict.fromkeys(("qkv", "out", "up", "down"), Matrix),
+    cosine=pointer,
+    sine=pointer,
+    window=size,
+)
+Decoder = structure(
+    "Decoder",
+    layer=ctypes.POINTER(Layer),
+    norm=Norm,
+    head=Matrix,
+    **dict.fromkeys(SIZES.split(), size),
+    **dict.fromkeys(("eps", "attention_scale", "logit_scale"), number),
+)
+Row = structure("Row", keys=pointer, values=pointer, length=size, capacity=size)
+
+
+def unsupported(config: ModelConfig) -> str | None:
+    """The first choice of an architecture that the step does not compute, as `name=value`; None where it runs it."""
+    for field in fields(ModelConfig):
+        value = getattr(config, field.name)
+        allowed = SUPPORTED.get(field.name, (value,) if field.name in FREE.split() else (field.default,))
+        if value not in allowed:
+            return f"{field.name}={value}"
+    return None
+
+
+def quantize(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
+    """int8 (O, I) and fp32 scales (O, I / group) of weight (O, I): the largest of each group becomes 127 or -127."""
+    grouped = weight.float().unflatten(-1, (-1, group))
+    scale = grouped.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    return (grouped / scale).round().to(torch.int8).flatten(-2), scale[..., 0]
+
+
+def dequantize(values: Tensor, scale: Tensor) -> Tensor:
+    """fp32 (O, I) of int8 values (O, I) and scales (O, I / group)."""
+    return (values.unflatten(-1, (scale.size(-1), -1)).float() * scale[..., None]).flatten(-2)
+
+
+def group_size(columns: int) -> int | None:
+    """The weights of a row that share a scale; None for a row that does not divide, which is not quantized."""
+    return next((g for g in (GROUP, 32, 16) if columns % g == 0), None)
+
+
+@torch.no_grad()
+def round_to_int8(model: CausalLM) -> None:
+    """Replace the weights of all linear layers by the nearest that int8 holds, so that the prompt sees them too."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and (group := group_size(module.in_features)):
+            module.weight.copy_(dequantize(*quantize(module.weight, group)))
+
+
+class HugePages:
+    """Room for tensors in pages of 2 MB, where the system has them: weights are read from memory a fifth faster."""
+
+    def __init__(self, size: int) -> None:
+        """`size` in bytes; what is not used costs nothing."""
+        block = mmap.mmap(-1, size + HUGE_PAGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):
+                block.madvise(mmap.MADV_HUGEPAGE)
+        room = torch.frombuffer(block, dtype=torch.uint8)
+        self._free = room[-room.data_ptr() % HUGE_PAGE :]
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """A copy of `tensor` in it."""
+        taken = self._free[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        self._free = self._free[-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT :]
+        return taken.copy_(tensor)
+
+
+class CompiledStep:
+    """A causal model's next token in one call: step.cpp over its weights, fp32 or bf16 as they are, or int8.
+
+    The weights of linear layers move to where the step reads them fastest; the model goes on with them there.
+    Raises OSError where the library cannot be compiled, ValueError for an architecture that it does not compute.
+    """
+
+    def __init__(self, model: CausalLM, int8: bool = False) -> None:
+        config, trunk = model.config, model.trunk
+        problem = unsupported(config)
+        if problem:
+            raise ValueError(problem)
+        library, reason = load_library(SOURCE)
+        if library is None:
+            raise OSError(reason)
+        self._run = library.decode_step
+        self._run.argtypes, self._run.restype = [pointer, pointer, size, pointer, pointer], None
+        self.config, self.int8 = config, int8
+        self._embed = trunk.embed.weight
+        self._position = trunk.embed_position.weight if config.position == "learned" else None
+        # The structures hold addresses: these are what they point to.
+        self._kept: list[Tensor] = []
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        self._room = HugePages(sum(linear.weight.nbytes + ALIGNMENT for linear in linears))
+        self._tables: dict[float, tuple[Tensor, Tensor]] = {}
+        self._reach = 0
+        self._addresses: WeakKeyDictionary[KVCache, tuple[ctypes.Array, ctypes.Array]] = WeakKeyDictionary()
+        self._layers = (Layer * config.num_hidden_layers)(*map(self._layer, trunk.blocks))
+        self._decoder = Decoder(
+            layer=self._layers,
+            norm=self._norm(trunk.norm),
+            head=self._matrix(model.lm_head),
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            inner=config.intermediate_size,
+            gated=config.gated_mlp,
+            activation=ACTIVATIONS[config.hidden_act],
+            layer_norm=config.norm == "layernorm",
+            cache_bf16=self._embed.dtype == torch.bfloat16,
+            threads=torch.get_num_threads(),
+            eps=config.norm_eps,
+            attention_scale=trunk.blocks[0].attn.scale,
+            logit_scale=config.logit_scale,
+        )
+
+    def __call__(self, tokens: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
+        """Logits (R, V) in fp32 after one more token in each of R texts; each cache grows by one position."""
+        longest = max(cache.length for cache in caches) + 1
+        if longest > self._reach:
+            self._rotate_up_to(longest)
+        ids = torch.tensor(tokens)
+        x = self._embed[ids].float() * self.config.embedding_scale
+        if self._position is not None:
+            x = x + self._position[torch.tensor([cache.length for cache in caches])].float()
+        logits = torch.empty(len(tokens), self.config.vocab_size)
+        rows = (Row * len(caches))(*map(self._row, caches))
+        self._run(ctypes.byref(self._decoder), rows, len(tokens), x.data_ptr(), logits.data_ptr())
+        for cache in caches:
+            cache.length += 1
+        return logits
+
+    def _row(self, cache: KVCache) -> ctypes.Structure:
+        if cache.length >= cache.max_length:
+            raise ValueError(f"the cache holds {cache.max_length} positions, and all are taken")
+        keys, values = self._addresses.get(cache) or self._addresses.setdefault(cache, _addresses(cache))
+        return Row(ctypes.addressof(keys), ctypes.addressof(values), cache.length, cache.max_length)
+
+    def _rotate_up_to(self, length: int) -> None:
+        """Tables for positions below the next power of two: the context may be far longer than a text."""
+        self._reach = 1 << (length - 1).bit_length()
+        if self.config.position != "rotary":
+            return
+        config, tables = self.config, {}
+        for layer, kind in zip(self._layers, config.layer_types, strict=True):
+            local = kind == "sliding_attention" and config.local_rope_theta
+            theta = config.local_rope_theta if local else config.rope_theta
+            if theta not in tables:
+                tables[theta] = rotary_table(torch.arange(self._reach), config.head_dim, theta, config.rope_scaling)
+            layer.cosine, layer.sine = (table.data_ptr() for table in tables[theta])
+        self._tables = tables
+
+    def _layer(self, block: nn.Module) -> ctypes.Structure:
+        attention: Attention = block.attn
+        mlp, kind = block.mlp, self.config.layer_types[attention.layer]
+        return Layer(
+            attention_norm=self._norm(block.attn_norm),
+            mlp_norm=self._norm(block.mlp_norm),
+            query_norm=self._norm(attention.q_norm),
+            key_norm=self._norm(attention.k_norm),
+            qkv=self._matrix(attention.q_proj, attention.k_proj, attention.v_proj),
+            out=self._matrix(attention.o_proj),
+            up=self._matrix(*filter(None, (mlp.gate_proj, mlp.up_proj))),
+            down=self._matrix(mlp.down_proj),
+            window=self.config.sliding_window if kind == "sliding_attention" else 0,
+        )
+
+    def _norm(self, norm: nn.Module) -> ctypes.Structure:
+        weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
+        return Norm(*(None if t is None else self._keep(t.detach().float()) for t in (weight, bias)))
+
+    def _matrix(self, *linears: nn.Linear) -> ctypes.Structure:
+        """Layers that read the same vector, one below the other: one product."""
+        weight = _stack([linear.weight for linear in linears])
+        bias = None if linears[0].bias is None else _stack([linear.bias for linear in linears]).float()
+        rows, columns = weight.shape
+        group, scale = group_size(columns) if self.int8 else None, None
+        if group:
+            weight, scale = quantize(weight, group)
+        weight = self._room.place(weight)
+        if not group:
+            # One copy serves the step and the prompt.
+            for linear, part in zip(linears, weight.split([one.out_features for one in linears]), strict=True):
+                linear.weight.data = part
+        addresses = [None if t is None else self._keep(t) for t in (weight, scale, bias)]
+        return Matrix(*addresses, rows=rows, cols=columns, group=group or 0, kind=KINDS[weight.dtype])
+
+    def _keep(self, tensor: Tensor) -> int:
+        tensor = tensor.detach().contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def _addresses(cache: KVCache) -> tuple[ctypes.Array, ctypes.Array]:
+    """Of the keys of each layer, and of the values."""
+    keys, values = ([t.data_ptr() for t in kind] for kind in zip(*cache.layers, strict=True))
+    return (pointer * len(keys))(*keys), (pointer * len(values))(*values)
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -1,0 +1,1 @@
+"""Reports of runs: HTML pages, charts, and the summary in the terminal."""

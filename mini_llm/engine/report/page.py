@@ -1,0 +1,123 @@
+"""`python -m mini_llm report`: one self-contained report.html per run, and an index of them.
+
+Read from a run directory (all optional): config.yaml, command.txt, environment.json, finished.json, lock.json,
+metrics.jsonl, timing.jsonl, summary.json and tables/*.json. Known keys of summary.json; others are listed as they are:
+
+    job_type         "tokenizer" | "pretrain" | "finetune" (written by the Tracker)
+    objective        "causal" | "masked" | "classification"
+    parameters, tokens, train_seconds
+    pretrain         val/loss (nats), val/ppl, val/bpb (bits per byte), val/accuracy (of the masked positions where the
+                     objective is "masked"), unigram_loss, unigram_bpb: the lines to beat
+    finetune         scores: [{"name", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "mcc", "examples",
+                     "baseline": true for the rows to beat}, ...]; the first row is the run's own
+    tokenizer        vocab_size, bytes_per_token, coverage, byte_fallback (shares of 1), tokens_per_word,
+                     byte_baseline_tokens_per_word
+
+Tables {"columns", "rows"}: samples (the last column is the text), confusion (columns: labels; rows: counts by true
+label), per_class (name, precision, recall, f1, support), pieces (piece, id, kind). Others are shown as they are.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.report.record import RUN_FILES, Run, show
+from mini_llm.engine.run.files import write_atomic
+
+_TILE = 14  # characters: longer values are listed below the tiles
+
+
+def write_report(path: Path | str) -> Path:
+    """Write report.html into a run directory and return its path. Raises ConfigError when there is no run."""
+    path = Path(path)
+    if not any((path / name).is_file() for name in RUN_FILES):
+        raise ConfigError(f"{path}: not a run directory (none of {', '.join(RUN_FILES)} is there)")
+    from mini_llm.engine.report.charts import draw, panels
+
+    run = Run(path)
+    levels = {
+        metric: {"unigram entropy": run.summary[f"unigram_{metric}"]}
+        for metric in ("loss", "bpb")
+        if isinstance(run.summary.get(f"unigram_{metric}"), (int, float))
+    }
+    charts = [(panel.title, draw(panel)) for panel in panels(run.rows, levels)]
+    figures = run.figures()
+    special = {"samples", "confusion", "per_class", "pieces"}
+    page = page_template("report.html.jinja").render(
+        run=run,
+        charts=charts,
+        scores=run.scores(),
+        figures=[figure for figure in figures if len(figure[1]) <= _TILE],
+        details=[figure for figure in figures if len(figure[1]) > _TILE],
+        samples=run.table("samples"),
+        confusion=_confusion(run.table("confusion")),
+        per_class=_text_table(run.table("per_class")),
+        pieces=run.table("pieces"),
+        others=[(name, _text_table(run.table(name))) for name in run.table_names if name not in special],
+        config=run.text("config.yaml"),
+        environment=_flat_environment(run.environment),
+        commit=str(run.environment.get("commit") or ""),
+        command=run.text("command.txt"),
+        show=show,
+    )
+    target = path / "report.html"
+    write_atomic(target, page)
+    return target
+
+
+def write_index(root: Path | str) -> Path | None:
+    """Write index.html into `root`, with a line for each run below it that has a report."""
+    root = Path(root)
+    runs = [Run(report.parent) for report in sorted(root.glob("*/report.html"))]
+    if not runs:
+        return None
+    target = root / "index.html"
+    write_atomic(target, page_template("index.html.jinja").render(runs=runs, show=show))
+    return target
+
+
+def page_template(name: str, *folders: Path) -> Any:
+    """The Jinja template `name` of `folders`, or of engine/templates. What it prints is escaped for HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent / "templates"]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def _text_table(table: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Cells as text; numbers say so, to be set right-aligned."""
+    if table is None:
+        return None
+    rows = [[(show("", c), isinstance(c, (int, float))) for c in row] for row in table["rows"] if isinstance(row, list)]
+    return {"columns": [str(c).replace("_", " ") for c in table["columns"]], "rows": rows}
+
+
+def _confusion(table: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Rows (label, [(count, share of the row)]) of a heat map."""
+    if table is None:
+        return None
+    labels = [str(label) for label in table["columns"]]
+    rows = []
+    for label, counts in zip(labels, table["rows"], strict=False):
+        total = sum(counts) or 1
+        rows.append((label, [(count, round(count / total, 3)) for count in counts]))
+    return {"labels": labels, "rows": rows, "numbers": len(labels) <= 30}
+
+
+def _flat_environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for key, value in environment.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{name} {item}" for name, item in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(str(item) for item in value)
+        if value not in (None, ""):
+            rows.append((key.replace("_gb", " (GB)"), str(value)))
+    return rows

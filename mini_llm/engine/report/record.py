@@ -1,0 +1,219 @@
+"""A run directory as its reader sees it: what the files say, put into words and figures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.run.files import read_json
+from mini_llm.engine.run.jsonl import read_rows
+from mini_llm.engine.run.progress import human_time
+
+RUN_FILES = ("config.yaml", "summary.json", "metrics.jsonl")
+_KINDS = {"tokenizer": "Tokenizer", "pretrain": "Pretraining", "finetune": "Fine-tuning"}
+_OBJECTIVES = {"causal": "language model", "masked": "masked language model", "classification": "classifier"}
+
+# Scores, in the order of the columns, then other figures.
+LABELS = {
+    "bpb": "bits per byte",
+    "loss": "loss (nats)",
+    "ppl": "perplexity",
+    "masked_accuracy": "masked accuracy",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "mcc": "MCC",
+    "examples": "examples",
+    "bytes_per_token": "bytes per token",
+    "tokens_per_word": "tokens per word",
+    "byte_fallback": "single-byte tokens",
+    "coverage": "characters covered",
+    "parameters": "parameters",
+    "tokens": "tokens trained on",
+    "train_seconds": "training time",
+    "vocab_size": "vocabulary",
+}
+_NO_SCORE = {"parameters", "tokens", "train_seconds", "vocab_size"}
+_PERCENT = {"accuracy", "masked_accuracy", "coverage", "byte_fallback"}
+_TOKENIZER = ("bytes_per_token", "tokens_per_word", "byte_fallback", "coverage")
+_UNIGRAM = ("bpb", "loss")
+_SHOWN_ELSEWHERE = {"job_type", "objective", "byte_baseline_tokens_per_word", *(f"unigram_{key}" for key in _UNIGRAM)}
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores beside baselines: rows of text, the first cell a name; `baseline[i]` marks the rows to beat."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    baseline: list[bool]
+
+
+class Run:
+    """What a run directory says about its run. A file that is missing or damaged reads as empty."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.name = self.path.resolve().name
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        found = read_json(self.path / "summary.json")
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def finished(self) -> dict[str, Any]:
+        found = read_json(self.path / "finished.json")
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        found = read_json(self.path / "environment.json")
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl, then of timing.jsonl."""
+        return read_rows(self.path / "metrics.jsonl") + read_rows(self.path / "timing.jsonl")
+
+    def text(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+
+    def table(self, name: str) -> dict[str, Any] | None:
+        """{"columns", "rows"} of tables/NAME.json, or None."""
+        found = read_json(self.path / "tables" / f"{name}.json")
+        if isinstance(found, dict) and isinstance(found.get("columns"), list) and isinstance(found.get("rows"), list):
+            return found
+        return None
+
+    @cached_property
+    def table_names(self) -> list[str]:
+        return sorted(path.stem for path in (self.path / "tables").glob("*.json"))
+
+    @property
+    def kind(self) -> str:
+        """For example "Pretraining: language model"."""
+        stage = _KINDS.get(self.summary.get("job_type", ""), "Run")
+        objective = _OBJECTIVES.get(self.summary.get("objective", ""))
+        return f"{stage}: {objective}" if objective else stage
+
+    @property
+    def status(self) -> str:
+        if self.finished:
+            return f"finished {show_date(str(self.finished.get('finished', '')))}"
+        step = max((row["step"] for row in self.rows if isinstance(row.get("step"), int)), default=None)
+        state = "running" if (self.path / "lock.json").is_file() else "not finished"
+        return state if step is None else f"{state}, step {step:,}"
+
+    @property
+    def seconds(self) -> float | None:
+        """Training time where it is known, else the wall time of the last launch."""
+        return self.summary.get("train_seconds", self.finished.get("seconds"))
+
+    @property
+    def location(self) -> Path:
+        """Where the result lies: the model directory, or the run itself for a tokenizer."""
+        model = self.path / "model"
+        return model if model.is_dir() else self.path
+
+    def score_rows(self) -> list[dict[str, Any]]:
+        """{"name", scores..., "baseline": True for a row to beat}, the own row first; empty before there are any."""
+        rows = self.summary.get("scores")
+        if not isinstance(rows, list):
+            rows = self._unsupervised_scores()
+        return [row for row in rows if isinstance(row, dict)]
+
+    def scores(self) -> ScoreTable | None:
+        """Scores beside baselines, or None when there are none yet."""
+        return score_table(self.score_rows())
+
+    def _unsupervised_scores(self) -> list[dict[str, Any]]:
+        """Rows of a pretraining beside the unigram entropy, or of a tokenizer beside plain bytes."""
+        found = self.summary
+        if "bytes_per_token" in found:
+            own = {key: found[key] for key in _TOKENIZER if key in found}
+            words = found.get("byte_baseline_tokens_per_word")
+            plain = {"bytes_per_token": 1.0, "tokens_per_word": words, "byte_fallback": 1.0}
+            return [{"name": self.name, **own}, {"name": "plain bytes", **plain, "baseline": True}]
+        own = {key: found[f"val/{key}"] for key in LABELS if f"val/{key}" in found}
+        if found.get("objective") == "masked" and "accuracy" in own:
+            own["masked_accuracy"] = own.pop("accuracy")
+        unigram = {key: found[f"unigram_{key}"] for key in _UNIGRAM if f"unigram_{key}" in found}
+        if not own:
+            return []
+        line = [{"name": "unigram entropy, the line to beat", **unigram, "baseline": True}] if unigram else []
+        return [{"name": self.name, **own}, *line]
+
+    def headline(self) -> str:
+        """The one figure for a list of runs."""
+        scores = self.summary.get("scores")
+        if isinstance(scores, list) and scores and isinstance(scores[0], dict) and "accuracy" in scores[0]:
+            return f"accuracy {_score('accuracy', scores[0])}"
+        for key in ("val/bpb", "val/masked_accuracy", "val/accuracy", "val/loss", "bytes_per_token"):
+            if isinstance(self.summary.get(key), (int, float)):
+                name = key.rpartition("/")[2]
+                return f"{show(name, self.summary[key])} {LABELS[name]}"
+        return ""
+
+    def figures(self) -> list[tuple[str, str]]:
+        """(label, value) of what summary.json holds beside the scores, lists and tables left out."""
+        scored = self.scores() is not None
+        shown = []
+        for key, value in self.summary.items():
+            if key in _SHOWN_ELSEWHERE or isinstance(value, (dict, list)) or value is None:
+                continue
+            if scored and (key in _TOKENIZER or key.startswith(("val/", "test/"))):
+                continue
+            shown.append((LABELS.get(key, key.replace("_", " ")), show(key, value)))
+        return shown
+
+
+def score_table(rows: list[dict[str, Any]]) -> ScoreTable | None:
+    """Rows of `Run.score_rows`, of one run or several, as text."""
+    keys = [key for key in LABELS if key not in _NO_SCORE and any(key in row for row in rows)]
+    if not rows or not keys:
+        return None
+    cells = [[str(row.get("name", "")), *[_score(key, row) for key in keys]] for row in rows]
+    return ScoreTable(["", *[LABELS[key] for key in keys]], cells, [bool(row.get("baseline")) for row in rows])
+
+
+def show(key: str, value: Any) -> str:
+    """A value of summary.json as text for a reader."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "-" if value is None else str(value)
+    if key in _PERCENT:
+        return f"{value:.1%}" if value in (0, 1) or 0.005 <= value <= 0.995 else f"{value:.3%}"
+    if key.endswith("seconds"):
+        return human_time(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and abs(value) < 0.001:
+        return f"{value:.2e}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+
+
+def show_date(text: str) -> str:
+    """2026-11-23T15:03:05+00:00 -> 2026-11-23 15:03."""
+    return text[:16].replace("T", " ")
+
+
+def find_runs(root: Path | str) -> list[Path]:
+    """The run directories right under `root`, by name. Raises ConfigError when there are none."""
+    root = Path(root)
+    found = sorted(p for p in root.glob("*") if p.is_dir() and any((p / name).is_file() for name in RUN_FILES))
+    if not found:
+        raise ConfigError(f"{root}: no runs here yet. `make pipeline` makes some; or name run directories")
+    return found
+
+
+def _score(key: str, row: Mapping[str, Any]) -> str:
+    if row.get(key) is None:
+        return ""
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and key in _PERCENT:
+        return f"{row[key]:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+    return show(key, row[key])

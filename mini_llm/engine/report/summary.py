@@ -1,0 +1,123 @@
+"""What `make pipeline` prints at its end: where the models lie, scores beside baselines, a sample, what to try next."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.report.record import Run, score_table, show
+
+_SAMPLE_LINES = 15
+_PIPED_WIDTH = 120
+_TITLES = {
+    "tokenizer": "Tokenizer beside plain bytes",
+    "pretrain": "Pretraining beside the line to beat",
+    "finetune": "Classifiers beside baselines (in brackets: 95 % confidence interval)",
+}
+
+
+def print_summary(paths: list[Path], console: Console | None = None) -> None:
+    """Print the end of a pipeline from the summary.json and tables of its runs.
+
+    A run without summary.json is named and left out. Raises ConfigError when there is none left.
+    """
+    console = console or Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+    runs = []
+    for path in paths:
+        run = Run(path)
+        if run.summary:
+            runs.append(run)
+        else:
+            console.print(Text(f"{path}: nothing to show yet (no summary.json)"))
+    if not runs:
+        raise ConfigError("none of these runs has a summary.json. `make pipeline` makes them")
+    _print_models(runs, console)
+    _print_scores(runs, console)
+    _print_sample(runs, console)
+    _print_next(runs, console)
+
+
+def _print_models(runs: list[Run], console: Console) -> None:
+    table = _table(["run", "what", "parameters", "took", "lies in"], numbers={2, 3})
+    for run in runs:
+        took = "" if run.seconds is None else show("seconds", run.seconds)
+        parameters = run.summary.get("parameters")
+        size = "" if parameters is None else show("parameters", parameters)
+        table.add_row(*map(Text, (run.name, run.kind, size, took, str(run.location))))
+    _section("Models", console)
+    console.print(table)
+
+
+def _print_scores(runs: list[Run], console: Console) -> None:
+    for stage, title in _TITLES.items():
+        rows = [row for run in runs if run.summary.get("job_type") == stage for row in run.score_rows()]
+        own = [row for row in rows if not row.get("baseline")]
+        # Two classifiers of one task share their baselines.
+        shared = {str(sorted(row.items(), key=str)): row for row in rows if row.get("baseline")}
+        scores = score_table([*own, *shared.values()])
+        if scores is None:
+            continue
+        table = _table(scores.columns, numbers=set(range(1, len(scores.columns))))
+        for row, baseline in zip(scores.rows, scores.baseline, strict=True):
+            table.add_row(*[Text(cell) for cell in row], style="dim" if baseline else "bold")
+        _section(title, console)
+        console.print(table)
+
+
+def _print_sample(runs: list[Run], console: Console) -> None:
+    for run in runs:
+        table = run.table("samples")
+        if not table or not table["rows"] or not table["rows"][0]:
+            continue
+        *before, text = table["rows"][0]
+        words = ", ".join(f"{name} {cell!r}" for name, cell in zip(table["columns"], before, strict=False))
+        lines = str(text).splitlines()
+        shown = "\n".join(lines[:_SAMPLE_LINES]) + ("\n..." if len(lines) > _SAMPLE_LINES else "")
+        _section(f"A sample of {run.name}" + (f" ({words})" if words else ""), console)
+        console.print(Padding(Text(shown), (0, 2), expand=False))
+        return
+
+
+def _print_next(runs: list[Run], console: Console) -> None:
+    python = shlex.quote(_shortest(sys.executable))
+    commands = []
+    writer = next((run for run in runs if run.summary.get("objective") == "causal"), None)
+    if writer is not None:
+        commands.append((f"{python} -m generate {_quoted(writer.location)} --interactive", "write with the model"))
+    judge = next((run for run in runs if run.summary.get("job_type") == "finetune"), None)
+    if judge is not None:
+        commands.append((f"{python} -m finetune predict {_quoted(judge.location)} FILE", "label the texts of a file"))
+    commands.append(("make pipeline DATA=your.txt BUDGET=10m", "the same on your text, with more time"))
+    commands.append(("make report", "curves and samples of every run, as runs/index.html"))
+    _section("Try next", console)
+    width = max(len(command) for command, _ in commands[:3])
+    for command, why in commands[:3]:
+        # Not wrapped, and the reason is a shell comment: the line can be copied whole.
+        console.print(Text(f"  {command:<{width}}  # {why}"), soft_wrap=True)
+
+
+def _section(title: str, console: Console) -> None:
+    console.print()
+    console.print(Text(title, style="bold underline"))
+
+
+def _table(columns: list[str], numbers: set[int]) -> Table:
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
+    return table
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(_shortest(str(path)))
+
+
+def _shortest(path: str) -> str:
+    """As seen from here, where that is shorter."""
+    return min(path, os.path.relpath(path), key=len)

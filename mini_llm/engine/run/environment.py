@@ -1,0 +1,159 @@
+"""What a run ran on and how it was called, with nothing secret in it."""
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mini_llm.engine.run.machine import usable_cores
+
+PACKAGES = [
+    "torch",
+    "accelerate",
+    "deepspeed",
+    "transformers",
+    "tokenizers",
+    "sentencepiece",
+    "datasets",
+    "evaluate",
+    "safetensors",
+    "numpy",
+    "scikit-learn",
+    "pydantic",
+    "wandb",
+    "matplotlib",
+]
+
+# Only these variables are recorded: they change what is computed or where, and never hold a key.
+VARIABLES = [
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE",
+    "ACCELERATE_MIXED_PRECISION",
+    "ACCELERATE_USE_CPU",
+    "ACCELERATE_USE_DEEPSPEED",
+    "CUDA_VISIBLE_DEVICES",
+    "HF_DATASETS_OFFLINE",
+    "HF_HUB_OFFLINE",
+    "LOCAL_WORLD_SIZE",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "SLURM_JOB_ID",
+    "SLURM_NNODES",
+    "TOKENIZERS_PARALLELISM",
+    "WANDB_MODE",
+    "WORLD_SIZE",
+]
+
+_SECRET_WORDS = {"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS", "PAT"}
+_SHORTEST_SECRET = 8
+_SECRET_SHAPES = re.compile(r"\b(?:hf_|ghp_|github_pat_|sk-|wandb_v1_)[A-Za-z0-9_-]{16,}")
+_URL_USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+_SECRET_ARGUMENT = re.compile(
+    r"(?i)^(-{0,2}(?:[\w.-]*[_.-])?(?:api_?key|key|token|secret|password|passwd)=).+", re.DOTALL
+)
+
+
+def command_line() -> str:
+    """The command that started this process, quoted for a shell, with secrets replaced by `***`."""
+    return shlex.join(redact(_SECRET_ARGUMENT.sub(r"\1***", argument)) for argument in sys.orig_argv)
+
+
+def secrets_at_hand() -> list[str]:
+    """Values of the environment variables whose name says that they are secret, longest first."""
+    found = {
+        value
+        for name, value in os.environ.items()
+        if len(value) >= _SHORTEST_SECRET and _SECRET_WORDS & set(re.split(r"[^A-Z]+", name.upper()))
+    }
+    return sorted(found, key=len, reverse=True)
+
+
+def redact(text: str, secrets: list[str] | None = None) -> str:
+    """Replace what is or looks like a key, token, password or URL user by `***`."""
+    for secret in secrets_at_hand() if secrets is None else secrets:
+        text = text.replace(secret, "***")
+    text = _SECRET_SHAPES.sub("***", text)
+    return _URL_USER.sub("***", text)
+
+
+def redact_tree(tree: Any) -> Any:
+    """`redact` for every string in a tree of plain values."""
+    return _redact_tree(tree, secrets_at_hand())
+
+
+def _redact_tree(tree: Any, secrets: list[str]) -> Any:
+    if isinstance(tree, str):
+        return redact(tree, secrets)
+    if isinstance(tree, Mapping):
+        return {key: _redact_tree(value, secrets) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_redact_tree(value, secrets) for value in tree]
+    return tree
+
+
+def describe_environment() -> dict[str, Any]:
+    """Python, platform, processor, memory (GB), GPUs where torch is loaded already, versions, commit, variables."""
+    import psutil
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "cpu": _cpu_name(),
+        "cores": usable_cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpus": _gpu_names(),
+        "packages": _versions(),
+        "commit": git_commit(Path(__file__).resolve().parents[3]),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def git_commit(directory: Path) -> str | None:
+    """Commit of the checkout at `directory`, with `+changes` when tracked files differ from it; None outside of one."""
+    commit = _git(directory, "rev-parse", "HEAD")
+    if not commit:
+        return None
+    return commit + ("+changes" if _git(directory, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _gpu_names() -> list[str]:
+    # Importing torch for this alone would cost seconds in a stage that has no use for it.
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

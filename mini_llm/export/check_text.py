@@ -1,0 +1,139 @@
+"""The ids of texts and the text of a GGUF file beside our own."""
+
+import random
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import Keys, LlamaFileType, TokenType
+from torch import Tensor, nn
+
+from mini_llm.export.encoders import Encoder
+from mini_llm.export.llama_cpp import LlamaCpp
+from mini_llm.export.vocabulary import Vocabulary
+from mini_llm.export.write import Source
+from mini_llm.model import KVCache, Seq2SeqLM
+from mini_llm.tokenization.gate import hostile_strings
+from mini_llm.tokenization.load import load_tokenizer
+
+PROMPTS = ("The ", "def read_lines(path):\n    ", "Once upon a time", "import os\n", "What is the meaning of")
+LENGTH = 64  # tokens of greedy text
+# The most by which logits of an F32 file may differ: llama.cpp's GELU is a table of F16 values.
+TOLERANCE = 0.1
+
+
+@dataclass
+class Finding:
+    """One line of the table; `passed` is None for what is told and decides nothing."""
+
+    what: str
+    seen: str
+    passed: bool | None
+
+
+def fuzz(vocabulary: Vocabulary, count: int = 300) -> list[str]:
+    """Hostile strings, and random ones of the vocabulary's own tokens and names."""
+    rng = random.Random(0)
+    tokens = [token.replace("\u2581", " ") for token in vocabulary.tokens]
+    strings = ["".join(rng.choices(tokens, k=rng.randrange(1, 20))) for _ in range(count)]
+    return [*hostile_strings().values(), *PROMPTS, *strings]
+
+
+def check_ids(source: Source, what: str, encoder: Encoder) -> Finding:
+    """Our ids and those of `encoder`, for texts that hold no name of a special token, and for those that do.
+
+    llama.cpp takes the name of a special token for it wherever joining reaches it ('<s' and '>'); our tokenizers never
+    do. That is told and decides nothing.
+    """
+    vocabulary = source.vocabulary
+    kinds = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE, TokenType.UNUSED)
+    names = vocabulary.of_type(*kinds)
+    texts = fuzz(vocabulary)
+    if vocabulary.pre == "qwen2":
+        # The one tokenizer whose normalizer llama.cpp leaves out.
+        texts = [unicodedata.normalize("NFC", text) for text in texts]
+    ours = load_tokenizer(source.directory).encode_batch(texts)
+    different = [text for text, ids in zip(texts, ours, strict=True) if encoder.encode(text) != ids.tolist()]
+    plain = [text for text in different if not any(name in text for name in names)]
+    seen = f"{len(texts) - len(different):,} of {len(texts):,} strings have our ids"
+    if plain:
+        seen = f"{len(plain)} of {len(texts):,} strings have other ids than ours, first {plain[0][:40]!r}"
+    elif different:
+        seen += f"; {len(different)} spell a special token's name, which llama.cpp reads as that token"
+    return Finding(what, seen, not plain)
+
+
+def check_runtime(source: Source, file: Path, fields: dict[str, Any]) -> list[Finding]:
+    """llama.cpp's own ids, what it puts around a text, and its greedy text, which is ours where the file is F32."""
+    tokenizer, settings = load_tokenizer(source.directory), source.vocabulary.settings
+    before = [tokenizer.bos_id] if settings[Keys.Tokenizer.ADD_BOS] else []
+    after = [tokenizer.eos_id] if settings[Keys.Tokenizer.ADD_EOS] else []
+    framed = [[*before, *tokenizer.encode(prompt), *after] for prompt in PROMPTS]
+    limit = source.model.config.max_position_embeddings
+    # In a short context half is left to write in.
+    sources = [ids[: max(1, limit // 2)] for ids in framed]
+    longest = max(map(len, sources))
+    length = min(LENGTH, limit - longest)
+    runtime = LlamaCpp(file, longest + length)
+    alike = [runtime.frame(prompt) == ids for prompt, ids in zip(PROMPTS, framed, strict=True)]
+    findings = [
+        check_ids(source, "ids of a text, llama.cpp itself", runtime),
+        Finding("beginning and end tokens, llama.cpp itself", f"{sum(alike)} of {len(alike)} prompts", all(alike)),
+    ]
+    exact = fields.get(Keys.General.FILE_TYPE) == LlamaFileType.ALL_F32
+    agreed, equal, ties, furthest = [], 0, 0, 0.0
+    for ids in sources:
+        count, gap, difference = compare_greedy(source.model, runtime, ids, length)
+        furthest = max(furthest, difference)
+        agreed.append(count)
+        equal += gap is None
+        ties += gap is not None and gap <= 2 * difference
+    seen = (
+        f"{equal} of {len(agreed)} texts equal for {length} tokens or to their end"
+        f" ({', '.join(map(str, agreed))}); logits differ by {furthest:.2g} at most"
+    )
+    if ties:
+        seen += f"; {ties} parted where that decides which token is the best"
+    passed = (equal + ties == len(agreed) and furthest <= TOLERANCE) if exact else None
+    return [*findings, Finding("greedy text, llama.cpp itself", seen, passed)]
+
+
+def compare_greedy(model: nn.Module, runtime: LlamaCpp, ids: list[int], length: int) -> tuple[int, float | None, float]:
+    """(equal tokens, gap of our logits between both choices where the two part or None, largest difference of logits).
+
+    A text ends with `length` tokens or the end token.
+    """
+    ended = model.config.eos_token_id
+    count, difference = 0, 0.0
+    for count, (mine, other) in enumerate(zip(greedy(model, ids, length), runtime.greedy(ids, length), strict=True)):
+        (token, logits), (their_token, their_logits) = mine, other
+        difference = max(difference, float(np.abs(logits - their_logits).max()))
+        if token != their_token:
+            return count, float(logits[token] - logits[their_token]), difference
+        if token == ended:
+            return count + 1, None, difference
+    return count + 1, None, difference
+
+
+@torch.inference_mode()
+def greedy(model: nn.Module, ids: list[int], length: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(best token, logits (V,)) after `ids`, then after each best token, `length` times; see LlamaCpp.greedy."""
+    cache, memory = KVCache(model.config, 1, len(ids) + length), None
+    if isinstance(model, Seq2SeqLM):
+        memory = model.trunk.encoder(torch.tensor([ids]))
+        ids = [model.config.decoder_start_token_id]
+    for _ in range(length):
+        hidden = _states(model, torch.tensor([ids]), cache, memory)
+        logits = model.predict(hidden[:, -1])[0].numpy()
+        ids = [int(logits.argmax())]
+        yield ids[0], logits
+
+
+def _states(model: nn.Module, ids: Tensor, cache: KVCache, memory: Tensor | None) -> Tensor:
+    if memory is None:
+        return model.trunk(ids, None, cache)
+    return model.trunk.decoder(ids, None, cache, memory=memory)

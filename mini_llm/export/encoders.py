@@ -1,0 +1,121 @@
+"""What llama.cpp makes of a text, from nothing but the vocabulary in a GGUF file."""
+
+import re
+from heapq import heappop, heappush
+from typing import Protocol
+
+from gguf import Keys, TokenType
+
+from mini_llm.engine.errors import CheckpointError
+from mini_llm.export.vocabulary import PRE_TOKENIZERS, Vocabulary
+
+SPACE = "\u2581"  # SentencePiece's mark for a space
+
+
+class Encoder(Protocol):
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; nothing is added, and the name of a control token in it is text (parse_special is false)."""
+
+
+def make_encoder(vocabulary: Vocabulary) -> Encoder:
+    kinds = {"llama": SpmEncoder, "gpt2": ByteLevelEncoder, "t5": UnigramEncoder}
+    if vocabulary.model not in kinds:
+        raise CheckpointError(f"{Keys.Tokenizer.MODEL} is '{vocabulary.model}'; known here are {', '.join(kinds)}")
+    return kinds[vocabulary.model](vocabulary)
+
+
+class SpmEncoder:
+    """Join the neighbours that make the token of the highest score until none do; then bytes for what is no token
+    (llm_tokenizer_spm).
+
+    As in llama.cpp, any text of the vocabulary is a token, also '<s>' or '<0x0A>' where joining can reach it.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._ids = {token: i for i, token in enumerate(vocabulary.tokens)}
+        self._scores = vocabulary.scores
+        # llama.cpp puts a space before a text unless told otherwise.
+        self._prefix = SPACE if vocabulary.settings.get(Keys.Tokenizer.ADD_PREFIX, True) else ""
+        whole = vocabulary.of_type(TokenType.USER_DEFINED)
+        whole.sort(key=len, reverse=True)
+        self._user_defined = re.compile("|".join(map(re.escape, whole))) if whole else None
+
+    def encode(self, text: str) -> list[int]:
+        ids, start = [], 0
+        for match in self._user_defined.finditer(text) if self._user_defined else ():
+            ids += [*self._join(text[start : match.start()]), self._ids[match[0]]]
+            start = match.end()
+        return ids + self._join(text[start:])
+
+    def _join(self, text: str) -> list[int]:
+        if not text:
+            return []
+        symbols = list(self._prefix + text.replace(" ", SPACE))
+        # The neighbours of each symbol; a joined one leaves its place to the symbol on its left.
+        before = list(range(-1, len(symbols) - 1))
+        after = [*range(1, len(symbols)), -1]
+        queue: list[tuple[float, int, int, str]] = []
+
+        def propose(left: int, right: int) -> None:
+            if left >= 0 and right >= 0 and (joined := symbols[left] + symbols[right]) in self._ids:
+                heappush(queue, (-self._scores[self._ids[joined]], left, right, joined))
+
+        for right in range(1, len(symbols)):
+            propose(right - 1, right)
+        while queue:
+            _, left, right, joined = heappop(queue)
+            if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != joined:
+                continue
+            symbols[left], symbols[right] = joined, ""
+            after[left] = after[right]
+            if after[right] >= 0:
+                before[after[right]] = left
+            propose(before[left], left)
+            propose(left, after[left])
+        return [i for symbol in symbols if symbol for i in self._ids_of(symbol)]
+
+    def _ids_of(self, symbol: str) -> list[int]:
+        if symbol in self._ids:
+            return [self._ids[symbol]]
+        return [self._ids[f"<0x{byte:02X}>"] for byte in symbol.encode()]
+
+
+class ByteLevelEncoder:
+    """The `tokenizers` library over the tokens and merges of the file, after the cut into words that the file names."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+
+        pattern = next(pattern for pattern, name in PRE_TOKENIZERS.items() if name == vocabulary.pre)
+        merges = [tuple(merge.split(" ")) for merge in vocabulary.merges]
+        ids = {token: i for i, token in enumerate(vocabulary.tokens)}
+        # As llama.cpp, which looks at words that are tokens first for this one alone.
+        whole = vocabulary.pre == "llama-bpe"
+        self._backend = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=whole))
+        bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+        words = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), "isolated")]
+        self._backend.pre_tokenizer = pre_tokenizers.Sequence([*words, bytes_of_words])
+        whole_tokens = vocabulary.of_type(TokenType.USER_DEFINED)
+        self._backend.add_tokens([AddedToken(token, normalized=False) for token in whole_tokens])
+
+    def encode(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+
+class UnigramEncoder:
+    """SentencePiece over the pieces, scores and rules of the file."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+        proto, settings = sentencepiece_model_pb2.ModelProto(), vocabulary.settings
+        for token, score, kind in zip(vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True):
+            proto.pieces.add(piece=token, score=score, type=int(kind))
+        proto.trainer_spec.model_type = proto.trainer_spec.UNIGRAM
+        proto.normalizer_spec.add_dummy_prefix = settings[Keys.Tokenizer.ADD_PREFIX]
+        proto.normalizer_spec.remove_extra_whitespaces = settings[Keys.Tokenizer.REMOVE_EXTRA_WS]
+        proto.normalizer_spec.precompiled_charsmap = bytes(settings.get(Keys.Tokenizer.PRECOMPILED_CHARSMAP, b""))
+        self._processor = SentencePieceProcessor(model_proto=proto.SerializeToString())
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)

@@ -1,0 +1,215 @@
+"""The tokenizer of a model directory as llama.cpp's vocabulary (src/llama-vocab.cpp)."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFWriter, Keys, TokenType
+
+from mini_llm.engine.errors import CheckpointError
+from mini_llm.engine.run.files import read_json
+from mini_llm.tokenization.fast import FastTokenizer
+from mini_llm.tokenization.load import load_tokenizer
+from mini_llm.tokenization.tokenizer import Tokenizer
+
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
+NAMED_IDS = {
+    "bos_id": Keys.Tokenizer.BOS_ID,
+    "eos_id": Keys.Tokenizer.EOS_ID,
+    "unk_id": Keys.Tokenizer.UNK_ID,
+    "sep_id": Keys.Tokenizer.SEP_ID,
+    "pad_id": Keys.Tokenizer.PAD_ID,
+    "mask_id": Keys.Tokenizer.MASK_ID,
+}
+# How a byte-level BPE cuts text into words -> llama.cpp's name of it. None: ByteLevel's own expression, GPT-2's.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZERS = {
+    None: "gpt-2",
+    _WORDS.replace("DIGITS", r"\p{N}{1,3}"): "llama-bpe",
+    _WORDS.replace("DIGITS", r"\p{N}"): "qwen2",
+}
+# Of tokens that no text gives.
+_NO_SCORE = -10_000.0
+
+
+@dataclass
+class Vocabulary:
+    """What stands under tokenizer.ggml.*; the lists have one entry per row of the embedding."""
+
+    model: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    scores: list[float] | None = None
+    merges: list[str] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def of_type(self, *kinds: TokenType) -> list[str]:
+        return [token for token, kind in zip(self.tokens, self.types, strict=True) if kind in kinds]
+
+    def write(self, writer: GGUFWriter) -> None:
+        writer.add_tokenizer_model(self.model)
+        writer.add_tokenizer_pre(self.pre)
+        writer.add_token_list(self.tokens)
+        writer.add_token_types(self.types)
+        if self.scores is not None:
+            writer.add_token_scores(self.scores)
+        if self.merges is not None:
+            writer.add_token_merges(self.merges)
+        for key, value in self.settings.items():
+            if key == Keys.Tokenizer.PRECOMPILED_CHARSMAP:
+                writer.add_precompiled_charsmap(value)
+            elif isinstance(value, bool):
+                writer.add_bool(key, value)
+            elif isinstance(value, int):
+                writer.add_uint32(key, value)
+            else:
+                writer.add_string(key, value)
+
+
+def vocabulary_of(fields: dict[str, Any]) -> Vocabulary:
+    """The vocabulary in a GGUF file with these fields. Raises CheckpointError."""
+    keys = (Keys.Tokenizer.MODEL, Keys.Tokenizer.PRE, Keys.Tokenizer.LIST, Keys.Tokenizer.TOKEN_TYPE)
+    if missing := [key for key in keys if key not in fields]:
+        raise CheckpointError(f"the GGUF file lacks {', '.join(missing)}: it has no vocabulary. Write it again")
+    lists = (fields.get(key) for key in (Keys.Tokenizer.SCORES, Keys.Tokenizer.MERGES))
+    return Vocabulary(*(fields[key] for key in keys), *lists, {k: v for k, v in fields.items() if k not in keys})
+
+
+def read_vocabulary(directory: Path, rows: int, head: str) -> Vocabulary:
+    """The vocabulary of `directory` for an embedding of `rows` rows, under a "causal" or "seq2seq" model.
+
+    Raises CheckpointError when llama.cpp would give other ids, or when it has more tokens than rows.
+    """
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.vocab_size > rows:
+        raise CheckpointError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {rows}: they do not belong "
+            "together. Copy the tokenizer files of the training run into the model directory"
+        )
+    if isinstance(tokenizer, FastTokenizer) and tokenizer.kind == "byte-level BPE":
+        vocabulary = _byte_level(tokenizer)
+    else:
+        vocabulary = _sentencepiece(directory, tokenizer)
+    for i in range(len(vocabulary.tokens), rows):
+        vocabulary.tokens.append(f"[PAD{i}]")
+        vocabulary.types.append(TokenType.UNUSED)
+        if vocabulary.scores is not None:
+            vocabulary.scores.append(_NO_SCORE)
+    if len(set(vocabulary.tokens)) < rows:
+        raise CheckpointError(f"{directory}: two tokens have the same text, which llama.cpp cannot hold")
+    ids = {key: getattr(tokenizer, name) for name, key in NAMED_IDS.items()}
+    add_bos, add_eos = _added(tokenizer, directory, head)
+    vocabulary.settings |= {key: value for key, value in ids.items() if value is not None}
+    vocabulary.settings |= {Keys.Tokenizer.ADD_BOS: add_bos, Keys.Tokenizer.ADD_EOS: add_eos}
+    if template := _chat_template(directory):
+        vocabulary.settings[Keys.Tokenizer.CHAT_TEMPLATE] = template
+    return vocabulary
+
+
+def _added(tokenizer: Tokenizer | FastTokenizer, directory: Path, head: str) -> tuple[bool, bool]:
+    """Whether a text stands behind the beginning token, and before the end token."""
+    if tokenizer.frame is not None:
+        before, after = tokenizer.frame
+        return before == [tokenizer.bos_id], after == [tokenizer.eos_id]
+    if head == "seq2seq":
+        return False, tokenizer.eos_id is not None
+    # As python -m generate has it.
+    return tokenizer.bos_id is not None and _config(directory).get("add_bos_token") is not False, False
+
+
+def _sentencepiece(directory: Path, tokenizer: Tokenizer | FastTokenizer) -> Vocabulary:
+    """Pieces, scores and types of the SentencePiece model, and the tokens that tokenizer.json adds to them."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    path = next((directory / name for name in SENTENCEPIECE_FILES if (directory / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(
+            f"{directory}: a {tokenizer.kind} tokenizer without its SentencePiece model, which llama.cpp's vocabulary "
+            f"is made of. Copy {' or '.join(SENTENCEPIECE_FILES)} there from where the model came"
+        )
+    try:
+        proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    except Exception as error:  # protobuf's own class, whose home moves between versions
+        raise CheckpointError(f"{path}: not a SentencePiece model, or a damaged one ({str(error)[:120]})") from None
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    unigram = trainer.model_type == trainer.UNIGRAM
+    problems = {
+        "it is neither BPE nor Unigram": trainer.model_type not in (trainer.BPE, trainer.UNIGRAM),
+        "it has no byte_fallback": not unigram and not trainer.byte_fallback,
+        "it normalizes text": not unigram and bool(normalizer.precompiled_charsmap),
+        "it takes away spaces (remove_extra_whitespaces)": not unigram and normalizer.remove_extra_whitespaces,
+        "it puts spaces behind words (treat_whitespace_as_suffix)": trainer.treat_whitespace_as_suffix,
+    }
+    if found := [problem for problem, present in problems.items() if present]:
+        raise CheckpointError(f"{path}: llama.cpp would cut text into other tokens: {', '.join(found)}")
+    # SentencePiece's types are llama.cpp's: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
+    tokens, types, scores = ([getattr(p, name) for p in proto.pieces] for name in ("piece", "type", "score"))
+    for i in range(len(tokens), tokenizer.vocab_size):
+        tokens.append(tokenizer.piece(i))
+        types.append(TokenType.CONTROL if i in tokenizer.special_ids else TokenType.USER_DEFINED)
+        scores.append(_NO_SCORE)
+    settings: dict[str, Any] = {Keys.Tokenizer.ADD_PREFIX: normalizer.add_dummy_prefix}
+    if unigram:
+        settings[Keys.Tokenizer.REMOVE_EXTRA_WS] = normalizer.remove_extra_whitespaces
+        if normalizer.precompiled_charsmap:
+            settings[Keys.Tokenizer.PRECOMPILED_CHARSMAP] = normalizer.precompiled_charsmap
+    return Vocabulary("t5" if unigram else "llama", "default", tokens, types, scores, None, settings)
+
+
+def _byte_level(tokenizer: FastTokenizer) -> Vocabulary:
+    tree = json.loads(tokenizer.content)
+    model, added = tree["model"], {token["id"]: token for token in tree.get("added_tokens") or []}
+    names = {i: token for token, i in model["vocab"].items()} | {i: token["content"] for i, token in added.items()}
+    tokens, types = [], []
+    for i in range(tokenizer.vocab_size):
+        tokens.append(names.get(i, f"[PAD{i}]"))
+        if i in added:
+            types.append(TokenType.CONTROL if i in tokenizer.special_ids else TokenType.USER_DEFINED)
+        else:
+            types.append(TokenType.NORMAL if i in names else TokenType.UNUSED)
+    # Older files have "a b" for ["a", "b"].
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    return Vocabulary("gpt2", pre_tokenizer(tree, tokenizer.directory), tokens, types, None, merges)
+
+
+def pre_tokenizer(tree: dict[str, Any], directory: Path) -> str:
+    """llama.cpp's name for how a tokenizer.json cuts text into words. Raises CheckpointError when it is none it has."""
+    stage = tree.get("pre_tokenizer") or {}
+    steps = stage.get("pretokenizers") or [stage]
+    *splits, last = steps
+    pattern = splits[0].get("pattern", {}).get("Regex") if len(splits) == 1 else None
+    regular = (
+        last.get("type") == "ByteLevel"
+        and not last.get("add_prefix_space")
+        and last.get("use_regex", True) is not bool(splits)
+        and all(s.get("type") == "Split" and s.get("behavior") == "Isolated" and not s.get("invert") for s in splits)
+        and len(splits) <= 1
+        and not (splits and pattern is None)
+    )
+    name = PRE_TOKENIZERS.get(pattern) if regular else None
+    # llama.cpp takes a word that is a token whole for this one alone, and never normalizes: its own converter takes
+    # Qwen's tokenizer all the same.
+    whole = bool(tree["model"].get("ignore_merges")) is (name == "llama-bpe")
+    normalizer = (tree.get("normalizer") or {}).get("type")
+    if name is None or not whole or normalizer not in (None, "NFC" if name == "qwen2" else None):
+        raise CheckpointError(
+            f"{directory / 'tokenizer.json'}: it cuts text into words in a way without a name in llama.cpp known here "
+            f"({', '.join(PRE_TOKENIZERS.values())}), and with another name llama.cpp would give other tokens. "
+            "SentencePiece tokenizers (python -m tokenizer) have no such step"
+        )
+    return name
+
+
+def _chat_template(directory: Path) -> str | None:
+    file = directory / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.is_file() else _config(directory).get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    config = read_json(directory / "tokenizer_config.json")
+    return config if isinstance(config, dict) else {}

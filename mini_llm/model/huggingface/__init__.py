@@ -1,0 +1,1 @@
+"""Hugging Face model directories: reading, writing, and the layout of each family."""

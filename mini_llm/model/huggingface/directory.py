@@ -1,0 +1,213 @@
+"""Hugging Face model directories, in and out: config.json + model.safetensors (or sharded with an index)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mini_llm.model.config import ModelConfig
+from mini_llm.model.heads import HEADS
+from mini_llm.model.huggingface.layouts import LAYOUTS, Layout, LayoutError, layout_for
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What a new head may leave behind or need anew when a pretrained trunk gets it.
+OUTPUT_LAYERS = ("score.", "classifier.")
+HEAD_PREFIXES = ("lm_head.", "head.", "pooler.", "next_sentence.", *OUTPUT_LAYERS)
+
+
+class ModelDirectoryError(ValueError):
+    """A model directory that is missing, damaged, or not what was asked for."""
+
+    exit_code = 4
+
+
+def save_model(model: nn.Module, directory: Path | str, state: dict[str, Tensor] | None = None) -> None:
+    """Write `model` as a Hugging Face directory; `state` replaces its own state dict (for gathered ZeRO-3 weights).
+
+    Raises LayoutError when no Hugging Face class holds the architecture.
+    """
+    directory = Path(directory)
+    layout = write_config(model, directory)
+    state = layout.to_theirs(model.state_dict() if state is None else state, model.config)
+    if model.config.tie_word_embeddings:
+        state = {theirs: tensor for theirs, tensor in state.items() if theirs not in tied_names(layout)}
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
+
+
+def write_config(model: nn.Module, directory: Path | None) -> Layout:
+    """Write config.json and generation_config.json, where there is a directory; the layout of the model.
+
+    Raises LayoutError when no Hugging Face class holds the architecture.
+    """
+    config = model.config
+    head = next(name for name, cls in HEADS.items() if isinstance(model, cls))
+    layout = layout_for(config, head)
+    theirs = layout.write_config(config, head)
+    theirs["dtype"] = "float32"
+    if directory is None:
+        return layout
+    directory.mkdir(parents=True, exist_ok=True)
+    if head in ("causal", "seq2seq"):
+        keys = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        generation = {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
+        (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    (directory / "config.json").write_text(json.dumps(theirs, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return layout
+
+
+def load_model(directory: Path | str, head: str | None = None, **changes: Any) -> nn.Module:
+    """Read a Hugging Face directory of a known layout as an fp32 model in evaluation mode.
+
+    `head` ("causal", "masked", "classifier") asks for another head than the one saved; what the directory does not
+    hold for it is initialised and named in `model.newly_initialized`; tensors of the directory that it has no place for
+    are named in `model.left_behind`. `changes` replace fields of the configuration.
+    Raises ModelDirectoryError.
+    """
+    directory = Path(directory)
+    theirs = read_config(directory)
+    layout = LAYOUTS[theirs["model_type"]]
+    saved = layout.head_of(theirs["architectures"])
+    head = head or saved
+    heads = dict.fromkeys(layout.architectures.values())
+    if head is None:
+        raise ModelDirectoryError(
+            f"{directory}/config.json: architectures = {theirs['architectures']} names no head that is known; "
+            f"known are {', '.join(layout.architectures)}"
+        )
+    if head not in heads:
+        raise ModelDirectoryError(
+            f"{directory}: a {layout.model_type} model has no '{head}' head; it has {', '.join(heads)}"
+        )
+    try:
+        config = layout.read_config(theirs)
+        for key, value in changes.items():
+            setattr(config, key, value)
+        if head == saved == "classifier" and not config.id2label:
+            # transformers leaves its own default out of the file.
+            config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+        tensors = layout.rename(read_tensors(directory, theirs))
+        check_size(config, sum(tensor.numel() for tensor in tensors.values()))
+        model = HEADS[head](config)
+        # Shared parameters come once, under their first name.
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        state = layout.to_ours(tensors, config, shapes)
+    except ModelDirectoryError:
+        raise
+    except ValueError as error:
+        raise ModelDirectoryError(f"{directory}: {error}") from None
+    if "id2label" in changes:
+        # Other labels than the saved ones: the last layer starts again.
+        state = {n: t for n, t in state.items() if not n.startswith(OUTPUT_LAYERS)}
+    names = {ours: theirs for theirs, entry in layout.names(config) for ours in entry.ours}
+    known = set(names.values())
+    missing = [name for name in shapes if name not in state]
+    problems = _second_copies(layout, config, tensors)
+    problems += [
+        f"{names[n]} gives {n} as {tuple(t.shape)}, expected {tuple(shapes[n])}"
+        for n, t in state.items()
+        if t.shape != shapes[n]
+    ]
+    problems += [f"{names[n]} holds {t.dtype}, not weights" for n, t in state.items() if not t.is_floating_point()]
+    new_head = HEAD_PREFIXES if changes or head != saved else ()
+    problems += [f"{names.get(n, n)} is missing" for n in missing if not n.startswith(new_head)]
+    problems += [f"{n} is not part of a {layout.model_type} model" for n in tensors if n not in known]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ModelDirectoryError(
+            f"{directory}: the weights do not fit config.json: {'; '.join(problems[:5])}{more}. "
+            "Take both files from the same model."
+        )
+    model.load_state_dict(state, strict=False)
+    model.newly_initialized = missing
+    copies = tied_names(layout) if config.tie_word_embeddings else ()
+    model.left_behind = [
+        name
+        for name, entry in layout.names(config)
+        if name in tensors and name not in copies and not all(ours in state for ours in entry.ours)
+    ]
+    return model.eval()
+
+
+def check_size(config: ModelConfig, held: int) -> None:
+    """Raises LayoutError before memory is taken, for a configuration that asks for far more than the `held` weights."""
+    layers = config.num_hidden_layers + (config.num_decoder_layers or 0)
+    rows = config.vocab_size + layers * (config.num_attention_heads * config.head_dim + config.intermediate_size)
+    rows += config.type_vocab_size + (config.max_position_embeddings if config.position == "learned" else 0)
+    least = rows * config.hidden_size
+    least += config.relative_buckets * config.num_attention_heads if config.position == "relative" else 0
+    if least > held:
+        raise LayoutError(f"config.json asks for {least:,} weights at least; the files hold {held:,}")
+
+
+def tied_names(layout: Layout) -> list[str]:
+    """Their names of the vocabulary head's matrix."""
+    return [theirs for theirs, ours in layout.tensors.items() if ours == "lm_head.weight"]
+
+
+def _second_copies(layout: Layout, config: ModelConfig, tensors: dict[str, Tensor]) -> list[str]:
+    """Tied matrices that a file holds twice, with different values."""
+    embeddings = [theirs for theirs, ours in layout.tensors.items() if str(ours).endswith("embed.weight")]
+    if not config.tie_word_embeddings or embeddings[0] not in tensors:
+        return []
+    first = tensors[embeddings[0]]
+    return [
+        f"tie_word_embeddings is set, but {name} is not {embeddings[0]}"
+        for name in tied_names(layout)
+        if name in tensors and not tensors[name].float().equal(first.float())
+    ]
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The parsed config.json of a known family, `architectures` a list. Raises ModelDirectoryError."""
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise ModelDirectoryError(f"{directory}: no such directory")
+    if not path.is_file():
+        raise ModelDirectoryError(f"{directory}: no config.json, so this is not a model directory")
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelDirectoryError(f"{path}: not a JSON file ({error})") from None
+    family = theirs.get("model_type") if isinstance(theirs, dict) else None
+    if not isinstance(family, str):
+        raise ModelDirectoryError(f"{path}: not a Hugging Face model configuration: it has no model_type")
+    theirs["architectures"] = theirs.get("architectures") or []
+    if not isinstance(theirs["architectures"], list):
+        raise ModelDirectoryError(f"{path}: architectures = {theirs['architectures']!r} is not a list")
+    if family not in LAYOUTS:
+        raise ModelDirectoryError(f"{path}: unknown model_type '{family}'; known are {', '.join(LAYOUTS)}")
+    return theirs
+
+
+def read_tensors(directory: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    """All tensors of model.safetensors, or of the shards that its index names, in fp32; `config` is its config.json."""
+    if (directory / WEIGHTS).is_file():
+        files = [WEIGHTS]
+    elif (directory / INDEX).is_file():
+        try:
+            files = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelDirectoryError(f"{directory / INDEX}: not a weight index ({error})") from None
+    elif list(directory.glob("*.bin")):
+        known = LAYOUTS[config["model_type"]].architectures
+        name = next((name for name in known if name in config["architectures"]), "AutoModel")
+        raise ModelDirectoryError(
+            f"{directory}: only pickled weights (.bin), which are never loaded: they can run any program. "
+            f'If you trust them, convert them: python -c "from transformers import {name}; '
+            f"{name}.from_pretrained('{directory}').save_pretrained('NEW_DIR')\""
+        )
+    else:
+        raise ModelDirectoryError(f"{directory}: no {WEIGHTS} and no {INDEX}")
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ModelDirectoryError(f"{directory / INDEX}: shard name '{name}' leaves the directory")
+        try:
+            tensors.update(load_file(str(directory / name)))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelDirectoryError(f"{directory / name}: unreadable weights ({error})") from None
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}

@@ -1,0 +1,258 @@
+"""Text to ids and back with SentencePiece, exactly and in parallel.
+
+tokenizer = load_tokenizer("runs/tokenizer")
+ids = tokenizer.encode("def main():")    # never a special id
+tokenizer.decode(ids)                    # the same text
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mini_llm.engine.errors import CheckpointError
+from mini_llm.engine.kernels.build import load_library
+from mini_llm.engine.run.files import read_json
+from mini_llm.engine.run.machine import usable_cores
+from mini_llm.tokenization.bpe import SOURCE, BytePairEncoder
+from mini_llm.tokenization.stream import StreamDecoder, decode
+
+if TYPE_CHECKING:
+    pass
+
+SPACE = "\u2581"  # SentencePiece's mark for a space; as text it is the one character that does not round-trip
+SHA256_KEY = "tokenizer_model_sha256"  # in tokenizer_config.json
+
+_LARGEST_MODEL = 64 << 20  # bytes; a vocabulary of a million pieces is about 20 MB
+# SentencePiece slows down on long strings (measured: 6 MB/s at 4,000 characters, 2 MB/s at a million), and a thread
+# takes whole strings, so longer ones are cut.
+_SEGMENT = 4096
+# Characters of a text that one thread of the fast encoder takes.
+_STRETCH = 1 << 17
+_FEW = 1 << 14  # characters that are encoded sooner without it
+
+
+class Tokenizer:
+    """A SentencePiece model. `directory` is where it lies; ids of symbols that it lacks are None.
+
+    `frame`, what stands before and after a text, is None: not the tokenizer but the kind of model decides.
+    """
+
+    frame: tuple[list[int], list[int]] | None = None
+
+    def __init__(self, model: bytes, directory: Path | str):
+        from sentencepiece import SentencePieceProcessor
+
+        self.directory = Path(directory)
+        self.model = model
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        try:
+            processor = SentencePieceProcessor(model_proto=model)
+            self._vocabulary = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+        except Exception as error:  # whatever a damaged file provokes in the library
+            raise CheckpointError(
+                f"{self.directory / 'tokenizer.model'}: not a SentencePiece model, or a damaged one "
+                f"({str(error)[:120]}). Copy it again from where it came, or train it again"
+            ) from None
+        self._processor = processor
+        controls = {i for i in range(len(self._vocabulary)) if processor.is_control(i)}
+        self.vocab_size = len(self._vocabulary)
+        self.unk_id: int | None = self._optional(processor.unk_id())
+        self.bos_id: int | None = self._optional(processor.bos_id())
+        self.eos_id: int | None = self._optional(processor.eos_id())
+        self.pad_id: int | None = self._optional(processor.pad_id())
+        named = {self._vocabulary[i]: i for i in controls}
+        self.mask_id: int | None = named.get("<mask>")
+        self.cls_id: int | None = named.get("<cls>")
+        self.sep_id: int | None = named.get("<sep>")
+        self.special_ids: frozenset[int] = frozenset(controls | ({self.unk_id} - {None}))
+
+    @classmethod
+    def load(cls, directory: Path | str) -> "Tokenizer":
+        """Read `directory`/tokenizer.model. Raises CheckpointError: missing, damaged or not the recorded one."""
+        path = Path(directory) / "tokenizer.model"
+        try:
+            size = path.stat().st_size
+            if size > _LARGEST_MODEL:
+                raise CheckpointError(f"{path}: {size / 1e6:.0f} MB is too large for a tokenizer; is it another file?")
+            tokenizer = cls(path.read_bytes(), directory)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
+        tokenizer._check_recorded_hash()
+        return tokenizer
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words: "SentencePiece BPE" or "SentencePiece Unigram"."""
+        trainer = self._proto.trainer_spec
+        return "SentencePiece BPE" if trainer.model_type == trainer.BPE else "SentencePiece Unigram"
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, no special one among them: '<s>' in a text is three characters. Nothing is added."""
+        if len(text) > _SEGMENT:
+            return self.encode_batch([text])[0].tolist()
+        return self._run([text], 1)[0].tolist()
+
+    def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
+        """Ids of each text (int32), as `encode` gives them, on `threads` threads (None: one per usable core)."""
+        threads = threads or usable_cores()
+        if sum(map(len, texts)) < _FEW or self._fast is None:
+            return self._encode_in_cuts(texts, _SEGMENT, lambda segments: self._run(segments, threads))
+        return self._encode_in_cuts(texts, _STRETCH, lambda segments: self._run_fast(segments, threads))
+
+    def _encode_in_cuts(
+        self, texts: Sequence[str], size: int, encode: Callable[[list[str]], list[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """Ids of each text, from those of its stretches of about `size` characters."""
+        cuts = [[text] if len(text) <= size else self._cut(text, size) for text in texts]
+        encoded = encode([stretch for cut in cuts for stretch in cut])
+        ids, start = [], 0
+        for cut in cuts:
+            ids.append(encoded[start] if len(cut) == 1 else np.concatenate(encoded[start : start + len(cut)]))
+            start += len(cut)
+        return ids
+
+    @cached_property
+    def _fast(self) -> BytePairEncoder | None:
+        """None without a compiler, and for a model whose ids cannot be put together from those of stretches."""
+        processor, every = self._processor, range(self.vocab_size)
+        byte_ids = {int(self._vocabulary[i][3:5], 16): i for i in every if processor.is_byte(i)}
+        # SentencePiece takes a character for the special symbol that is written so, and spells an unknown U+2581.
+        odd = SPACE not in self._vocabulary or any(len(self._vocabulary[i]) == 1 for i in self.special_ids)
+        if not self.lossless or odd or len(byte_ids) < 256 or any(map(processor.is_unused, every)):
+            return None
+        library, _ = load_library(SOURCE)
+        if library is None:
+            return None
+        texts = [b"" if i in self.special_ids or processor.is_byte(i) else self._bytes[i] for i in every]
+        # In a text no space is left for a piece that holds one as such.
+        pieces = [b"" if " " in piece else text for piece, text in zip(self._vocabulary, texts, strict=True)]
+        return BytePairEncoder(library, pieces, [*map(self.score, every)], self.user_defined_ids, byte_ids)
+
+    def _run_fast(self, texts: list[str], threads: int) -> list[np.ndarray]:
+        try:
+            data = [text.replace(SPACE, " ").encode() for text in texts]
+        except UnicodeEncodeError:
+            data = [_valid(text).replace(SPACE, " ").encode() for text in texts]
+        return self._fast.encode(data, threads)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`. Special ids, and ids outside the vocabulary (a model's padding rows), give nothing."""
+        return decode(ids, self._piece_bytes)
+
+    def stream(self) -> StreamDecoder:
+        """A decoder for ids that come one by one."""
+        return StreamDecoder(self._piece_bytes)
+
+    def pieces(self, text: str) -> list[str]:
+        """The pieces of `text` as they stand in the vocabulary: U+2581 for a space, '<0x0A>' for a single byte."""
+        return [self._vocabulary[i] for i in self.encode(text)]
+
+    def piece(self, token_id: int) -> str:
+        """The piece with this id. Raises IndexError."""
+        return self._vocabulary[token_id]
+
+    def score(self, token_id: int) -> float:
+        """How early pieces merge into this one: the highest first."""
+        return self._processor.get_score(token_id)
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether this id stands for one byte of a character that has no piece."""
+        return self._processor.is_byte(token_id)
+
+    @cached_property
+    def user_defined_ids(self) -> frozenset[int]:
+        """Pieces that stand as they are wherever a text has them; only models trained elsewhere have some."""
+        return frozenset(i for i, piece in enumerate(self._proto.pieces) if piece.type == piece.USER_DEFINED)
+
+    @cached_property
+    def _proto(self) -> Any:
+        from sentencepiece import sentencepiece_model_pb2
+
+        return sentencepiece_model_pb2.ModelProto.FromString(self.model)
+
+    @cached_property
+    def lossless(self) -> bool:
+        """Whether this is a byte-fallback BPE that changes nothing in a text, as train_tokenizer makes them."""
+        trainer, normalizer = self._proto.trainer_spec, self._proto.normalizer_spec
+        return (
+            trainer.model_type == trainer.BPE
+            and trainer.byte_fallback
+            and not trainer.treat_whitespace_as_suffix
+            and not normalizer.precompiled_charsmap
+            and not normalizer.add_dummy_prefix
+            and not normalizer.remove_extra_whitespaces
+        )
+
+    def _run(self, texts: list[str], threads: int) -> list[np.ndarray]:
+        try:
+            return self._processor.encode(texts, return_type="numpy", num_threads=threads)
+        except (RuntimeError, TypeError, UnicodeError):
+            # JSON can smuggle lone surrogates into a str; they have no UTF-8 form.
+            return self._processor.encode([_valid(text) for text in texts], return_type="numpy", num_threads=threads)
+
+    def _cut(self, text: str, size: int) -> list[str]:
+        """Cut a long text where no piece can reach across, so that the ids of the segments are the ids of the text."""
+        if not self.lossless:
+            return [text]
+        inner, segments, start = self._inner_pairs, [], 0
+        while len(text) - start > size:
+            end = start + size
+            while end < len(text) and text[end - 1 : end + 1] in inner:
+                end += 1
+            segments.append(text[start:end])
+            start = end
+        return segments + [text[start:]] if start < len(text) else segments
+
+    @cached_property
+    def _inner_pairs(self) -> frozenset[str]:
+        """Every pair of neighbouring characters that some piece contains."""
+        pairs = {piece[i : i + 2] for piece in self._vocabulary for i in range(len(piece) - 1)}
+        for pair in [pair for pair in pairs if SPACE in pair]:
+            pairs |= {a + b for a in _as_text(pair[0]) for b in _as_text(pair[1])}
+        return frozenset(pairs)
+
+    @cached_property
+    def _bytes(self) -> list[bytes | None]:
+        table: list[bytes | None] = []
+        for i, piece in enumerate(self._vocabulary):
+            if i in self.special_ids or self._processor.is_unused(i):
+                table.append(None)
+            elif self._processor.is_byte(i):
+                table.append(bytes.fromhex(piece[3:5]))
+            else:
+                table.append(piece.replace(SPACE, " ").encode())
+        return table
+
+    @cached_property
+    def _strips_first_space(self) -> bool:
+        # Models of others may put a space before every text, and take it away when decoding.
+        return self._processor.normalize("a").startswith(SPACE)
+
+    def _piece_bytes(self, token_id: int, first: bool) -> bytes | None:
+        data = self._bytes[token_id] if 0 <= token_id < self.vocab_size else None
+        return data.removeprefix(b" ") if data and first and self._strips_first_space else data
+
+    def _optional(self, token_id: int) -> int | None:
+        return token_id if 0 <= token_id < len(self._vocabulary) else None
+
+    def _check_recorded_hash(self) -> None:
+        config = read_json(self.directory / "tokenizer_config.json")
+        recorded = config.get(SHA256_KEY) if isinstance(config, dict) else None
+        if recorded not in (None, self.sha256):
+            raise CheckpointError(
+                f"{self.directory / 'tokenizer.model'} has sha256 {self.sha256}, but tokenizer_config.json beside it "
+                f"was written for {recorded}: the file is damaged or from another tokenizer. Copy the directory again"
+            )
+
+
+def _as_text(mark: str) -> tuple[str, ...]:
+    return (SPACE, " ") if mark == SPACE else (mark,)
+
+
+def _valid(text: str) -> str:
+    """The text with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

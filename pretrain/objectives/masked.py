@@ -1,0 +1,79 @@
+"""Masked language modelling."""
+
+from typing import Any
+
+import numpy as np
+
+from mini_llm.corpus.build import TokenStore
+from mini_llm.engine.batch import IGNORE_INDEX, Batch, Share
+
+from .tensors import to_tensors
+from .windows import Windows
+
+EVALUATION_MLM_PROBABILITY = 0.15
+
+EVALUATION_SEED = 15
+
+
+class MaskedObjective:
+    """Recover masked tokens (Devlin et al. 2018): exactly `count` a row, of them 80 % <mask>, 10 % random, 10 % kept.
+
+    A row is <cls> tokens <sep>. Only the masked positions reach the vocabulary head: a batch carries `positions`.
+    """
+
+    # Tokens of a row that are not text.
+    edges = 2
+
+    def __init__(self, store: TokenStore, length: int, seed: int, tokenizer: Any, probability: float) -> None:
+        self.windows = Windows(store, length - self.edges, 0, seed)
+        self.length, self.seed, self.tokenizer = length, seed, tokenizer
+        self.probability = probability
+        self.special = np.array(sorted(tokenizer.special_ids))
+        self.ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), self.special)
+
+    def batches(self, step: int, share: Share) -> list[Batch]:
+        rows = self._frame(self.windows.batch(step, share.global_batch_size))
+        corrupted = self.corrupt(rows, np.random.default_rng((self.seed, step)), self.probability)
+        parts = [share.split(array) for array in corrupted]
+        return [
+            to_tensors(input_ids=inputs, positions=positions, labels=labels)
+            for inputs, positions, labels in zip(*parts, strict=True)
+        ]
+
+    def corrupt(
+        self, rows: np.ndarray, generator: np.random.Generator, probability: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(input ids (B, T), positions (B, M), labels (B, M)), M = round(probability * ordinary tokens of a full row).
+
+        A row with fewer ordinary tokens than M has its last labels at -100.
+        """
+        batch, length = rows.shape
+        count = max(1, round(probability * (length - 2)))
+        noise = generator.random((batch, length))
+        noise[np.isin(rows, self.special)] = np.inf
+        positions = np.sort(np.argpartition(noise, count - 1, axis=1)[:, :count], axis=1)
+        chosen = np.take_along_axis(rows, positions, axis=1)
+        masked = np.isfinite(np.take_along_axis(noise, positions, axis=1))
+        labels = np.where(masked, chosen, IGNORE_INDEX)
+        action = generator.random((batch, count))
+        substitutes = self.ordinary[generator.integers(len(self.ordinary), size=(batch, count))]
+        shown = np.where(action < 0.8, self.tokenizer.mask_id, np.where(action < 0.9, substitutes, chosen))
+        inputs = rows.copy()
+        np.put_along_axis(inputs, positions, np.where(masked, shown, chosen), axis=1)
+        return inputs, positions, labels
+
+    def _frame(self, windows: np.ndarray) -> np.ndarray:
+        edge = np.ones((len(windows), 1), dtype=np.int64)
+        return np.hstack([edge * self.tokenizer.cls_id, windows, edge * self.tokenizer.sep_id])
+
+    def evaluation(self, store: TokenStore, rows: int) -> list[Batch]:
+        """All full windows of the store in order, with the same 15 % masked in every evaluation of every run."""
+        inner = self.length - 2
+        generator = np.random.default_rng(EVALUATION_SEED)
+        batches = []
+        for start in range(0, len(store) // inner * inner, rows * inner):
+            tokens = store.read(start, rows * inner)
+            framed = self._frame(tokens[: len(tokens) // inner * inner].reshape(-1, inner))
+            inputs, positions, labels = self.corrupt(framed, generator, EVALUATION_MLM_PROBABILITY)
+            batches.append(to_tensors(input_ids=inputs, positions=positions, labels=labels))
+        return batches

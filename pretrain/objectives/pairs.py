@@ -1,0 +1,92 @@
+"""Pairs of texts as token ids, and their batches for an encoder-decoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mini_llm.engine.batch import IGNORE_INDEX, Batch, LengthBatches, Share, ordered_batches
+from mini_llm.engine.errors import DataError
+
+from ..pairs import Pair
+from .lengths import PairLengths
+from .tensors import to_tensors
+
+WIDTH_MULTIPLE = 8
+
+
+@dataclass
+class EncodedPairs:
+    """Token ids of sources and targets, each ending in the end-of-sequence token."""
+
+    sources: list[np.ndarray]
+    targets: list[np.ndarray]
+
+    @property
+    def lengths(self) -> PairLengths:
+        sources, targets = ([len(ids) for ids in side] for side in (self.sources, self.targets))
+        longest = max(*sources, *targets)
+        return PairLengths(len(sources), longest, float(np.mean(sources)), float(np.mean(targets)))
+
+
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Any) -> EncodedPairs:
+    """Raises DataError when the tokenizer has no end-of-sequence token."""
+    if tokenizer.eos_id is None:
+        raise DataError(f"{tokenizer.directory}: this tokenizer has no end token, and a target could never end")
+    end = [tokenizer.eos_id]
+    sides = (
+        [np.concatenate([ids, end]) for ids in tokenizer.encode_batch([pair[side] for pair in pairs])]
+        for side in (0, 1)
+    )
+    return EncodedPairs(*sides)
+
+
+class PairsObjective:
+    """Predict each token of the target from the source and the target so far (Sutskever et al. 2014).
+
+    Rows of like length share a batch. What is longer than `length` is cut, its last token stays the end.
+    """
+
+    def __init__(self, pairs: EncodedPairs, length: int, seed: int, pad_id: int, start_id: int) -> None:
+        self.pairs, self.length, self.seed, self.pad_id, self.start_id = pairs, length, seed, pad_id, start_id
+        self.lengths = np.array([len(s) + len(t) for s, t in zip(pairs.sources, pairs.targets, strict=True)])
+        self._order: LengthBatches | None = None
+
+    def batches(self, step: int, share: Share) -> list[Batch]:
+        return [self.collate(self.pairs, rows) for rows in self.rows(step, share)]
+
+    def rows(self, step: int, share: Share) -> list[np.ndarray]:
+        """Indices of the pairs in each micro-batch of `share`."""
+        if self._order is None or self._order.rank != share.rank:
+            dealt = (share.ranks, share.rank, share.accumulation)
+            self._order = LengthBatches(self.lengths, share.global_batch_size, self.seed, *dealt)
+        return self._order.batch(step)
+
+    def evaluation(self, pairs: EncodedPairs, rows: int) -> list[Batch]:
+        """All of `pairs` once, the short ones first."""
+        lengths = [len(s) + len(t) for s, t in zip(pairs.sources, pairs.targets, strict=True)]
+        return [self.collate(pairs, chosen) for chosen in ordered_batches(lengths, rows)]
+
+    def collate(self, pairs: EncodedPairs, rows: np.ndarray) -> Batch:
+        """Tensors (B, S) and (B, T), padded on the right; labels of padding count nothing."""
+        inputs, mask = pad([pairs.sources[i] for i in rows], self.pad_id, self.length)
+        targets, real = pad([pairs.targets[i] for i in rows], self.pad_id, self.length)
+        start = np.full((len(rows), 1), self.start_id)
+        return to_tensors(
+            input_ids=inputs,
+            attention_mask=mask.astype(np.int64),
+            decoder_input_ids=np.hstack([start, targets[:, :-1]]),
+            labels=np.where(real, targets, IGNORE_INDEX),
+        )
+
+
+def pad(rows: list[np.ndarray], pad_id: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, whether real), both (B, T): T is the longest row, up to a multiple of 8 and never above `length`."""
+    rows = [row if len(row) <= length else np.append(row[: length - 1], row[-1]) for row in rows]
+    lengths = np.array([len(row) for row in rows])
+    width = min(-(-int(lengths.max()) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, length)
+    real = np.arange(width) < lengths[:, None]
+    ids = np.full(real.shape, pad_id, dtype=np.int64)
+    ids[real] = np.concatenate(rows)
+    return ids, real

@@ -1,0 +1,1 @@
+"""What a run will be: sizes, memory and time, before any work."""

@@ -1,0 +1,1 @@
+"""Initial embeddings from corpus statistics."""

@@ -1,0 +1,123 @@
+"""Run directories: held by one live run, bound to a configuration, described without secrets; files written whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.run.directory import RunDirectory
+from mini_llm.engine.run.environment import redact
+from mini_llm.engine.run.files import write_atomic
+from mini_llm.engine.run.tracker import Tracker
+from mini_llm.engine.settings import TrackingConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+CANARY = "canary-0123456789abcdef"
+OFFLINE = TrackingConfig(wandb="offline")
+CONFIG = {"optim": {"lr": 0.001}, "sources": ["a", "b"], "tracking": {"wandb": "offline"}}
+
+
+def test_a_failed_atomic_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    write_atomic(tmp_path / "a", "old")
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        write_atomic(tmp_path / "a", "new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_a_live_run_keeps_others_out_and_a_killed_one_does_not(tmp_path):
+    code = (
+        "import os, sys, time; from mini_llm.engine.run.directory import RunDirectory; run = RunDirectory(sys.argv[1])\n"
+        "if not os.fork(): print(os.getpid(), flush=True)\n"
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(ConfigError, match=f"process {process.pid} on .*RUN="):
+            RunDirectory(tmp_path / "run")
+        RunDirectory(tmp_path / "run", main_process=False).close()
+        process.kill()
+        process.wait()
+        # A worker that the run forked is still alive, and lock.json still names the run.
+        with RunDirectory(tmp_path / "run"), pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
+            RunDirectory(tmp_path / "run")
+        RunDirectory(tmp_path / "run").close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_directory_that_is_not_ours_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"no config\.yaml"):
+        RunDirectory(tmp_path)
+    with pytest.raises(ConfigError, match="is a file"):
+        RunDirectory(tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_another_configuration_is_refused_and_says_what_differs(tmp_path):
+    with RunDirectory(tmp_path / "run") as run:
+        assert run.compare_config(CONFIG) == []
+        run.record(CONFIG)
+        harmful = {**CONFIG, "optim": {"lr": 0.002}}
+        assert "nothing was trained" in run.compare_config(harmful)[0]
+        (run.path / "metrics.jsonl").write_text('{"step": 1}\n')
+        with pytest.raises(
+            ConfigError, match=r"optim\.lr: 0\.001 -> 0\.002[\s\S]*RUN=another-name[\s\S]*delete"
+        ) as error:
+            run.compare_config({**harmful, "new": 1})
+        assert "new: (not set) -> 1" in str(error.value) and "tracking" not in str(error.value)
+        (note,) = run.compare_config({**CONFIG, "tracking": {"wandb": "disabled"}})
+        assert 'tracking.wandb changed: "offline" -> "disabled"' in note
+        (note,) = run.compare_config(harmful, harmless=["optim.lr"])
+        assert "optim.lr changed" in note
+        assert run.compare_config(CONFIG) == []
+
+
+def test_a_finished_run_says_so(tmp_path):
+    with RunDirectory(tmp_path / "run") as run:
+        assert run.finished is None
+        run.finish({"accuracy": 0.75})
+    again = RunDirectory(tmp_path / "run", main_process=False)
+    assert again.finished["scores"] == {"accuracy": 0.75}
+    assert "accuracy 0.75" in again.describe_finished() and "Nothing to do" in again.describe_finished()
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    run = RunDirectory(tmp_path / "run", main_process=False)
+    run.record(CONFIG)
+    run.finish({})
+    run.close()
+    with Tracker(tmp_path / "run", OFFLINE, "pretrain", {}, main_process=False) as tracker:
+        tracker.log(1, {"a": 1.0}, {"b": 1.0})
+        tracker.table("t", ["a"], [[1]])
+        tracker.summary({})
+        tracker.artifact("a", "model", tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_commands_are_appended_and_the_environment_holds_no_secret(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", CANARY)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pretrain", "a b.yaml", f"x={CANARY}", "hub.token=abc"])
+    with RunDirectory(tmp_path / "run") as run:
+        run.record(CONFIG)
+        run.record(CONFIG)
+    lines = (tmp_path / "run/command.txt").read_text().splitlines()
+    assert lines[1] == lines[3] == "python -m pretrain 'a b.yaml' 'x=***' 'hub.token=***'"
+    environment = json.loads((tmp_path / "run/environment.json").read_text())
+    assert environment["packages"]["torch"] and environment["cores"] >= 1 and environment["memory_gb"] > 0
+    assert CANARY not in "".join(path.read_text() for path in (tmp_path / "run").iterdir())
+
+
+def test_redact_keeps_what_is_no_secret():
+    text = "tokenizer=runs/tokenizer num_key_value_heads=4 https://host/a@b monkey=1"
+    assert redact(text, []) == text
+    assert redact("hf_" + "a1B2" * 8, []) == "***"

@@ -1,0 +1,291 @@
+"""Generation: the cached window, streaming, stop strings, seeds, and the edges: context, prompt, end of text."""
+
+import codecs
+import io
+import json
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from generate.config import GenerateConfig
+from generate.context import Window
+from generate.decode import TextGenerator
+from generate.output import Printer, interact
+from generate.stop import StopFilter
+from mini_llm.engine.errors import CheckpointError, ConfigError
+from mini_llm.model import CausalLM, ModelConfig
+
+CONTEXT = 16
+FIRST_BYTE, VOCABULARY = 7, 263
+
+
+class ByteTokenizer:
+    """Ids 0 to 6 are special, then one id per byte."""
+
+    vocab_size = VOCABULARY
+    unk_id, bos_id, eos_id, pad_id, mask_id, cls_id, sep_id = range(7)
+
+    def encode(self, text):
+        return [b + FIRST_BYTE for b in text.encode()]
+
+    def decode(self, ids):
+        return bytes(i - FIRST_BYTE for i in ids if i >= FIRST_BYTE).decode(errors="replace")
+
+    def stream(self):
+        return ByteStream()
+
+
+class ByteStream:
+    def __init__(self):
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token):
+        return self.decoder.decode(bytes([token - FIRST_BYTE]) if token >= FIRST_BYTE else b"")
+
+    def flush(self):
+        return self.decoder.decode(b"", final=True)
+
+
+class ScriptedModel(nn.Module):
+    """Gives probability 1 to the next token of a script, whatever it sees."""
+
+    def __init__(self, script, context=1000):
+        super().__init__()
+        self.config = tiny_config(max_position_embeddings=context, vocab_size=VOCABULARY)
+        self.lm_head = nn.Linear(VOCABULARY, VOCABULARY, bias=False)
+        self.lm_head.weight.data = 1e4 * torch.eye(VOCABULARY)
+        self.script = iter(script)
+
+    def trunk(self, input_ids, attention_mask, cache):
+        cache.length += input_ids.size(1)
+        return nn.functional.one_hot(torch.tensor([[next(self.script)]]), VOCABULARY).float()
+
+    def predict(self, hidden):
+        return self.lm_head(hidden)
+
+
+def tiny_config(**changes):
+    sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    defaults = {"num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "causal": True}
+    return ModelConfig(**{**sizes, **ends, **defaults, **changes})
+
+
+def tiny_model(**changes):
+    """Random weights everywhere: as made, the residual projections are zero and no token would see another."""
+    torch.manual_seed(0)
+    model = CausalLM(tiny_config(**changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def generate(model, prompt="ab", index=0, end_ids=(), **settings):
+    """(sample, pieces)"""
+    generator = TextGenerator(model, ByteTokenizer(), GenerateConfig(**settings), end_ids)
+    sample = generator.sample(prompt, index)
+    return sample, list(generator.stream(sample))
+
+
+def scripted(text, **settings):
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode(text) if isinstance(text, str) else text
+    return generate(ScriptedModel(ids), **settings)
+
+
+def test_cached_equals_uncached(model):
+    ids = torch.randint(320, (CONTEXT,), generator=torch.Generator().manual_seed(1)).tolist()
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids]))[0]
+        window = Window(model, ids[:5], CONTEXT)
+        logits = [window.prompt_logits] + [window.append(token) for token in ids[5:]]
+    torch.testing.assert_close(torch.stack(logits), expected[4:], rtol=1e-5, atol=1e-5)
+    assert window.slides == 0
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, CONTEXT])
+def test_a_full_window_goes_on_from_the_last_half_of_the_context(context):
+    """The same as a plain loop without a cache over the tokens that are in sight."""
+    model, ids = tiny_model(max_position_embeddings=context), list(range(10, 60))
+    seen, slides = ids[:1], 0
+    with torch.inference_mode():
+        window = Window(model, ids[:1], 1000)
+        for token in ids[1:]:
+            seen.append(token)
+            if len(seen) > context:
+                seen, slides = seen[-max(1, context // 2) :], slides + 1
+            expected = model(torch.tensor([seen]))[0, -1]
+            torch.testing.assert_close(window.append(token), expected, rtol=1e-5, atol=1e-5)
+            assert window.ids == seen and window.cache.length == len(seen) <= context
+    assert window.slides == slides > 0
+
+
+def test_the_cache_is_no_longer_than_needed_nor_than_the_context(model):
+    assert Window(model, [1, 2], 3).cache.max_length == 5
+    assert Window(model, [1, 2], 10**9).cache.max_length == CONTEXT
+
+
+def test_same_seed_same_text_and_other_seed_other_text(model):
+    first, again, other = (generate(model, seed=s, top_p=1)[0].ids for s in (3, 3, 4))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("max_new_tokens", [5, 40])
+def test_a_sample_does_not_depend_on_those_before_it(model, max_new_tokens):
+    """With 40 the window slides, so the kept keys and values of the prompt are gone for the next sample."""
+    settings = {"temperature": 1.0, "max_new_tokens": max_new_tokens}
+    generator = TextGenerator(model, ByteTokenizer(), GenerateConfig(**settings))
+    together = []
+    for index in range(4):
+        sample = generator.sample("abc", index)
+        list(generator.stream(sample))
+        together.append((sample.ids, sample.window_slides))
+    alone = [generate(model, "abc", index, **settings)[0] for index in range(4)]
+    assert together == [(s.ids, s.window_slides) for s in alone]
+    assert len({tuple(ids) for ids, _ in together}) == 4
+
+
+def test_text_that_passes_the_context_says_so():
+    """3 tokens of prompt and 13 more fill 16 positions; the next leaves 8, and so does every ninth after it."""
+    generator = TextGenerator(ScriptedModel([50] * 50, CONTEXT), ByteTokenizer(), GenerateConfig(max_new_tokens=50))
+    sample = generator.sample("ab")
+    assert len("".join(generator.stream(sample))) == 50
+    assert (sample.finish_reason, sample.window_slides) == ("length", 4)
+    assert generate(ScriptedModel([50] * 50, CONTEXT), max_new_tokens=14)[0].window_slides == 0
+
+
+@pytest.mark.parametrize(("max_new_tokens", "kept"), [(1, 15), (4, 12), (100, 8)])
+def test_a_long_prompt_keeps_its_end(model, max_new_tokens, kept):
+    sample, _ = generate(model, "x" * 30 + "0123456789", max_new_tokens=max_new_tokens)
+    assert sample.prompt_ids == ByteTokenizer().encode("x" * 30 + "0123456789")[-kept:]
+    assert sample.prompt_tokens_dropped == 41 - kept
+    assert len(sample.ids) <= max_new_tokens
+
+
+def test_a_prompt_that_fills_the_context_is_whole(model):
+    sample, _ = generate(model, "x" * (CONTEXT - 1), max_new_tokens=3, end_ids=())
+    assert len(sample.prompt_ids) == CONTEXT and sample.prompt_tokens_dropped == 0
+
+
+def test_an_empty_prompt_starts_from_the_beginning_token(model):
+    assert generate(model, "")[0].prompt_ids == [ByteTokenizer.bos_id]
+    generator = TextGenerator(model, ByteTokenizer(), GenerateConfig(), add_bos=False)
+    assert generator.sample("").prompt_ids == [ByteTokenizer.bos_id]
+    assert generator.sample("a").prompt_ids == ByteTokenizer().encode("a")
+
+
+def test_an_empty_prompt_without_a_beginning_token_is_an_error(model, monkeypatch):
+    monkeypatch.setattr(ByteTokenizer, "bos_id", None)
+    with pytest.raises(ConfigError, match="empty"):
+        generate(model, "")
+
+
+def test_special_and_padding_ids_are_never_generated(model):
+    """A uniform distribution over the whole vocabulary: temperature so high that every allowed token would come."""
+    sample, _ = generate(model, temperature=1e6, top_p=1.0, max_new_tokens=3000)
+    assert set(sample.ids) <= {ByteTokenizer.eos_id, *range(FIRST_BYTE, VOCABULARY)}
+
+
+def test_an_end_token_is_never_suppressed(model, monkeypatch):
+    """Many tokenizers pad and begin with the end token."""
+    for name in ("bos_id", "pad_id"):
+        monkeypatch.setattr(ByteTokenizer, name, ByteTokenizer.eos_id)
+    generator = TextGenerator(model, ByteTokenizer(), GenerateConfig(), [300])
+    assert not {ByteTokenizer.eos_id, 300} & set(generator.suppressed_ids)
+    assert 301 in generator.suppressed_ids
+
+
+def test_a_tokenizer_that_is_too_large_is_refused():
+    with pytest.raises(CheckpointError, match="263 tokens, the model 200"):
+        generate(tiny_model(vocab_size=200))
+
+
+def test_the_reason_of_the_end():
+    text = ByteTokenizer().encode("hello")
+    sample, pieces = scripted([*text, ByteTokenizer.eos_id])
+    assert (sample.finish_reason, sample.text, sample.ids) == ("end", "hello", [*text, 2])
+    assert "".join(pieces) == "hello"
+    sample, _ = scripted([*text, 9], end_ids=[9])
+    assert (sample.finish_reason, sample.text, sample.ids) == ("end", "hello", [*text, 9])
+    assert scripted("hello", max_new_tokens=3)[0].finish_reason == "length"
+    sample, _ = scripted("hello", stop=["lo"])
+    assert (sample.finish_reason, sample.text, sample.ids) == ("stop", "hel", text)
+    assert scripted("hello", stop=["lo"], max_new_tokens=5)[0].finish_reason == "stop"
+
+
+def test_an_unfinished_sample_says_so():
+    generator = TextGenerator(ScriptedModel(ByteTokenizer().encode("hello")), ByteTokenizer(), GenerateConfig())
+    sample = generator.sample("")
+    stream = generator.stream(sample)
+    assert next(stream) + next(stream) == sample.text == "he"
+    assert sample.finish_reason == "interrupted"
+
+
+def test_ctrl_c_prints_what_there_is_and_an_empty_line_goes_on(monkeypatch, capsys):
+    def script():
+        yield from ByteTokenizer().encode("hel")
+        raise KeyboardInterrupt
+
+    generator = TextGenerator(ScriptedModel(script()), ByteTokenizer(), GenerateConfig())
+    monkeypatch.setattr("sys.stdin", io.StringIO("say \n"))
+    printer = Printer(generator, as_json=True)
+    interact(printer)
+    record = json.loads(capsys.readouterr().out)
+    assert (record["text"], record["finish_reason"]) == ("hel", "interrupted")
+    assert printer.text == "say hel"
+
+
+def test_a_stream_never_holds_half_a_character():
+    text = "na\u00efve \u2192 \u65e5\u672c \U0001f600!"
+    count = len(text.encode())
+    sample, pieces = scripted(text, max_new_tokens=count)
+    assert "".join(pieces) == sample.text == text
+    assert "\ufffd" not in "".join(pieces)
+    sample, pieces = scripted(text, max_new_tokens=count - 2)
+    assert "".join(pieces) == sample.text == text[:-2] + "\ufffd"
+
+
+def test_what_is_streamed_is_what_is_decoded():
+    rng = random.Random(0)
+    for _ in range(50):
+        ids = [rng.randrange(FIRST_BYTE, VOCABULARY) for _ in range(20)]
+        sample, pieces = scripted(ids, max_new_tokens=20)
+        assert "".join(pieces) == sample.text == ByteTokenizer().decode(sample.ids)
+
+
+def test_a_stop_string_is_not_streamed_in_part():
+    sample, pieces = scripted("one two STO STOP three", stop=["STOP", "\n\n"])
+    assert "".join(pieces) == sample.text == "one two STO "
+    assert pieces[:3] == ["o", "n", "e"]
+    sample, pieces = scripted("one STO", stop=["STOP"], max_new_tokens=7)
+    assert "".join(pieces) == sample.text == "one STO"
+    assert sample.finish_reason == "length"
+
+
+def test_stop_filter_equals_a_search_character_by_character():
+    rng = random.Random(0)
+    for _ in range(2000):
+        text = "".join(rng.choices("ab", k=rng.randrange(12)))
+        stops = ["".join(rng.choices("ab", k=rng.randrange(1, 5))) for _ in range(rng.randrange(4))]
+        expected = text
+        for end in range(len(text) + 1):
+            found = [len(s) for s in stops if text[:end].endswith(s)]
+            if found:
+                expected = text[: end - max(found)]
+                break
+        stop, result, position = StopFilter(stops), "", 0
+        while position < len(text):
+            size = rng.randrange(1, 4)
+            result += stop.push(text[position : position + size])
+            position += size
+            assert expected.startswith(result)
+        result += stop.flush()
+        assert result == expected and stop.stopped == (expected != text or any(text.endswith(s) for s in stops))

@@ -1,0 +1,173 @@
+"""Sampling: the filters are those of transformers, the draw follows the distribution, wrong settings are refused."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers.generation import logits_process as hf
+
+from generate.config import GenerateConfig
+from generate.sampling import (
+    draw,
+    filter_scores,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    next_token,
+    penalize_repetition,
+    random_stream,
+    scale_temperature,
+    suppress,
+)
+from mini_llm.engine.config import build_config
+from mini_llm.engine.errors import ConfigError, NonFiniteError
+
+NOTHING = torch.empty(0, dtype=torch.int64)
+
+
+def random_logits(seed: int, rows: int = 8, size: int = 50) -> torch.Tensor:
+    return 4 * torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
+
+
+def random_ids(seed: int, rows: int = 8, count: int = 12, size: int = 50) -> torch.Tensor:
+    return torch.randint(size, (rows, count), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same_distribution(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert torch.equal(ours == -math.inf, theirs == -math.inf)
+    torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (lambda s, i: penalize_repetition(s, i, 1.3), hf.RepetitionPenaltyLogitsProcessor(1.3)),
+        (lambda s, i: penalize_repetition(s, i, 0.7), hf.RepetitionPenaltyLogitsProcessor(0.7)),
+        (lambda s, i: suppress(s, torch.tensor([0, 7, 49])), hf.SuppressTokensLogitsProcessor([0, 7, 49])),
+        (lambda s, i: scale_temperature(s, 0.6), hf.TemperatureLogitsWarper(0.6)),
+        (lambda s, i: scale_temperature(s, 3.0), hf.TemperatureLogitsWarper(3.0)),
+        (lambda s, i: keep_top_k(s, 1), hf.TopKLogitsWarper(1)),
+        (lambda s, i: keep_top_k(s, 10), hf.TopKLogitsWarper(10)),
+        (lambda s, i: keep_top_k(s, 999), hf.TopKLogitsWarper(999)),
+        (lambda s, i: keep_top_p(s, 0.9), hf.TopPLogitsWarper(0.9)),
+        (lambda s, i: keep_top_p(s, 0.001), hf.TopPLogitsWarper(0.001)),
+        (lambda s, i: keep_min_p(s, 0.05), hf.MinPLogitsWarper(0.05)),
+        (lambda s, i: keep_min_p(s, 0.999), hf.MinPLogitsWarper(0.999)),
+    ],
+)
+def test_filter_equals_transformers(ours, theirs, seed):
+    scores, ids = random_logits(seed), random_ids(seed)
+    assert_same_distribution(ours(scores, ids), theirs(ids, scores.clone()))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_all_filters_in_order_equal_transformers(seed):
+    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=50, num_key_value_heads=1, head_dim=8, **sizes))
+    settings = {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.2}
+    generation = GenerationConfig(do_sample=True, num_beams=1, suppress_tokens=[1, 2, 3], **settings)
+    scores, ids = random_logits(seed), random_ids(seed)
+    theirs = model._get_logits_processor(generation, input_ids_seq_length=12, device="cpu")(ids, scores.clone())
+    ours = filter_scores(scores, ids, torch.tensor([1, 2, 3]), GenerateConfig(**settings))
+    assert_same_distribution(ours, theirs)
+
+
+def test_top_k_keeps_ties():
+    assert keep_top_k(torch.tensor([2.0, 1.0, 2.0, 2.0, 0.0]), 2).isfinite().tolist() == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1e-45, 1e-300])
+def test_a_tiny_temperature_is_greedy(temperature):
+    config = GenerateConfig(temperature=temperature, top_p=1)
+    for seed in range(5):
+        logits = random_logits(seed, rows=1)[0]
+        assert next_token(logits, NOTHING, NOTHING, config, random_stream(0, 0)) == logits.argmax()
+
+
+def test_temperature_zero_is_greedy_and_draws_nothing():
+    logits, rng = random_logits(0, rows=1)[0], random_stream(0, 0)
+    before = rng.getstate()
+    assert next_token(logits, NOTHING, NOTHING, GenerateConfig(temperature=0), rng) == logits.argmax()
+    assert rng.getstate() == before
+
+
+def test_suppressed_tokens_are_never_chosen():
+    logits = random_logits(1, rows=1)[0]
+    for temperature in (0.0, 1.0):
+        config = GenerateConfig(temperature=temperature)
+        best = logits.argsort(descending=True)[:49]
+        chosen = next_token(logits, NOTHING, best, config, random_stream(0, 0))
+        assert chosen == logits.argmin()
+
+
+def test_draw_never_takes_a_token_of_probability_zero():
+    probabilities = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0])
+    assert draw(probabilities, 0.0) == 1
+    assert draw(probabilities, math.nextafter(0.5, 0)) == 1
+    assert draw(probabilities, 0.5) == 3
+    assert draw(probabilities, math.nextafter(1.0, 0)) == 3
+
+
+def test_draws_follow_the_distribution():
+    """20,000 draws through the filters; a fair sampler fails this for 1 seed in 1,000."""
+    logits = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, -2.0])
+    config, count = GenerateConfig(temperature=1.5, top_k=5, top_p=1), 20_000
+    expected = torch.softmax(logits.double() / 1.5, -1)
+    expected[5] = 0
+    expected /= expected.sum()
+    rng = random_stream(0, 0)
+    drawn = torch.tensor([next_token(logits, NOTHING, NOTHING, config, rng) for _ in range(count)])
+    observed = drawn.bincount(minlength=6)
+    assert observed[5] == 0
+    assert chisquare(observed[:5], count * expected[:5]).pvalue > 0.001
+
+
+def test_streams_of_samples_are_independent():
+    """First draws over many samples are uniform too: neighbouring seeds and indices share nothing."""
+    firsts = [random_stream(seed, index).random() for seed in range(100) for index in range(100)]
+    assert len(set(firsts)) == len(firsts)
+    observed = torch.histc(torch.tensor(firsts), bins=20, min=0, max=1)
+    assert chisquare(observed).pvalue > 0.001
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_logits_that_are_not_finite_are_an_error(value, temperature):
+    logits = torch.zeros(5)
+    logits[2] = value
+    with pytest.raises(NonFiniteError):
+        next_token(logits, NOTHING, NOTHING, GenerateConfig(temperature=temperature), random_stream(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("temperature", v) for v in (-1, -1e-9, math.nan, math.inf)),
+        *(("top_k", v) for v in (-1, 0.5)),
+        *(("top_p", v) for v in (0, -0.1, 1.01, math.nan)),
+        *(("min_p", v) for v in (-0.1, 1, math.nan)),
+        *(("repetition_penalty", v) for v in (0, -1, math.nan, math.inf)),
+        *(("num_samples", v) for v in (0, -3)),
+        *(("max_new_tokens", v) for v in (0, -3)),
+        ("stop", ["a", ""]),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=name.replace("_", "[-_]")) as error:
+        build_config(GenerateConfig, {name: value}, "the command line")
+    assert error.value.exit_code == 2
+
+
+def test_bounds_are_allowed():
+    assert GenerateConfig(temperature=0, top_k=0, top_p=1, min_p=0, num_samples=1, max_new_tokens=1).temperature == 0
+    assert GenerateConfig(top_k=10**9, top_p=1e-9, min_p=0.999, temperature=1e9).top_k == 10**9
