@@ -1,8 +1,8 @@
-"""The Transformer: configuration, layers, trunk, heads, and Hugging Face directories in and out."""
+"""The Transformer: configuration, layers, trunk, heads; reading and writing Hugging Face model directories."""
 
 from mini_llm.model.cache import KVCache
 from mini_llm.model.config import ModelConfig
-from mini_llm.model.heads import HEADS, CausalLM, MaskedLM, Seq2SeqLM, SequenceClassifier
+from mini_llm.model.heads import HEADS, CausalLM, MaskedLM, Model, Seq2SeqLM, SequenceClassifier
 from mini_llm.model.huggingface.directory import ModelDirectoryError, load_model, save_model
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "CausalLM",
     "KVCache",
     "MaskedLM",
+    "Model",
     "ModelConfig",
     "ModelDirectoryError",
     "Seq2SeqLM",

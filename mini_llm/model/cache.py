@@ -1,4 +1,4 @@
-"""What a decoder keeps of the past. B batch, T new positions, K key-value heads, D head_dim."""
+"""The key-value cache of a decoder. B batch, T new positions, K key-value heads, D head_dim."""
 
 from copy import copy
 
@@ -9,10 +9,10 @@ from mini_llm.model.config import ModelConfig
 
 
 class KVCache:
-    """Keys and values of past positions, one preallocated (B, K, max_length, D) pair per layer.
+    """Keys and values of past positions: one preallocated pair of (B, K, max_length, D) tensors per layer.
 
-    `length` counts the positions held; `Transformer.forward` appends after it and advances it. `memory` holds what
-    cross-attention made of the encoder's output, which never changes.
+    `length` counts the positions stored; `Transformer.forward` appends after it and advances it. `memory` holds the
+    keys and values of cross-attention by layer: they depend on the encoder's output alone and never change.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class KVCache:
         dtype: torch.dtype | None = None,
     ) -> None:
         shape = (batch_size, config.num_key_value_heads, max_length, config.head_dim)
-        layers = config.num_decoder_layers if config.is_encoder_decoder else config.num_hidden_layers
+        layers = config.decoder_layers if config.is_encoder_decoder else config.num_hidden_layers
         self.layers = [
             (torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
             for _ in range(layers)
@@ -34,7 +34,10 @@ class KVCache:
         self.length = 0
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store key and value (B, K, T, D) after `length`; return all held so far (B, K, length + T, D)."""
+        """Store key and value (B, K, T, D) after `length`; return all stored so far (B, K, length + T, D).
+
+        Raises ValueError when they exceed `max_length`.
+        """
         end = self.length + key.size(2)
         if end > self.max_length:
             raise ValueError(f"the cache holds {self.max_length} positions; {end} were asked for")
@@ -48,7 +51,7 @@ class KVCache:
         self.length = min(self.length, length)
 
     def copy(self) -> "KVCache":
-        """The same positions in tensors of their own."""
+        """A copy with its own tensors."""
         other = copy(self)
         other.layers = [(keys.clone(), values.clone()) for keys, values in self.layers]
         other.memory = dict(self.memory)

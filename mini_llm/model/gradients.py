@@ -1,5 +1,7 @@
-"""A given gradient, passed on without x.backward(gradient): torch checks its shape with sympy, which takes a third of a
-second to import."""
+"""Start a backward pass from a given gradient without x.backward(gradient).
+
+For that call torch checks the gradient's shape with sympy, whose import takes a third of a second.
+"""
 
 from typing import Any
 
@@ -8,7 +10,7 @@ from torch import Tensor
 
 
 def passing(x: Tensor, gradient: Tensor) -> Tensor:
-    """A zero whose gradient with respect to `x` is `gradient`, of the same shape."""
+    """A scalar zero whose gradient with respect to `x` is `gradient`, of the same shape."""
     with torch.enable_grad():
         return _Passing.apply(x, gradient)
 

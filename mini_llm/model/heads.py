@@ -1,4 +1,7 @@
-"""Models: the trunk and what stands on top. Every forward maps tensors to logits."""
+"""Complete models: a trunk and an output head. Every forward returns logits.
+
+Shapes: B batch, T positions, S source positions, C hidden_size, V vocabulary.
+"""
 
 from collections.abc import Callable
 
@@ -9,10 +12,13 @@ from mini_llm.model.activations import ACTIVATIONS
 from mini_llm.model.cache import KVCache
 from mini_llm.model.config import ModelConfig
 from mini_llm.model.initialization import init_weights
+from mini_llm.model.linear import Linear
 from mini_llm.model.norms import make_norm
+from mini_llm.model.operations import PYTORCH, Operations
 from mini_llm.model.transformer import Transformer
 
-# What is done with (predict, hidden) in place of predict(hidden): logits read a piece at a time never stand whole.
+# A function of (predict, hidden) that a caller substitutes for predict(hidden), to compute logits in chunks and reduce
+# each before the next.
 Read = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 
 
@@ -20,14 +26,26 @@ def _apply(read: Read | None, predict: Callable[[Tensor], Tensor], hidden: Tenso
     return predict(hidden) if read is None else read(predict, hidden)
 
 
-class CausalLM(nn.Module):
+class Model(nn.Module):
+    """What all models share: `ops`, the operations they are built from (mini_llm/model/operations.py).
+
+    load_model sets the names of parameters that it initialized and of tensors that it did not use.
+    """
+
+    ops: Operations = PYTORCH
+    config: ModelConfig
+    newly_initialized: list[str]
+    left_behind: list[str]
+
+
+class CausalLM(Model):
     """Decoder language model."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.trunk = Transformer(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
         init_weights(self, config)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.trunk.embed.weight
@@ -40,7 +58,8 @@ class CausalLM(nn.Module):
         read: Read | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the token after each position. See Transformer.forward for the arguments."""
-        return _apply(read, self.predict, self.trunk(input_ids, attention_mask, cache))
+        hidden = self.trunk(input_ids, attention_mask, cache)  # B T C
+        return _apply(read, self.predict, hidden)
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., C)."""
@@ -48,7 +67,7 @@ class CausalLM(nn.Module):
 
 
 class PredictionHead(nn.Module):
-    """Dense, activation, norm: the transform before an encoder's outputs (Devlin et al. 2018)."""
+    """Linear layer, activation, norm: the transform before an encoder's vocabulary head (Devlin et al. 2018)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -57,29 +76,32 @@ class PredictionHead(nn.Module):
         self.norm = make_norm(config, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.act(self.dense(x)))
+        return self.norm(self.act(self.dense(x)))  # ... C
 
 
 class Pooler(nn.Module):
-    """Dense and tanh on one position of each row (Devlin et al. 2018)."""
+    """Linear layer and tanh on one position of each row (Devlin et al. 2018)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dense(x).tanh()
+        return self.dense(x).tanh()  # B C
 
 
-class MaskedLM(nn.Module):
-    """Encoder with a vocabulary head; with `config.next_sentence` also BERT's head over pairs of sentences."""
+class MaskedLM(Model):
+    """Masked language model: encoder and vocabulary head.
+
+    `config.next_sentence` adds a head that says whether the second of two texts follows the first (Devlin et al. 2018).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.trunk = Transformer(config)
         self.head = PredictionHead(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
         if config.next_sentence:
             self.pooler = Pooler(config)
             self.next_sentence = nn.Linear(config.hidden_size, 2)
@@ -96,14 +118,14 @@ class MaskedLM(nn.Module):
         causal: bool = False,
         read: Read | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits (B, T, V); with `positions` (B, M) only at those, (B, M, V): most are never asked for in training.
+        """Logits (B, T, V), or only those at `positions` (B, M): (B, M, V). Training needs no others.
 
-        With `config.next_sentence` also those of [does follow, does not] (B, 2).
+        With `config.next_sentence` also logits (B, 2) of [follows, does not follow].
         """
-        hidden = self.trunk(input_ids, attention_mask, token_type_ids=token_type_ids, causal=causal)
+        hidden = self.trunk(input_ids, attention_mask, token_type_ids=token_type_ids, causal=causal)  # B T C
         chosen = hidden
         if positions is not None:
-            chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.size(-1)))
+            chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.size(-1)))  # B M C
         logits = _apply(read, self.predict, chosen)
         if self.config.next_sentence:
             return logits, self.next_sentence(self.pooler(hidden[:, 0]))
@@ -115,7 +137,7 @@ class MaskedLM(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """Two trunks with one embedding (Vaswani et al. 2017): the decoder attends to what the encoder made."""
+    """Encoder and decoder with a shared embedding (Vaswani et al. 2017)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -131,20 +153,23 @@ class EncoderDecoder(nn.Module):
         cache: KVCache | None = None,
         memory: Tensor | None = None,
     ) -> Tensor:
-        """Decoder states (B, T, C) of decoder_input_ids (B, T) over input_ids (B, S), or over `memory` (B, S, C)."""
+        """Decoder states (B, T, C) of decoder_input_ids (B, T).
+
+        The decoder attends to the encoder's output for input_ids (B, S), or to `memory` (B, S, C): one computed before.
+        """
         if memory is None:
-            memory = self.encoder(input_ids, attention_mask)
+            memory = self.encoder(input_ids, attention_mask)  # B S C
         return self.decoder(decoder_input_ids, decoder_attention_mask, cache, memory=memory, memory_mask=attention_mask)
 
 
-class Seq2SeqLM(nn.Module):
+class Seq2SeqLM(Model):
     """Encoder-decoder language model."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.trunk = EncoderDecoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
         init_weights(self, config)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.trunk.encoder.embed.weight
@@ -160,7 +185,9 @@ class Seq2SeqLM(nn.Module):
         read: Read | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the token after each of decoder_input_ids (B, T). See EncoderDecoder.forward."""
-        hidden = self.trunk(input_ids, decoder_input_ids, attention_mask, decoder_attention_mask, cache, memory)
+        hidden = self.trunk(
+            input_ids, decoder_input_ids, attention_mask, decoder_attention_mask, cache, memory
+        )  # B T C
         return _apply(read, self.predict, hidden)
 
     def predict(self, hidden: Tensor) -> Tensor:
@@ -168,14 +195,17 @@ class Seq2SeqLM(nn.Module):
         return self.lm_head(hidden * self.config.logit_scale)
 
 
-class SequenceClassifier(nn.Module):
-    """Trunk, pooling, small head: the last real token for a decoder, first token or mean for an encoder; for an
-    encoder-decoder, which reads the text twice, the decoder at its end-of-sequence token (Lewis et al. 2020)."""
+class SequenceClassifier(Model):
+    """Trunk, pooling, small head.
+
+    A decoder pools the last real token, an encoder its first token or the mean. An encoder-decoder reads the text in
+    both trunks and pools the decoder's state at the end-of-sequence token (Lewis et al. 2020).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.num_labels < 1:
-            raise ValueError("id2label is empty: a classifier needs its labels")
+            raise ValueError("id2label is empty: a classifier needs at least one label")
         self.config = config
         self.trunk = EncoderDecoder(config) if config.is_encoder_decoder else Transformer(config)
         if config.classifier_head == "linear":
@@ -190,21 +220,21 @@ class SequenceClassifier(nn.Module):
         init_weights(self, config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits (B, number of labels). Without a mask, tokens equal to `pad_token_id` are padding for `last`."""
+        """Logits (B, number of labels). Without a mask, `last` pooling skips tokens equal to `pad_token_id`."""
         config = self.config
         if config.is_encoder_decoder:
-            start = torch.full_like(input_ids[:, :1], config.decoder_start_token_id)
-            hidden = self.trunk(input_ids, torch.cat((start, input_ids[:, :-1]), dim=1), attention_mask)
+            start = torch.full_like(input_ids[:, :1], config.start_token)
+            hidden = self.trunk(input_ids, torch.cat((start, input_ids[:, :-1]), dim=1), attention_mask)  # B T C
         else:
-            hidden = self.trunk(input_ids, attention_mask)
-        pooled = self._pool(hidden, input_ids, attention_mask)
+            hidden = self.trunk(input_ids, attention_mask)  # B T C
+        pooled = self._pool(hidden, input_ids, attention_mask)  # B C
         if config.classifier_head == "linear":
             return self.score(self.dropout(pooled))
         pooled = self.head(pooled) if config.classifier_head == "transform" else self.pooler(pooled)
         return self.classifier(self.dropout(pooled))
 
     def _pool(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """One state per row: hidden (B, T, C) -> (B, C)."""
+        """One state per row of hidden (B, T, C): (B, C)."""
         config = self.config
         if config.classifier_pooling == "cls":
             return hidden[:, 0]
@@ -213,9 +243,15 @@ class SequenceClassifier(nn.Module):
             weights = real[..., None].to(hidden.dtype)
             return (hidden * weights).sum(1) / weights.sum(1)
         if config.classifier_pooling == "eos":
+            if config.eos_token_id is None:
+                raise ValueError("eos_token_id is not set, but classifier_pooling = eos pools this token")
             wanted = input_ids == config.eos_token_id
+        elif attention_mask is not None:
+            wanted = attention_mask
+        elif config.pad_token_id is not None:
+            wanted = input_ids != config.pad_token_id
         else:
-            wanted = attention_mask if attention_mask is not None else input_ids != config.pad_token_id
+            raise ValueError("pad_token_id is not set: pass an attention_mask")
         last = (wanted.int() * torch.arange(input_ids.size(1), device=input_ids.device)).argmax(-1)
         return hidden[torch.arange(len(hidden), device=hidden.device), last]
 

@@ -1,4 +1,4 @@
-"""One initialisation for every model, by `config.init`."""
+"""Weight initialization of every model, by `config.init`."""
 
 import math
 
@@ -10,21 +10,21 @@ from mini_llm.model.config import ModelConfig
 
 @torch.no_grad()
 def init_weights(model: nn.Module, config: ModelConfig) -> None:
-    """Fill every parameter. Norm weights are one and biases zero; embeddings and output layers are normal.
+    """Initialize every parameter. Norm weights are 1, biases 0; embeddings and heads are normally distributed.
 
-    | init     | projections back into the residual            | other matrices               | embeddings, heads   |
+    | init     | output projections (o_proj, down_proj)        | other matrices               | embeddings, heads   |
     |----------|-----------------------------------------------|------------------------------|---------------------|
-    | identity | zero: blocks start as the identity            | 1/sqrt(fan in)               | `initializer_range` |
+    | identity | zero: layers start as the identity            | 1/sqrt(fan in)               | `initializer_range` |
     |          | (Zhang et al. 2019)                           |                              |                     |
     | normal   | `initializer_range` (Devlin et al. 2018)      | `initializer_range`          | `initializer_range` |
     | scaled   | `initializer_range` / sqrt(2 layers)          | `initializer_range`          | `initializer_range` |
     |          | (Radford et al. 2019)                         |                              |                     |
     | xavier   | uniform (Glorot and Bengio 2010)              | uniform                      | 1/sqrt(C)           |
     |          |                                               |                              | (Vaswani et al.)    |
-    | fan_in   | 1/sqrt(fan in) (Raffel et al. 2020)           | 1/sqrt(fan in); queries take | 1; untied head      |
-    |          |                                               | 1/sqrt(D) on top: no scale   | 1/sqrt(C)           |
+    | fan_in   | 1/sqrt(fan in) (Raffel et al. 2020)           | 1/sqrt(fan in); q_proj also  | 1; untied head      |
+    |          |                                               | / sqrt(D): unscaled scores   | 1/sqrt(C)           |
 
-    Values are standard deviations unless said otherwise. Identity, normal: the first loss is close to ln V.
+    Values are standard deviations unless stated otherwise. With identity and normal, the first loss is close to ln V.
     """
     for name, parameter in model.named_parameters():
         *_, owner, leaf = name.split(".")
@@ -54,7 +54,7 @@ def _init_matrix(parameter: nn.Parameter, config: ModelConfig, owner: str) -> No
         parameter.normal_(std=config.initializer_range)
     else:
         std = parameter.size(1) ** -0.5
-        # Without 1/sqrt(D) in the attention the queries have to carry it.
+        # This architecture does not scale its scores by 1/sqrt(D); the initial queries do instead.
         unscaled = config.init == "fan_in" and owner == "q_proj"
         parameter.normal_(std=std * config.head_dim**-0.5 if unscaled else std)
 

@@ -1,14 +1,14 @@
-"""MLP and block. B batch, T positions, S memory positions, C hidden_size."""
-
-from collections.abc import Callable
+"""MLP, encoder layer and decoder layer. B batch, T positions, S positions of the encoder, C hidden_size, I
+intermediate_size."""
 
 from torch import Tensor, nn
 
-from mini_llm.model.activations import ACTIVATIONS, gated
+from mini_llm.model.activations import ACTIVATIONS
 from mini_llm.model.attention import Attention
 from mini_llm.model.cache import KVCache
 from mini_llm.model.config import ModelConfig
-from mini_llm.model.norms import make_norm, norm_for_products
+from mini_llm.model.linear import GatedLinear, Linear
+from mini_llm.model.norms import NoNorm, make_norm
 
 
 class MLP(nn.Module):
@@ -17,34 +17,54 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.act = ACTIVATIONS[config.hidden_act]
-        inner = config.intermediate_size
-        self.gate_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias) if config.gated_mlp else None
-        self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
-        self.gate_in_down = False  # down_proj takes gate and up (mini_llm/engine/kernels/linear.py)
+        size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Linear(size, inner, bias=bias) if config.gated_mlp else None
+        self.up_proj = Linear(size, inner, bias=bias)
+        self.down_proj = GatedLinear(inner, size, self.act, bias) if config.gated_mlp else Linear(inner, size, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate_proj is None:
-            return self.down_proj(self.act(self.up_proj(x)))
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(gate, up) if self.gate_in_down else self.down_proj(gated(self.act, gate, up))
+            return self.down_proj(self.act(self.up_proj(x)))  # B T C -> B T I -> B T C
+        return self.down_proj(self.gate_proj(x), self.up_proj(x))  # B T C -> two of B T I -> B T C
 
 
-class Block(nn.Module):
-    """Attention, cross-attention where there is a memory, MLP; each in a residual, normed before it or after."""
+class _Layer(nn.Module):
+    """The parts of a layer. Attributes are created in the order of the forward pass."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        size = config.hidden_size
         self.pre_norm = config.norm_place == "pre"
         has_norm = layer > 0 or config.first_attention_norm
-        self.attn_norm = make_norm(config, config.hidden_size) if has_norm else nn.Identity()
+        self.attn_norm = make_norm(config, size, cast=self.pre_norm) if has_norm else NoNorm()
         self.attn = Attention(config, layer)
         if config.cross_attention:
-            self.cross_norm = make_norm(config, config.hidden_size)
+            self.cross_norm = make_norm(config, size, cast=self.pre_norm)
             self.cross = Attention(config, layer)
-        self.mlp_norm = make_norm(config, config.hidden_size)
+        self.mlp_norm = make_norm(config, size, cast=self.pre_norm)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
+
+
+class EncoderLayer(_Layer):
+    """Self-attention and MLP, each added to its input.
+
+    The norm stands before each (pre-norm, Xiong et al. 2020) or after each sum (post-norm, Vaswani et al. 2017).
+    """
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """x (B, T, C) -> (B, T, C). Masks are those of operations.attend."""
+        if self.pre_norm:
+            x = x + self.dropout(self.attn(self.attn_norm(x), rotary, mask, is_causal))  # B T C
+            return x + self.dropout(self.mlp(self.mlp_norm(x)))  # B T C
+        x = self.attn_norm(x + self.dropout(self.attn(x, rotary, mask, is_causal)))  # B T C
+        return self.mlp_norm(x + self.dropout(self.mlp(x)))  # B T C
+
+
+class DecoderLayer(_Layer):
+    """Causal self-attention, cross-attention if there is an encoder, and MLP, each added to its input."""
 
     def forward(
         self,
@@ -56,14 +76,14 @@ class Block(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        """x and the result (B, T, C), memory (B, S, C); masks as in scaled_dot_product_attention."""
-        x = self._residual(x, self.attn_norm, lambda y: self.attn(y, rotary, mask, is_causal, cache))
-        if memory is not None:
-            x = self._residual(x, self.cross_norm, lambda y: self.cross(y, None, memory_mask, False, cache, memory))
-        return self._residual(x, self.mlp_norm, self.mlp)
-
-    def _residual(self, x: Tensor, norm: nn.Module, layer: Callable[[Tensor], Tensor]) -> Tensor:
-        """Pre-norm (Xiong et al. 2020): x + layer(norm(x)). Post-norm (Vaswani et al. 2017): norm(x + layer(x))."""
+        """x (B, T, C) -> (B, T, C); memory (B, S, C) is the encoder's output. Masks are those of operations.attend."""
+        cross = None, memory_mask, False, cache, memory  # cross-attention has no rotation and no causal mask
         if self.pre_norm:
-            return x + self.dropout(layer(norm_for_products(norm, x)))
-        return norm(x + self.dropout(layer(x)))
+            x = x + self.dropout(self.attn(self.attn_norm(x), rotary, mask, is_causal, cache))  # B T C
+            if memory is not None:
+                x = x + self.dropout(self.cross(self.cross_norm(x), *cross))  # B T C
+            return x + self.dropout(self.mlp(self.mlp_norm(x)))  # B T C
+        x = self.attn_norm(x + self.dropout(self.attn(x, rotary, mask, is_causal, cache)))  # B T C
+        if memory is not None:
+            x = self.cross_norm(x + self.dropout(self.cross(x, *cross)))  # B T C
+        return self.mlp_norm(x + self.dropout(self.mlp(x)))  # B T C

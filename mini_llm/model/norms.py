@@ -1,32 +1,50 @@
-"""Normalisation over the last dimension."""
+"""Normalization over the last dimension.
+
+A norm with `cast` feeds matrix products only, and returns its result in the type in which autocast computes them: cast
+once here, not once by every product that reads it.
+"""
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mini_llm.model.config import ModelConfig
+from mini_llm.model.operations import PYTORCH, Operations, product_dtype
 
 
 class RMSNorm(nn.RMSNorm):
-    """nn.RMSNorm that follows its input's type: under autocast a mixed pair would leave the fused kernel."""
+    """Root mean square norm (Zhang and Sennrich 2019) that keeps the type of its input, fp32 weights or not."""
 
-    kernel = None  # norm and cast in one pass on a CPU (mini_llm/engine/kernels/pointwise.py)
+    ops: Operations = PYTORCH
 
-    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        if self.kernel and x.dtype == torch.float32 and not torch.compiler.is_compiling():
-            return self.kernel(x, self.weight, self.eps, dtype or x.dtype)
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(dtype or x.dtype)
+    def __init__(self, size: int, eps: float, cast: bool = False, dtype: torch.dtype | None = None) -> None:
+        super().__init__(size, eps=eps, dtype=dtype)
+        self.cast = cast
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.rms_norm(x, self.weight, self.eps, product_dtype(x) if self.cast else x.dtype)
 
 
-def make_norm(config: ModelConfig, size: int) -> nn.Module:
-    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016)."""
+class LayerNorm(nn.LayerNorm):
+    """Layer norm (Ba et al. 2016)."""
+
+    def __init__(self, size: int, eps: float, bias: bool, cast: bool = False) -> None:
+        super().__init__(size, eps=eps, bias=bias)
+        self.cast = cast
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = super().forward(input)
+        return y.to(product_dtype(input)) if self.cast else y
+
+
+class NoNorm(nn.Module):
+    """Takes the place of a norm with `cast` that the architecture leaves out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(product_dtype(x))
+
+
+def make_norm(config: ModelConfig, size: int, cast: bool = False) -> nn.Module:
+    """The norm of an architecture over `size` channels."""
     if config.norm == "rmsnorm":
-        return RMSNorm(size, eps=config.norm_eps)
-    return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
-
-
-def norm_for_products(norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(x) in the type that autocast gives to matrix products: cast once, not by every layer that reads it."""
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return norm(x, dtype) if isinstance(norm, RMSNorm) else norm(x).to(dtype)
+        return RMSNorm(size, config.norm_eps, cast)
+    return LayerNorm(size, config.norm_eps, config.norm_bias, cast)

@@ -1,4 +1,4 @@
-"""Logits read in pieces: the loss, its gradients and the scores are those of whole logits."""
+"""Logits computed in chunks: the loss, its gradients and the scores equal those of full logits."""
 
 import pytest
 import torch
@@ -8,9 +8,10 @@ from accelerate import Accelerator
 from mini_llm.engine import loss
 from mini_llm.engine.batch import IGNORE_INDEX
 from mini_llm.engine.evaluate import evaluate_loss, score_sums
-from mini_llm.engine.loss import cross_entropy_and_gradient, cross_entropy_sum, loss_sums
+from mini_llm.engine.loss import cross_entropy_sum, loss_sums
 from mini_llm.model import HEADS, ModelConfig
 from mini_llm.model.norms import RMSNorm
+from mini_llm.model.operations import cross_entropy_and_gradient
 
 VOCABULARY, ROWS, LENGTH = 50, 3, 11
 
@@ -30,15 +31,15 @@ MODELS = {
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    """Pieces of 7 positions: the 33 of a batch do not divide."""
+def small_chunks(monkeypatch):
+    """Chunks of 7 positions, which do not divide the 33 of a batch."""
     monkeypatch.setattr(loss, "MIN_ROWS", 7)
-    monkeypatch.setattr(loss, "ROWS_A_CHANNEL", 0)
-    monkeypatch.setattr(loss, "PIECE", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(loss, "ROWS_PER_CHANNEL", 0)
+    monkeypatch.setattr(loss, "CHUNK", {"cpu": 1, "cuda": 1})
 
 
 def make(name: str) -> tuple[torch.nn.Module, dict, list[torch.Tensor]]:
-    """A model, a batch without labels, and its labels, some of which do not count."""
+    """A model, a batch without labels, and its labels, of which some do not count."""
     torch.manual_seed(0)
     config = ModelConfig(
         vocab_size=VOCABULARY,
@@ -87,7 +88,7 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor] | No
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["at once", "recomputed"])
 @pytest.mark.parametrize("name", MODELS)
-def test_loss_and_gradients_are_those_of_whole_logits(name, recompute, monkeypatch):
+def test_loss_and_gradients_equal_those_of_full_logits(name, recompute, monkeypatch):
     monkeypatch.setattr(loss, "_in_fp16", lambda hidden: recompute)
     model, batch, answers = make(name)
     expected, found = whole(model, batch, answers), loss_sums(model, batch, answers)
@@ -112,8 +113,8 @@ def test_in_bf16_they_differ_by_its_rounding(name):
     assert distance(seen, exact) <= 1.2 * distance(wanted, exact)
 
 
-def test_no_logits_stand_whole():
-    """Nothing of (positions, vocabulary) is alive in either pass, only pieces."""
+def test_full_logits_are_never_materialized():
+    """No tensor of (positions, vocabulary) is alive in either pass, only chunks."""
     model, batch, answers = make("decoder")
     largest = 0
 
@@ -137,7 +138,7 @@ def test_no_logits_stand_whole():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_evaluation_in_pieces(name):
+def test_chunked_evaluation_equals_full_logits(name):
     model, batch, answers = make(name)
     with torch.no_grad():
         outputs = model(**batch)
@@ -149,8 +150,8 @@ def test_evaluation_in_pieces(name):
     assert found["accuracy"] == float(sums[0][1] / sums[0][2]) and found["count"] == float(sums[0][2])
 
 
-def test_the_loss_read_off_the_softmax_is_that_of_the_logits():
-    """Ignored labels count nothing, and a label of no probability at all still has its loss."""
+def test_the_loss_from_the_softmax_equals_the_loss_from_the_logits():
+    """Ignored labels do not count, and a label of zero probability still has its loss."""
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(6, 11, generator=generator)).requires_grad_()
     labels = torch.tensor([3, IGNORE_INDEX, 0, 10, IGNORE_INDEX, 7])
@@ -164,7 +165,7 @@ def test_the_loss_read_off_the_softmax_is_that_of_the_logits():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_rms_norm_trained_on_a_cpu_has_the_gradients_of_its_definition(dtype):
+def test_rms_norm_on_a_cpu_has_the_gradients_of_its_definition(dtype):
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((5, 3, 32), (32,)))
     given = torch.randn(5, 3, 32, generator=generator, dtype=dtype)

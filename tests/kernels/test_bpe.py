@@ -1,4 +1,4 @@
-"""The fast encoder gives SentencePiece's ids, for hostile and random texts, small caches and odd vocabularies."""
+"""The C++ encoder gives SentencePiece's ids for hostile and random texts, small caches and odd vocabularies."""
 
 import io
 import random
@@ -15,7 +15,7 @@ from mini_llm.tokenization import bpe
 from mini_llm.tokenization.config import TokenizerConfig
 from mini_llm.tokenization.gate import hostile_strings
 from mini_llm.tokenization.tokenizer import SPACE, Tokenizer
-from tests.tokenizer.test_tokenizer import make_documents
+from tests.documents import make_documents
 from tokenizer.sample import draw_sample
 from tokenizer.train import SETTINGS, train_model
 
@@ -104,7 +104,7 @@ def assert_exact(tokenizer: Tokenizer, texts: list[str]) -> None:
         assert ids.dtype == np.int32 and ids.tolist() == plain.encode(text), text
 
 
-def test_ids_are_those_of_sentencepiece(tokenizer):
+def test_ids_equal_sentencepiece(tokenizer):
     texts = [*hostile_strings().values(), *make_documents(40, seed=1)]
     for _ in range(2):  # unknown, then remembered
         assert_exact(tokenizer, texts)
@@ -120,8 +120,8 @@ def test_small_caches(tokenizer, entries, monkeypatch):
 
 
 @pytest.mark.parametrize("entries", [2, 64, 1 << 17])
-def test_units_are_told_apart_by_every_byte(entries, monkeypatch):
-    """Ids are bytes here, words differ in one place, and many share a place of the cache."""
+def test_every_byte_of_a_unit_counts_in_the_cache(entries, monkeypatch):
+    """Ids are bytes, words differ in one position, and many words share a cache entry."""
     monkeypatch.setattr(bpe, "ENTRIES", entries)
     pieces = [*(bytes([i]) for i in range(128)), *(b"" for _ in range(128))]
     # With these no unit ends between two letters.
@@ -135,8 +135,8 @@ def test_units_are_told_apart_by_every_byte(entries, monkeypatch):
             assert ids.tolist() == list(text)
 
 
-def test_long_units_of_few_ids_are_told_apart():
-    """Longer than what the cache compares."""
+def test_long_units_with_few_ids_are_told_apart():
+    """They are longer than the part of a unit that the cache compares."""
     library, _ = load_library(bpe.SOURCE)
     pieces = [*(bytes([i]) for i in range(128)), *(b"" for _ in range(128)), *(b"x" * size for size in (2, 4, 8, 16))]
     pieces += [b"xy", b"yx"]
@@ -149,7 +149,7 @@ def test_long_units_of_few_ids_are_told_apart():
 
 
 def test_stretches_of_long_texts(tokenizer, monkeypatch):
-    monkeypatch.setattr("mini_llm.tokenization.tokenizer._STRETCH", 301)
+    monkeypatch.setattr("mini_llm.tokenization.tokenizer._FAST_SEGMENT", 301)
     texts = ["".join(random_texts(seed, 60)) for seed in range(6)]
     assert max(map(len, texts)) > 6000
     assert_exact(tokenizer, [*texts, "", "x" * 20_000, "ab" * 9_000, " " * 9_000])
@@ -193,7 +193,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_models_go_without_it(name, monkeypatch, tmp_path):
+def test_unsupported_models_use_sentencepiece(name, monkeypatch, tmp_path):
     monkeypatch.setattr("mini_llm.tokenization.tokenizer._FEW", 0)
     tokenizer = Tokenizer(OTHERS[name](), tmp_path)
     plain = SentencePieceProcessor(model_proto=tokenizer.model)

@@ -1,4 +1,4 @@
-"""The compiled step: the numbers of the model, alone and in company, for every architecture that it takes."""
+"""The compiled decoding step equals the model, for one prompt and for batches, in every supported architecture."""
 
 import os
 import subprocess
@@ -14,7 +14,8 @@ from mini_llm.engine.errors import ConfigError
 from mini_llm.engine.kernels import build as library
 from mini_llm.engine.kernels.decode import SOURCE, CompiledStep, dequantize, quantize, round_to_int8, unsupported
 from mini_llm.model import KVCache
-from tests.generate.test_generate import ByteTokenizer, tiny_model
+from tests.byte_tokenizer import ByteTokenizer
+from tests.models import tiny_model
 
 if library.compiler() is None:
     pytest.skip("no C++ compiler", allow_module_level=True)
@@ -56,9 +57,10 @@ def test_the_step_equals_the_model(name, kind):
         step([0], [cache])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer_instructions")
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
-def test_on_a_processor_with_fewer_instructions_the_numbers_are_the_same(kind):
+def test_results_are_the_same_with_fewer_processor_instructions(kind):
     for name in ("qwen3", "odd"):
         test_the_step_equals_the_model(name, kind)
 
@@ -74,7 +76,7 @@ def test_the_weights_of_the_model_move_and_stay_the_same(int8):
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
 @torch.inference_mode()
-def test_a_row_is_the_same_bits_alone_and_among_others(kind):
+def test_a_row_is_bitwise_the_same_alone_and_in_a_batch(kind):
     model, step = made(kind)
     prompts = [[5, 6, 7], [8] * 20, [9]]
     alone = [Window(model, ids, 20, step) for ids in prompts]
@@ -91,8 +93,8 @@ def generator(model, step, **settings):
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 1.0, "repetition_penalty": 1.2}])
 @pytest.mark.parametrize("context", [16, 300])
-def test_texts_with_and_without_the_step_are_the_same(settings, context):
-    """A context of 16 slides many times."""
+def test_texts_are_the_same_with_and_without_the_step(settings, context):
+    """With a context of 16 the window slides many times."""
     model, step = made(context=context)
     for prompt in ("ab", "a longer one"):
         texts = []
@@ -106,8 +108,8 @@ def test_texts_with_and_without_the_step_are_the_same(settings, context):
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("rows", [1, 3, 16])
-def test_many_prompts_at_once_are_what_each_is_alone(rows, compiled):
-    """Prompts of several lengths and twice the same, texts that end at an end token, a stop string, a length."""
+def test_batched_prompts_equal_single_ones(rows, compiled):
+    """Prompts of several lengths, some equal; texts end at an end token, a stop string or the maximum length."""
     model, step = made(context=24)
     settings = {"temperature": 1.5, "max_new_tokens": 30, "stop": ["a", "e"]}
     prompts = ["", "ab", "xyz" * 5, "ab", "q"] * 2
@@ -123,7 +125,7 @@ def test_many_prompts_at_once_are_what_each_is_alone(rows, compiled):
     assert {sample.finish_reason for sample in samples} >= {"stop", "length"}
 
 
-def test_int8_is_as_near_as_eight_bits_can_be():
+def test_int8_rounds_to_the_nearest_value():
     weight = torch.randn(6, 128, generator=torch.Generator().manual_seed(0))
     weight[2] = 0
     error = (dequantize(*quantize(weight)) - weight).abs()
@@ -133,7 +135,7 @@ def test_int8_is_as_near_as_eight_bits_can_be():
 
 
 @torch.inference_mode()
-def test_int8_changes_the_logits_by_little():
+def test_int8_changes_the_logits_only_a_little():
     exact, _ = made()
     rounded, _ = made("int8")
     ids = torch.randint(320, (4, 40), generator=torch.Generator().manual_seed(1))
@@ -148,16 +150,18 @@ def test_nan_stays_nan():
         assert CompiledStep(model)([5], [KVCache(model.config, 1, 4)]).isnan().all()
 
 
-def test_an_architecture_that_the_step_does_not_compute_is_named():
+def test_unsupported_architectures_are_named():
     sinusoidal = tiny_model(position="sinusoidal")
     assert unsupported(sinusoidal.config) == "position=sinusoidal"
     assert unsupported(tiny_model().config) is None
     assert compile_step(sinusoidal, int8=False) is None
-    with pytest.raises(ConfigError, match="int8 needs the compiled step: it does not do position=sinusoidal"):
+    with pytest.raises(
+        ConfigError, match="int8 needs the compiled decode step, but it does not support position=sinusoidal"
+    ):
         compile_step(sinusoidal, int8=True)
 
 
-def test_without_a_compiler_the_model_makes_the_tokens(monkeypatch, tmp_path):
+def test_without_a_compiler_pytorch_generates(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(library, "compiler", lambda: None)
     library.load_library.cache_clear()
@@ -169,6 +173,7 @@ def test_without_a_compiler_the_model_makes_the_tokens(monkeypatch, tmp_path):
         library.load_library.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_library_is_built_once_and_a_failed_build_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     runs, real = [], subprocess.run

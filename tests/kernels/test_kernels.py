@@ -1,20 +1,17 @@
-"""The kernels of engine/cpp beside torch's own operators: results and gradients, masks, lengths, NaN, compilation."""
+"""The C++ kernels against PyTorch's own operators: results and gradients, masks, lengths, NaN, compilation."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from mini_llm.engine import loss
-from mini_llm.engine.kernels import install as layer_kernels
-from mini_llm.engine.kernels import linear
+from mini_llm.engine.kernels import install, linear
 from mini_llm.engine.kernels import load as kernels
-from mini_llm.engine.kernels.attention import AttentionKernel
-from mini_llm.engine.kernels.install import use_kernels
+from mini_llm.engine.kernels.attention import fused_attention, longest_in_kernel
+from mini_llm.engine.kernels.install import CPU, use_kernels
 from mini_llm.engine.kernels.pointwise import open_gate
 from mini_llm.model import HEADS, ModelConfig
 from mini_llm.model.attention import Attention
-from mini_llm.model.layers import MLP
-from mini_llm.model.norms import RMSNorm
+from mini_llm.model.operations import IGNORE_INDEX, PYTORCH
 
 if kernels.load_kernels() is None:
     pytest.skip("no C++ compiler, or no AVX2", allow_module_level=True)
@@ -46,16 +43,21 @@ def model_of(**changes) -> torch.nn.Module:
 
 @pytest.fixture(autouse=True)
 def no_weight_is_too_small(monkeypatch):
-    monkeypatch.setattr(layer_kernels, "SMALL", 0)
+    monkeypatch.setattr(install, "SMALL", 0)
     monkeypatch.setattr(linear, "LARGE", 0)
 
 
 def with_kernels(model: torch.nn.Module) -> torch.nn.Module:
+    assert all(module.ops is PYTORCH for module in model.modules() if hasattr(module, "ops"))
     use_kernels(model)
-    layers = [module for module in model.modules() if isinstance(module, Attention | RMSNorm)]
-    assert all(layer.kernel for layer in layers if model.config.position != "relative" or isinstance(layer, RMSNorm))
-    assert all(module.gate_in_down for module in model.modules() if isinstance(module, MLP))
+    assert all(module.ops is CPU for module in model.modules() if hasattr(module, "ops"))
     return model
+
+
+def self_attention(layer: Attention, query, key, value) -> torch.Tensor:
+    """Causal, without rotation."""
+    norms = layer.q_norm, layer.k_norm
+    return fused_attention(query, key, value, *norms, None, None, True, layer.scale, layer.head_dim)
 
 
 def outcome(model, ids, labels, mask=None, bf16=False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +85,7 @@ def test_a_model_with_kernels_is_the_same_model(changes, length):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_padding_is_not_seen(causal):
+def test_padding_is_not_attended_to(causal):
     model = model_of(causal=causal)
     ids, labels = torch.randint(70, (2, 3, 40))
     mask = torch.ones(3, 40, dtype=torch.long)
@@ -94,10 +96,10 @@ def test_padding_is_not_seen(causal):
 
 
 @pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_in_bf16_it_rounds_no_worse_than_torch(changes):
+def test_bf16_rounds_no_worse_than_pytorch(changes):
     model = model_of(**changes)
     ids, labels = torch.randint(70, (2, 3, 65))
-    if not AttentionKernel().takes(torch.empty(1, 1, 1, dtype=torch.bfloat16), None):
+    if not longest_in_kernel(torch.bfloat16):
         pytest.skip("no AVX512-BF16")
     exact = outcome(model, ids, labels)
     plain = outcome(model, ids, labels, bf16=True)
@@ -106,7 +108,7 @@ def test_in_bf16_it_rounds_no_worse_than_torch(changes):
         assert 0 < gap(ours, right) < 1.1 * gap(theirs, right)
 
 
-def test_a_row_is_the_same_bits_alone_and_among_others_whatever_the_threads():
+def test_a_row_is_bitwise_the_same_in_any_batch_and_on_any_number_of_threads():
     model = with_kernels(model_of(causal=True))
     ids = torch.randint(70, (5, 33))
     threads = torch.get_num_threads()
@@ -116,35 +118,36 @@ def test_a_row_is_the_same_bits_alone_and_among_others_whatever_the_threads():
         assert torch.equal(together, model(ids))
     finally:
         torch.set_num_threads(threads)
-    kernel, layer = AttentionKernel(), next(m for m in model.modules() if isinstance(m, Attention))
+    layer = next(m for m in model.modules() if isinstance(m, Attention))
     inputs = torch.randn(3, 5, 33, 128)
-    whole = kernel(layer, *inputs, None, None, True)
-    assert torch.equal(whole[2:3], kernel(layer, *inputs[:, 2:3].contiguous(), None, None, True))
+    whole = self_attention(layer, *inputs)
+    assert torch.equal(whole[2:3], self_attention(layer, *inputs[:, 2:3].contiguous()))
 
 
-def test_a_number_that_is_none_stays_none_where_it_is_seen():
+def test_nan_propagates_to_where_it_is_attended():
     model = with_kernels(model_of(causal=True))
     layer = next(m for m in model.modules() if isinstance(m, Attention))
     query, key, value = torch.randn(3, 1, 40, 128)
     value[0, 20, :32] = float("nan")
     key[0, 30, 64:] = float("nan")
-    result = AttentionKernel()(layer, query, key, value, None, None, True)[0].view(40, 4, 32)
+    result = self_attention(layer, query, key, value)[0].view(40, 4, 32)
     assert result[20:, 0].isnan().all() and result[30:, 2:].isnan().all()
     assert not result[:30, 1:].isnan().any() and not result[:, 1].isnan().any()
 
 
-def test_a_bias_that_is_learned_is_left_to_torch():
+def test_learned_biases_use_pytorch():
     model = with_kernels(model_of(causal=False, position="relative"))
     ids, labels = torch.randint(70, (2, 3, 20))
     assert outcome(model, ids, labels)[1].isfinite().all()
     assert model.trunk.relative_bias.weight.grad.abs().sum() > 0
 
 
-def test_compiled_blocks_take_it_as_it_is():
+@pytest.mark.slow
+def test_kernels_work_inside_compiled_blocks():
     model = model_of(causal=True)
     ids, labels = torch.randint(70, (2, 3, 32))
     expected = outcome(model, ids, labels)
-    use_kernels(model, compiled=True)
+    use_kernels(model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     compiled.parameters = model.parameters
     assert all(gap(*pair) < 5e-6 for pair in zip(outcome(compiled, ids, labels), expected, strict=True))
@@ -156,45 +159,46 @@ def test_cross_entropy_and_its_gradient(size, kind):
     torch.manual_seed(size)
     logits = (8 * torch.randn(37, size)).to(kind)
     labels = torch.randint(size, (37,))
-    labels[5:9] = loss.IGNORE_INDEX
-    logits[11, labels[11]] = 120.0  # a probability of 1, and of the others 0
-    logits[12], labels[12], logits[13], labels[13] = 1.0, 0, 2.0, 1  # of equals the first is the prediction
+    labels[5:9] = IGNORE_INDEX
+    logits[11, labels[11]] = 120.0  # probability 1, all others 0
+    logits[12], labels[12], logits[13], labels[13] = 1.0, 0, 2.0, 1  # equal logits: the first is the prediction
     wide = logits.float().requires_grad_()
     expected = F.cross_entropy(wide, labels, reduction="sum")
     expected.backward()
-    found, gradient = loss.cross_entropy_and_gradient(logits.clone(), labels)
+    found, gradient = CPU.cross_entropy_and_gradient(logits.clone(), labels)
     assert torch.allclose(found, expected, rtol=2e-6)
     assert gradient.dtype == kind
-    found, hits = loss.cross_entropy_and_hits(logits, labels)
+    found, hits = CPU.cross_entropy_and_hits(logits, labels)
     assert torch.allclose(found, expected.double(), rtol=2e-6)
     assert hits == (logits.argmax(-1) == labels).sum() > 0
     assert torch.allclose(gradient.float(), wide.grad, rtol=5e-6 if kind == torch.float32 else 2**-8, atol=1e-7)
 
 
-def test_cross_entropy_of_no_number_is_none_and_a_label_outside_is_refused():
+def test_cross_entropy_propagates_nan_and_refuses_a_label_out_of_range():
     logits, labels = torch.randn(4, 20), torch.tensor([1, 2, 3, 4])
     logits[2, 7] = float("nan")
-    found, gradient = loss.cross_entropy_and_gradient(logits, labels)
+    found, gradient = CPU.cross_entropy_and_gradient(logits, labels)
     assert found.isnan() and gradient[2].isnan().all() and gradient[[0, 1, 3]].isfinite().all()
     for wrong in (20, -1):
         with pytest.raises(IndexError, match="outside the vocabulary of 20"):
-            loss.cross_entropy_and_gradient(torch.randn(4, 20), torch.tensor([0, 0, wrong, 0]))
+            CPU.cross_entropy_and_gradient(torch.randn(4, 20), torch.tensor([0, 0, wrong, 0]))
 
 
-def test_logits_that_autograd_needs_are_not_taken_away_in_silence():
-    logits = torch.randn(4, 20, requires_grad=True).tanh()  # whose gradient is made of the result
-    loss.cross_entropy_and_gradient(logits.detach(), torch.tensor([1, 2, 3, 4]))
+def test_overwriting_logits_that_autograd_needs_is_an_error():
+    logits = torch.randn(4, 20, requires_grad=True).tanh()  # its gradient is computed from the result
+    CPU.cross_entropy_and_gradient(logits.detach(), torch.tensor([1, 2, 3, 4]))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         logits.sum().backward()
 
 
-def test_a_type_that_the_source_does_not_know_is_refused():
+def test_an_unknown_type_is_refused():
     with pytest.raises(TypeError, match="float64"):
         open_gate(*torch.randn(2, 4, 16, dtype=torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer_instructions")
-def test_on_a_processor_with_fewer_instructions_the_numbers_are_the_same():
+def test_results_are_the_same_with_fewer_processor_instructions():
     assert kernels.load_kernels() is not None
     model, (ids, labels) = model_of(causal=True, num_key_value_heads=2), torch.randint(70, (2, 3, 65))
     expected = outcome(model, ids, labels)

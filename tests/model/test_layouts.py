@@ -1,6 +1,5 @@
-"""Every Hugging Face family, both ways, on tiny random models; `python -m benchmarks.parity` prints the figures."""
+"""Every Hugging Face family, written and read, as tiny random models; `python -m benchmarks.parity` shows figures."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -8,119 +7,17 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     AutoModelForPreTraining,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
 )
 
 from mini_llm.model import HEADS, KVCache, ModelConfig, load_model, save_model
 from mini_llm.model.huggingface.layouts import LAYOUTS, LayoutError, layout_for
-from tests.model.test_model import randomized
+from tests.families import AUTO, EOS, FAMILIES, HEADS_OF, PAD, VOCABULARY, make_config
+from tests.models import randomized
 
-VOCABULARY, PAD, EOS = 64, 3, 2
 PADDINGS = ("right", "left", None)
-LABELS = {0: "good", 1: "bad", 2: "so so"}
-AUTO = {
-    "causal": AutoModelForCausalLM,
-    "masked": AutoModelForMaskedLM,
-    "seq2seq": AutoModelForSeq2SeqLM,
-    "classifier": AutoModelForSequenceClassification,
-}
-COMMON = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 48,
-    "intermediate_size": 40,
-    "bos_token_id": 1,
-    "eos_token_id": EOS,
-    "pad_token_id": PAD,
-    "decoder_start_token_id": PAD,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-GATED = {"gated_mlp": True, "hidden_act": "gelu_new", "tie_word_embeddings": False, "logit_scale": 1.0}
-# One row a family: what its random models are made of beside COMMON and what the layout fixes, in several sizes.
-FAMILIES = {
-    "marian": [
-        {"hidden_act": "relu", "embedding_scale": math.sqrt(32)},
-        {"hidden_act": "silu", "num_decoder_layers": 1, "hidden_size": 36, "num_attention_heads": 3},
-        {"hidden_act": "relu", "num_decoder_layers": 3, "hidden_size": 42, "num_attention_heads": 6},
-    ],
-    "gpt2": [{}, {"hidden_size": 30, "num_attention_heads": 6, "tie_word_embeddings": False, "hidden_act": "relu"}],
-    "bert": [
-        {"type_vocab_size": 2, "hidden_act": "gelu"},
-        {"type_vocab_size": 1, "hidden_act": "relu", "head_act": "relu", "hidden_size": 42, "num_attention_heads": 6},
-    ],
-    "llama": [
-        {},
-        {"num_key_value_heads": 2, "head_dim": 14, "attention_bias": True, "mlp_bias": True},
-        {"num_key_value_heads": 1, "rope_scaling": LLAMA3, "tie_word_embeddings": False},
-        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-    ],
-    "qwen3": [
-        {"num_key_value_heads": 2},
-        {"head_dim": 10, "num_attention_heads": 3, "num_key_value_heads": 1, "attention_bias": True},
-        {
-            "head_dim": 14,
-            "tie_word_embeddings": False,
-            "layer_types": ["full_attention", "sliding_attention"],
-            "sliding_window": 5,
-        },
-    ],
-    "modernbert": [
-        {
-            "num_hidden_layers": 3,
-            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
-            "sliding_window": 4,
-            "rope_theta": 160_000.0,
-            "local_rope_theta": 10_000.0,
-            "hidden_act": "gelu",
-            "classifier_pooling": "mean",
-        },
-        {
-            "hidden_act": "silu",
-            "classifier_pooling": "cls",
-            "attention_bias": True,
-            "mlp_bias": True,
-            "norm_bias": True,
-            "head_bias": True,
-            "sliding_window": 64,
-            "local_rope_theta": 10_000.0,
-        },
-        {
-            "hidden_size": 30,
-            "num_attention_heads": 3,
-            "hidden_act": "gelu",
-            "decoder_bias": False,
-            "classifier_pooling": "mean",
-            "layer_types": ["sliding_attention", "full_attention"],
-            "sliding_window": 3,
-            "local_rope_theta": 10_000.0,
-        },
-    ],
-    "t5": [
-        {"gated_mlp": False, "hidden_act": "relu", "logit_scale": 32**-0.5},
-        {**GATED, "num_decoder_layers": 1, "head_dim": 7},
-    ],
-}
-HEADS_OF = {name: list(dict.fromkeys(LAYOUTS[name].architectures.values())) for name in FAMILIES}
 CASES = [(f, h, i) for f, sizes in FAMILIES.items() for h in HEADS_OF[f] for i in range(len(sizes))]
 CACHED = {"causal", "seq2seq"}
-
-
-def make_config(family: str, head: str, size: int, **changes) -> ModelConfig:
-    fixed = {key: value for key, value in LAYOUTS[family].fixed.items() if not callable(value)}
-    labels = {"id2label": LABELS} if head == "classifier" else {}
-    return ModelConfig(**{**COMMON, **fixed, **labels, **FAMILIES[family][size], **changes})
 
 
 def inputs(config: ModelConfig, head: str, padding: str | None = "right") -> dict[str, Tensor]:
@@ -250,7 +147,7 @@ def test_next_sentence_logits_are_those_of_transformers(tmp_path, assert_parity)
         ("marian", "embedding_scale", 3.0),
     ],
 )
-def test_what_no_class_can_hold_is_refused_with_its_key(family, key, value):
+def test_a_configuration_that_no_class_supports_is_refused_with_its_key(family, key, value):
     head = HEADS_OF[family][0]
     config = replace(make_config(family, head, 0), **{key: value}, vocab_size=VOCABULARY)
     if family == "qwen3":

@@ -1,4 +1,4 @@
-"""docs/transformer.md names nothing that does not exist."""
+"""Every file, test and name in docs/transformer.md exists."""
 
 import ast
 import re
@@ -8,7 +8,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 LESSON = (ROOT / "docs" / "transformer.md").read_text()
-LINKS = re.findall(r"\[([^\]]+)\]\(([^)]+)\)", LESSON)
+FIGURES = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", LESSON)
+LINKS = re.findall(r"(?<!!)\[([^\]]+)\]\(([^)]+)\)", LESSON)
 FAMILIES = re.findall(r"```yaml\n# (\S+)\n(.*?)```", LESSON, re.S)
 
 
@@ -25,11 +26,17 @@ def defined(path: Path) -> set[str]:
     return names
 
 
-def test_every_link_leads_to_what_its_text_names():
+def test_every_link_points_at_what_its_text_names():
     for text, target in set(LINKS):
         path = (ROOT / "docs" / target).resolve()
         assert path.is_file() and path.is_relative_to(ROOT), target
-        assert text.strip("`") in defined(path), text
+        if text != f"docs/{target}":  # a link to a whole file
+            assert text.strip("`") in defined(path), text
+
+
+def test_the_lesson_shows_both_layers():
+    assert FIGURES == ["images/encoder-layer.svg", "images/decoder-layer.svg"]
+    assert all((ROOT / "docs" / figure).is_file() for figure in FIGURES)
 
 
 def test_every_test_and_path_is_a_link_or_exists():
@@ -40,13 +47,13 @@ def test_every_test_and_path_is_a_link_or_exists():
 
 
 def test_every_property_is_in_the_lesson():
-    """What is tested is taught."""
+    """Every tested property is taught."""
     for name in ("test_transformer_properties", "test_positions"):
-        tests = {test for test in defined(ROOT / "tests" / f"{name}.py") if test.startswith("test_")}
+        tests = {test for test in defined(ROOT / "tests" / "model" / f"{name}.py") if test.startswith("test_")}
         assert not tests - {text.strip("`") for text, _ in LINKS}
 
 
-def test_what_the_lesson_says_of_a_family_is_its_preset():
+def test_the_families_in_the_lesson_match_their_presets():
     assert {path for path, _ in FAMILIES} == {str(p.relative_to(ROOT)) for p in (ROOT / "configs/model").glob("*.yaml")}
     for path, text in FAMILIES:
         said, preset = yaml.safe_load(text), yaml.safe_load((ROOT / path).read_text())

@@ -1,4 +1,4 @@
-"""What the literature promises of the Transformer, on tiny random models."""
+"""Properties of the Transformer that the literature promises, on tiny random models."""
 
 import math
 from dataclasses import replace
@@ -9,50 +9,7 @@ from torch.nn import functional as F
 
 from mini_llm.model import HEADS, CausalLM, KVCache, MaskedLM, ModelConfig, SequenceClassifier
 from mini_llm.model.positions import rotary_table, rotate
-
-VOCABULARY = 64
-
-
-def decoder(**changes) -> ModelConfig:
-    fields = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32,
-        "causal": True,
-        "pad_token_id": 3,
-    }
-    return ModelConfig(**{**fields, **changes})
-
-
-def encoder(**changes) -> ModelConfig:
-    fields = {
-        "causal": False,
-        "num_key_value_heads": 4,
-        "norm": "layernorm",
-        "embedding_norm": True,
-        "first_attention_norm": False,
-        "qk_norm": False,
-        "decoder_bias": True,
-        "classifier_pooling": "mean",
-    }
-    return decoder(**{**fields, **changes})
-
-
-def randomized(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights of order one everywhere: a fresh model has zero projections, which would hide most mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(0.2 * noise if parameter.dim() > 1 else 1 + 0.1 * noise)
-    return model.eval()
-
-
-def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(7, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+from tests.models import VOCABULARY, decoder, encoder, randomized, tokens
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -132,7 +89,7 @@ def test_cached_equals_uncached(pieces, window):
     assert cache.length == 12
 
 
-def test_a_full_cache_says_so():
+def test_a_full_cache_is_an_error():
     config = decoder()
     model = randomized(CausalLM(config))
     with pytest.raises(ValueError, match="holds 4 positions"), torch.no_grad():
@@ -196,14 +153,14 @@ def test_rotary_scores_depend_on_the_distance_alone():
         ({"layer_types": ["sliding_attention"] * 2}, "sliding_window"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_by_name(changes, message):
+def test_inconsistent_sizes_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         decoder(**changes)
 
 
 @pytest.mark.parametrize("changes", [{"causal": True}, {"causal": True, "num_key_value_heads": 2}, {"causal": False}])
 def test_short_attention_in_bf16_rounds_no_worse_than_the_fused_kernel(changes, monkeypatch):
-    """The gradients of both, against those in fp32."""
+    """Compares the gradients of both with fp32."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
     config = ModelConfig(vocab_size=96, **sizes, init="normal", initializer_range=0.1, **changes)
@@ -211,7 +168,7 @@ def test_short_attention_in_bf16_rounds_no_worse_than_the_fused_kernel(changes, 
     ids, labels = torch.randint(96, (2, 4, 64))
 
     def gradient(short: int, precise: bool = False) -> torch.Tensor:
-        monkeypatch.setattr("mini_llm.model.attention.SHORT", short)
+        monkeypatch.setattr("mini_llm.model.operations.SHORT", short)
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
             logits = model(ids)

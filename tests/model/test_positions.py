@@ -1,4 +1,4 @@
-"""What the literature states of each position scheme, as docs/transformer.md teaches it."""
+"""What the literature states about each position scheme, as docs/transformer.md teaches it."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Presets: every file of configs/model/ is an architecture that its Hugging Face family holds, and that trains."""
+"""Presets: every file of configs/model/ is an architecture that its Hugging Face family supports and that trains."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,7 +23,8 @@ from mini_llm.engine.step import prepare, train_step
 from mini_llm.model import HEADS, ModelConfig, load_model, save_model
 from pretrain.config import PretrainConfig
 from pretrain.plan.sizes import model_config
-from pretrain.presets import PRESETS, build_config, preset_names, preset_path, read_preset, shape_of
+from pretrain.preset_files import PRESETS, preset_names, preset_path
+from pretrain.presets import build_config, read_preset, shape_of
 
 FAMILIES = {
     "transformer": "marian",
@@ -66,7 +67,7 @@ def test_every_preset_has_its_file():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_preset_trains_and_is_saved_in_its_family(name, tmp_path, assert_parity):
+def test_a_preset_trains_and_is_saved_as_its_family(name, tmp_path, assert_parity):
     config = make(name)
     head = shape_of(config.causal, config.is_encoder_decoder)
     torch.manual_seed(0)
@@ -92,8 +93,8 @@ def test_a_preset_trains_and_is_saved_in_its_family(name, tmp_path, assert_parit
     assert all(torch.equal(tensor, again[key]) for key, tensor in model.state_dict().items())
 
 
-def test_the_defaults_are_those_of_before():
-    """gpt is Qwen3 and mlm is ModernBERT, number for number, as they were before there were presets."""
+def test_default_presets_are_qwen3_and_modernbert():
+    """gpt is Qwen3 and mlm is ModernBERT, with the same values as before presets existed."""
     common = {**IDS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 16}
     assert make("gpt") == ModelConfig(vocab_size=64, causal=True, **common)
     assert make("mlm") == ModelConfig(
@@ -144,7 +145,7 @@ def test_a_wrong_file_is_an_error_with_its_key(text, message, tmp_path):
         read_preset(str(path))
 
 
-def test_what_no_family_holds_is_refused_before_training(tmp_path):
+def test_an_architecture_without_a_family_is_refused_before_training(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("causal: true\nposition: sinusoidal\n")
     with pytest.raises(ConfigError, match="no Hugging Face class"):
@@ -154,7 +155,7 @@ def test_what_no_family_holds_is_refused_before_training(tmp_path):
         make("gpt2", num_key_value_heads=2)
 
 
-def test_a_preset_of_ones_own_names_its_run(tmp_path):
+def test_a_custom_preset_names_its_run(tmp_path):
     path = tmp_path / "wide llama.yaml"
     path.write_text(preset_path("llama").read_text())
     assert PretrainConfig(model=str(path)).run_name == "wide-llama"
@@ -163,8 +164,8 @@ def test_a_preset_of_ones_own_names_its_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_flops_are_those_of_the_matrix_products(name):
-    """Counted by torch over one forward pass, three times which is a training step; attention as a full square."""
+def test_flops_count_the_matrix_products(name):
+    """PyTorch counts one forward pass, and a training step is three times that; attention counts as a full square."""
     from torch.utils.flop_counter import FlopCounterMode
 
     config = replace(make(name), vocab_size=64, next_sentence=False)
@@ -184,8 +185,8 @@ def test_flops_are_those_of_the_matrix_products(name):
     assert flops_per_token(config, 16, share) == pytest.approx(3 * counter.get_total_flops() / tokens, rel=1e-6)
 
 
-def test_two_losses_are_means_over_their_own_labels():
-    """BERT: mean over masked tokens plus mean over pairs, whatever the micro-batches."""
+def test_each_of_two_losses_is_a_mean_over_its_own_labels():
+    """BERT's loss is a mean over masked tokens plus a mean over pairs, for any number of micro-batches."""
     config = make("bert")
     rows = batch(config)
     results = []

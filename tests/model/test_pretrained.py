@@ -1,4 +1,4 @@
-"""Hugging Face directories both ways, with transformers as the oracle."""
+"""Writing and reading Hugging Face directories, with transformers as the oracle."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from mini_llm.model import HEADS, ModelDirectoryError, load_model, save_model
-from tests.model.test_model import VOCABULARY, decoder, encoder, randomized, tokens
+from tests.models import VOCABULARY, decoder, encoder, randomized, tokens
 
 LABELS = {0: "good", 1: "bad", 2: "so so"}
 AUTO = {
@@ -125,7 +125,7 @@ def test_a_new_head_is_named_and_the_trunk_is_kept(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ours.trunk.parameters(), classifier.trunk.parameters(), strict=True))
 
 
-def test_other_labels_start_the_last_layer_again(tmp_path):
+def test_other_labels_reinitialize_the_last_layer(tmp_path):
     save_model(randomized(HEADS["classifier"](decoder(id2label=LABELS))), tmp_path)
     assert load_model(tmp_path, head="classifier", id2label={0: "x", 1: "y"}).newly_initialized == ["score.weight"]
 
@@ -182,7 +182,7 @@ def test_a_damaged_directory_is_refused_with_the_cause(what, message, tmp_path):
         load_model(tmp_path)
 
 
-def test_an_architecture_that_no_class_holds_is_refused_at_save(tmp_path):
+def test_an_architecture_that_no_class_supports_is_refused_at_save(tmp_path):
     model = HEADS["causal"](replace(decoder(), embedding_norm=True))
     with pytest.raises(ValueError, match="embedding_norm"):
         save_model(model, tmp_path)

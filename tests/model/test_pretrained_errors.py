@@ -1,4 +1,4 @@
-"""Model directories that are damaged, lie or attack: one clear error, at once, and nothing is executed.
+"""Model directories that are damaged, inconsistent or hostile: one clear error at once, and no code is executed.
 
 The everyday damage (a file missing, another family, a truncated file) is in tests/model/test_pretrained.py.
 """
@@ -16,24 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mini_llm.model import HEADS, ModelDirectoryError, load_model, save_model
-from tests.model.test_layouts import FAMILIES, HEADS_OF, make_config
-from tests.model.test_model import decoder, randomized
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-LEFT_OUT = object()
+from tests.damage import INDEX, LEFT_OUT, TWO, WEIGHTS, Trap, change
+from tests.families import FAMILIES, HEADS_OF, make_config
+from tests.models import decoder, randomized
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     save_model(randomized(HEADS["causal"](decoder())), tmp_path)
     return tmp_path
-
-
-def change(directory: Path, **changes: Any) -> None:
-    """Replace entries of config.json, or take them out."""
-    path = directory / "config.json"
-    config = {k: v for k, v in {**json.loads(path.read_text()), **changes}.items() if v is not LEFT_OUT}
-    path.write_text(json.dumps(config))
 
 
 def refused(directory: Path) -> str:
@@ -108,7 +99,7 @@ def refused(directory: Path) -> str:
         ({"model_type": "mamba"}, "known are bert, gpt2, llama, marian, modernbert, qwen3, t5"),
     ],
 )
-def test_a_configuration_that_lies_or_is_none(changes, message, directory):
+def test_a_wrong_configuration_is_refused(changes, message, directory):
     change(directory, **changes)
     assert message in refused(directory)
 
@@ -116,7 +107,7 @@ def test_a_configuration_that_lies_or_is_none(changes, message, directory):
 @pytest.mark.parametrize(
     "text", ["", "[1, 2]", "3", "null", '"qwen3"', "[" * 100_000, '{"model_type": "qwen3"', "\x00"]
 )
-def test_a_config_file_that_is_no_configuration(text, directory):
+def test_a_config_file_without_a_configuration_is_refused(text, directory):
     (directory / "config.json").write_text(text)
     assert "config.json" in refused(directory)
 
@@ -148,10 +139,10 @@ def test_a_config_file_that_is_no_configuration(text, directory):
         ("t5", {"relative_attention_max_distance": 0}, "relative_attention_max_distance"),
         ("marian", {"normalize_before": True}, "normalize_before = True"),
         ("marian", {"decoder_layers": 10**9}, "num_decoder_layers"),
-        ("marian", {"encoder_ffn_dim": 7}, "twin"),
+        ("marian", {"encoder_ffn_dim": 7}, "counterpart"),
     ],
 )
-def test_what_a_family_cannot_be(family, changes, message, tmp_path):
+def test_values_that_a_family_does_not_support_are_refused(family, changes, message, tmp_path):
     head = HEADS_OF[family][0]
     save_model(randomized(HEADS[head](make_config(family, head, 0))), tmp_path)
     change(tmp_path, **changes)
@@ -162,7 +153,7 @@ def test_what_a_family_cannot_be(family, changes, message, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_missing_extra_and_misshapen_tensor_is_named_as_the_file_names_it(family, tmp_path):
+def test_missing_extra_and_misshapen_tensors_are_named_as_in_the_file(family, tmp_path):
     head = HEADS_OF[family][0]
     save_model(randomized(HEADS[head](make_config(family, head, 0))), tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
@@ -175,7 +166,7 @@ def test_every_missing_extra_and_misshapen_tensor_is_named_as_the_file_names_it(
     assert f"adapter.weight is not part of a {family} model" in refused(tmp_path)
 
 
-def test_whole_numbers_are_not_weights(directory):
+def test_integer_weights_are_refused(directory):
     tensors = load_file(directory / WEIGHTS)
     save_file({**tensors, "model.norm.weight": torch.ones(32, dtype=torch.int8)}, directory / WEIGHTS)
     assert "model.norm.weight holds torch.int8" in refused(directory)
@@ -188,7 +179,8 @@ def test_a_tied_head_that_differs_is_refused_and_an_equal_one_is_read(directory)
     assert torch.equal(load_model(directory).lm_head.weight, embedding)
     for other in (embedding + 1, embedding[:5].clone(), embedding.to(torch.int32)):
         save_file({**tensors, "lm_head.weight": other}, directory / WEIGHTS)
-        assert "tie_word_embeddings is set, but lm_head.weight is not model.embed_tokens.weight" in refused(directory)
+        message = refused(directory)
+        assert "tie_word_embeddings is set, but lm_head.weight differs from model.embed_tokens.weight" in message
 
 
 # safetensors files
@@ -197,9 +189,6 @@ def test_a_tied_head_that_differs_is_refused_and_an_equal_one_is_read(directory)
 def entry(**changes: Any) -> bytes:
     fields = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}
     return json.dumps({"model.norm.weight": fields}).encode()
-
-
-TWO = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
 
 @pytest.mark.parametrize(
@@ -227,14 +216,14 @@ TWO = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
         (json.dumps({"a": {**TWO["a"], "data_offsets": [8, 16]}}).encode(), None),
     ],
 )
-def test_hostile_headers(header, length, directory):
+def test_hostile_headers_are_refused(header, length, directory):
     size = struct.pack("<Q", len(header) if length is None else length)
     (directory / WEIGHTS).write_bytes(size + header + bytes(8))
     assert f"{WEIGHTS}: unreadable weights" in refused(directory)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08", bytes(8), b"PK\x03\x04" + bytes(100), b"version https://git-lfs"])
-def test_files_that_are_no_safetensors(content, directory):
+def test_files_that_are_not_safetensors_are_refused(content, directory):
     (directory / WEIGHTS).write_bytes(content)
     message = refused(directory)
     assert "unreadable weights" in message or "do not fit" in message
@@ -260,23 +249,13 @@ def test_files_that_are_no_safetensors(content, directory):
         ('{"weight_map": {}}', "the files hold 0"),
     ],
 )
-def test_an_index_that_is_none_or_leaves_the_directory(index, message, directory):
+def test_an_invalid_or_escaping_index_is_refused(index, message, directory):
     (directory / WEIGHTS).unlink()
     (directory / INDEX).write_text(index)
     assert message in refused(directory)
 
 
 # Pickled weights
-
-
-class Trap:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", WEIGHTS, "a shard"])

@@ -1,4 +1,4 @@
-"""config.json of well-known public models, as they lie on the Hub: read, and built without memory to their size."""
+"""config.json files of well-known public models from the Hub: read, and built on the meta device to the right size."""
 
 import pytest
 import torch
@@ -215,7 +215,7 @@ def test_llama_keeps_its_rotary_scaling_and_modernbert_its_global_layers():
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_what_we_write_of_them_is_read_as_the_same_model(name):
+def test_saved_configs_are_read_as_the_same_model(name):
     theirs, _, _ = KNOWN[name]
     layout = LAYOUTS[theirs["model_type"]]
     config = layout.read_config(theirs)

@@ -1,4 +1,4 @@
-"""A model written one tensor at a time: the same directory, in files of bounded size, and transformers reads it."""
+"""A model written one tensor at a time: the same directory in files of bounded size, which transformers reads."""
 
 import json
 
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from mini_llm.model import CausalLM, load_model, save_model
 from mini_llm.model.huggingface.directory import INDEX
 from mini_llm.model.huggingface.streamed import stream_model
-from tests.model.test_model import decoder
+from tests.models import decoder
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -47,8 +47,8 @@ def test_streamed_equals_saved(tied, shard_bytes, tmp_path):
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
-def test_a_full_disk_is_raised_when_every_weight_was_asked_for(tmp_path, monkeypatch):
-    """A rank that stopped asking would leave the others waiting."""
+def test_a_full_disk_is_raised_after_the_last_weight(tmp_path, monkeypatch):
+    """A rank that stopped gathering would leave the others waiting."""
     model, asked = CausalLM(decoder()), []
 
     def full(*_: object, **__: object) -> None:

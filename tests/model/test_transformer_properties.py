@@ -1,4 +1,4 @@
-"""What the literature states of each building block, as docs/transformer.md teaches it."""
+"""What the literature states about each building block, as docs/transformer.md teaches it."""
 
 import math
 from dataclasses import replace
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mini_llm.model import HEADS, CausalLM, KVCache, MaskedLM, ModelConfig, Seq2SeqLM
-from mini_llm.model.attention import Attention, explicit_attention
-from mini_llm.model.layers import MLP, Block
-from tests.model.test_model import VOCABULARY, decoder, encoder, randomized, tokens
+from mini_llm.model.attention import Attention
+from mini_llm.model.layers import MLP, DecoderLayer, EncoderLayer
+from mini_llm.model.operations import explicit_attention
+from tests.models import VOCABULARY, decoder, encoder, randomized, tokens
 
 LOCAL = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3}
 
@@ -197,7 +198,8 @@ def test_qk_norm_makes_the_weights_blind_to_the_size_of_queries():
 def test_norms_are_their_formulas():
     x, weight, bias = normal(4, 7, 32), normal(32, seed=1), normal(32, seed=2)
     rms, layer = (
-        Block(decoder(norm=norm, norm_bias=True, norm_eps=1e-5), 0).attn_norm for norm in ("rmsnorm", "layernorm")
+        DecoderLayer(decoder(norm=norm, norm_bias=True, norm_eps=1e-5), 0).attn_norm
+        for norm in ("rmsnorm", "layernorm")
     )
     rms.load_state_dict({"weight": weight})
     layer.load_state_dict({"weight": weight, "bias": bias})
@@ -223,9 +225,13 @@ def test_pre_norm_blocks_begin_as_the_identity_and_pass_the_gradient_unchanged()
 def test_post_norm_divides_the_gradient_of_the_residual_by_the_square_root_of_two():
     x, added, gradient = (normal(200, 256, seed=seed) for seed in range(3))
     for place, expected in (("pre", 1.0), ("post", math.sqrt(0.5))):
-        block = Block(encoder(hidden_size=256, norm_place=place, first_attention_norm=True), 0)
+        layer = EncoderLayer(encoder(hidden_size=256, norm_place=place, first_attention_norm=True), 0)
+        # Only the first sum and its norm: attention adds a constant, the MLP and its norm change nothing.
+        layer.attn.forward = lambda *_: added
+        layer.mlp.forward = torch.zeros_like
+        layer.mlp_norm = nn.Identity()
         source = x.clone().requires_grad_()
-        block._residual(source, block.attn_norm, lambda _: added).backward(gradient)
+        layer(source, None).backward(gradient)
         assert (source.grad.norm() / gradient.norm()).item() == pytest.approx(expected, rel=0.02)
 
 

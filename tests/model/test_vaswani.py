@@ -1,4 +1,4 @@
-"""The `transformer` preset is `torch.nn.Transformer`; `python -m benchmarks.parity` prints the differences."""
+"""The `transformer` preset equals `torch.nn.Transformer`; `python -m benchmarks.parity` prints the differences."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mini_llm.model import KVCache, ModelConfig, Seq2SeqLM
 from mini_llm.model.heads import EncoderDecoder
 from mini_llm.model.positions import sinusoidal_table
-from tests.model.test_model import randomized
+from tests.models import randomized
 
 PRESET = yaml.safe_load((Path(__file__).parents[2] / "configs" / "model" / "transformer.yaml").read_text())
 VOCABULARY = 64

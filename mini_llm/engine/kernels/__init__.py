@@ -1,1 +1,1 @@
-"""C++ kernels for training and decoding on a CPU, each beside its source in cpp/."""
+"""C++ kernels for training and decoding on a CPU. Each Python module stands beside its source in cpp/."""

@@ -1,4 +1,4 @@
-"""C++ sources as shared libraries: compiled once for each machine, kept in the user's cache directory."""
+"""Compile a C++ source to a shared library, once per machine, in the user's cache directory."""
 
 import ctypes
 import hashlib
@@ -13,12 +13,12 @@ from platformdirs import user_cache_path
 
 from mini_llm.engine.run.machine import compiler
 
-# Not -ffast-math: NaN must stay NaN, and a library linked with it changes the rounding mode of its whole process.
+# Not -ffast-math: NaN must stay NaN, and a library linked with it changes the rounding mode of the whole process.
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
 
 
 def library_path(source: Path) -> Path:
-    """Where the library of this source (and what lies beside it), these flags and this processor is kept."""
+    """The path of the compiled library. Its name hashes the sources of the folder, the flags and the processor."""
     files = sorted(path for path in source.parent.iterdir() if path.suffix in (".cpp", ".h"))
     what = hashlib.sha256(b"".join(path.read_bytes() for path in files))
     what.update((" ".join(FLAGS) + _processor()).encode())
@@ -27,7 +27,7 @@ def library_path(source: Path) -> Path:
 
 @cache
 def load_library(source: Path) -> tuple[ctypes.CDLL | None, str]:
-    """The library, compiled where that was not done yet (1 to 3 s); without one, the reason why there is none."""
+    """The library, compiled first if necessary (1 to 3 s), and ""; or None and the reason."""
     path = library_path(source)
     try:
         if not path.is_file():
@@ -38,22 +38,22 @@ def load_library(source: Path) -> tuple[ctypes.CDLL | None, str]:
 
 
 def _build(source: Path, path: Path) -> None:
-    """Raises OSError with what the compiler said."""
+    """Compile `source` to `path`. Raises OSError with the first line of the compiler's message."""
     program = compiler()
     if program is None:
-        raise OSError("no C++ compiler found (apt-get install g++)")
+        raise OSError("no C++ compiler found; install one (apt-get install g++)")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch) / path.name
         result = subprocess.run([program, *FLAGS, "-o", str(made), str(source)], capture_output=True, text=True)
         if result.returncode:
             raise OSError(f"{program} failed: {(result.stderr.strip().splitlines() or ['no message'])[0]}")
-        # Renamed, not written in place: another process may load it at this moment.
+        # Rename the finished file: another process may load the library at this moment.
         os.replace(made, path)
 
 
 def _processor() -> str:
-    """What -march=native depends on: a home directory may be shared by different machines."""
+    """The processor's features, which -march=native depends on: machines may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))

@@ -1,4 +1,4 @@
-"""The compiled decoding step (step.cpp): which models it runs, their weights as it reads them, one call for a token."""
+"""The C++ decoding step (cpp/decode.cpp): which models it supports, their weights in its layout, one call per token."""
 
 import ctypes
 import mmap
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from mini_llm.engine.kernels.build import load_library
 from mini_llm.model import CausalLM, KVCache, ModelConfig
-from mini_llm.model.attention import Attention
+from mini_llm.model.layers import DecoderLayer
 from mini_llm.model.positions import rotary_table
 
 SOURCE = Path(__file__).parent / "cpp" / "decode.cpp"
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
-# What the step computes; a field that is neither here nor in FREE must have its default.
+# Values that the step supports. A field that is neither here nor in FREE must have its default.
 SUPPORTED = {
     "causal": (True,),
     "position": ("rotary", "learned"),
@@ -36,7 +36,7 @@ bos_token_id eos_token_id pad_token_id cls_token_id sep_token_id
 SIZES = "layers hidden heads kv_heads head_dim inner gated activation layer_norm cache_bf16 threads"
 GROUP = 64
 HUGE_PAGE = 2**21
-# Bytes: a weight begins with a cache line.
+# Bytes: weights start at a cache line.
 ALIGNMENT = 64
 
 pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -46,7 +46,7 @@ def structure(name: str, **members: type) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": list(members.items())})
 
 
-# The structures of step.cpp, field by field.
+# The structs of decode.cpp, field by field.
 Matrix = structure("Matrix", data=pointer, scale=pointer, bias=pointer, rows=size, cols=size, group=size, kind=size)
 Norm = structure("Norm", weight=pointer, bias=pointer)
 Layer = structure(
@@ -69,7 +69,7 @@ Row = structure("Row", keys=pointer, values=pointer, length=size, capacity=size)
 
 
 def unsupported(config: ModelConfig) -> str | None:
-    """The first choice of an architecture that the step does not compute, as `name=value`; None where it runs it."""
+    """The first field that the step does not support, as `name=value`; None if it supports the architecture."""
     for field in fields(ModelConfig):
         value = getattr(config, field.name)
         allowed = SUPPORTED.get(field.name, (value,) if field.name in FREE.split() else (field.default,))
@@ -79,35 +79,38 @@ def unsupported(config: ModelConfig) -> str | None:
 
 
 def quantize(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
-    """int8 (O, I) and fp32 scales (O, I / group) of weight (O, I): the largest of each group becomes 127 or -127."""
+    """int8 weights (O, I) and fp32 scales (O, I / group) of weight (O, I).
+
+    The largest magnitude of each group becomes 127 or -127.
+    """
     grouped = weight.float().unflatten(-1, (-1, group))
     scale = grouped.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
     return (grouped / scale).round().to(torch.int8).flatten(-2), scale[..., 0]
 
 
 def dequantize(values: Tensor, scale: Tensor) -> Tensor:
-    """fp32 (O, I) of int8 values (O, I) and scales (O, I / group)."""
+    """fp32 weights (O, I) from int8 values (O, I) and scales (O, I / group)."""
     return (values.unflatten(-1, (scale.size(-1), -1)).float() * scale[..., None]).flatten(-2)
 
 
 def group_size(columns: int) -> int | None:
-    """The weights of a row that share a scale; None for a row that does not divide, which is not quantized."""
+    """How many weights of a row share a scale; None if no size divides the row, which then is not quantized."""
     return next((g for g in (GROUP, 32, 16) if columns % g == 0), None)
 
 
 @torch.no_grad()
 def round_to_int8(model: CausalLM) -> None:
-    """Replace the weights of all linear layers by the nearest that int8 holds, so that the prompt sees them too."""
+    """Round the weights of all linear layers to int8 values in place, so that the prompt is computed with them too."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and (group := group_size(module.in_features)):
             module.weight.copy_(dequantize(*quantize(module.weight, group)))
 
 
 class HugePages:
-    """Room for tensors in pages of 2 MB, where the system has them: weights are read from memory a fifth faster."""
+    """A memory pool of 2 MB pages, if the system offers them: reading weights from it is a fifth faster."""
 
     def __init__(self, size: int) -> None:
-        """`size` in bytes; what is not used costs nothing."""
+        """`size` is in bytes. Unused pages take no memory."""
         block = mmap.mmap(-1, size + HUGE_PAGE)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):
@@ -116,17 +119,17 @@ class HugePages:
         self._free = room[-room.data_ptr() % HUGE_PAGE :]
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A copy of `tensor` in it."""
+        """A copy of `tensor` in the pool."""
         taken = self._free[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         self._free = self._free[-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT :]
         return taken.copy_(tensor)
 
 
 class CompiledStep:
-    """A causal model's next token in one call: step.cpp over its weights, fp32 or bf16 as they are, or int8.
+    """Computes the next token of a causal model in one call, with its fp32 or bf16 weights or in int8.
 
-    The weights of linear layers move to where the step reads them fastest; the model goes on with them there.
-    Raises OSError where the library cannot be compiled, ValueError for an architecture that it does not compute.
+    Moves the weights of linear layers to huge pages; the model itself uses them there, too.
+    Raises OSError if the library cannot be compiled, ValueError for an architecture that it does not support.
     """
 
     def __init__(self, model: CausalLM, int8: bool = False) -> None:
@@ -142,14 +145,15 @@ class CompiledStep:
         self.config, self.int8 = config, int8
         self._embed = trunk.embed.weight
         self._position = trunk.embed_position.weight if config.position == "learned" else None
-        # The structures hold addresses: these are what they point to.
+        # Tensors that the structs point to.
         self._kept: list[Tensor] = []
         linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
         self._room = HugePages(sum(linear.weight.nbytes + ALIGNMENT for linear in linears))
         self._tables: dict[float, tuple[Tensor, Tensor]] = {}
         self._reach = 0
         self._addresses: WeakKeyDictionary[KVCache, tuple[ctypes.Array, ctypes.Array]] = WeakKeyDictionary()
-        self._layers = (Layer * config.num_hidden_layers)(*map(self._layer, trunk.blocks))
+        blocks = [block for block in trunk.blocks if isinstance(block, DecoderLayer)]
+        self._layers = (Layer * config.num_hidden_layers)(*map(self._layer, blocks))
         self._decoder = Decoder(
             layer=self._layers,
             norm=self._norm(trunk.norm),
@@ -166,12 +170,12 @@ class CompiledStep:
             cache_bf16=self._embed.dtype == torch.bfloat16,
             threads=torch.get_num_threads(),
             eps=config.norm_eps,
-            attention_scale=trunk.blocks[0].attn.scale,
+            attention_scale=blocks[0].attn.scale,
             logit_scale=config.logit_scale,
         )
 
     def __call__(self, tokens: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
-        """Logits (R, V) in fp32 after one more token in each of R texts; each cache grows by one position."""
+        """fp32 logits (R, V) after one more token in each of R texts. Each cache grows by one position."""
         longest = max(cache.length for cache in caches) + 1
         if longest > self._reach:
             self._rotate_up_to(longest)
@@ -188,12 +192,12 @@ class CompiledStep:
 
     def _row(self, cache: KVCache) -> ctypes.Structure:
         if cache.length >= cache.max_length:
-            raise ValueError(f"the cache holds {cache.max_length} positions, and all are taken")
+            raise ValueError(f"the cache is full: all of its {cache.max_length} positions are taken")
         keys, values = self._addresses.get(cache) or self._addresses.setdefault(cache, _addresses(cache))
         return Row(ctypes.addressof(keys), ctypes.addressof(values), cache.length, cache.max_length)
 
     def _rotate_up_to(self, length: int) -> None:
-        """Tables for positions below the next power of two: the context may be far longer than a text."""
+        """Compute tables up to the next power of two only: the context may be far longer than a text."""
         self._reach = 1 << (length - 1).bit_length()
         if self.config.position != "rotary":
             return
@@ -206,9 +210,9 @@ class CompiledStep:
             layer.cosine, layer.sine = (table.data_ptr() for table in tables[theta])
         self._tables = tables
 
-    def _layer(self, block: nn.Module) -> ctypes.Structure:
-        attention: Attention = block.attn
-        mlp, kind = block.mlp, self.config.layer_types[attention.layer]
+    def _layer(self, block: DecoderLayer) -> ctypes.Structure:
+        attention, mlp = block.attn, block.mlp
+        kind = self.config.layer_types[attention.layer]
         return Layer(
             attention_norm=self._norm(block.attn_norm),
             mlp_norm=self._norm(block.mlp_norm),
@@ -226,7 +230,7 @@ class CompiledStep:
         return Norm(*(None if t is None else self._keep(t.detach().float()) for t in (weight, bias)))
 
     def _matrix(self, *linears: nn.Linear) -> ctypes.Structure:
-        """Layers that read the same vector, one below the other: one product."""
+        """The stacked weights of layers with the same input, for a single product."""
         weight = _stack([linear.weight for linear in linears])
         bias = None if linears[0].bias is None else _stack([linear.bias for linear in linears]).float()
         rows, columns = weight.shape
@@ -235,7 +239,7 @@ class CompiledStep:
             weight, scale = quantize(weight, group)
         weight = self._room.place(weight)
         if not group:
-            # One copy serves the step and the prompt.
+            # Step and prompt share one copy.
             for linear, part in zip(linears, weight.split([one.out_features for one in linears]), strict=True):
                 linear.weight.data = part
         addresses = [None if t is None else self._keep(t) for t in (weight, scale, bias)]
@@ -248,7 +252,7 @@ class CompiledStep:
 
 
 def _addresses(cache: KVCache) -> tuple[ctypes.Array, ctypes.Array]:
-    """Of the keys of each layer, and of the values."""
+    """Addresses of the keys of each layer, and of the values."""
     keys, values = ([t.data_ptr() for t in kind] for kind in zip(*cache.layers, strict=True))
     return (pointer * len(keys))(*keys), (pointer * len(values))(*values)
 

@@ -1,4 +1,4 @@
-"""Hugging Face model directories, in and out: config.json + model.safetensors (or sharded with an index)."""
+"""Read and write Hugging Face model directories: config.json and model.safetensors, or shards with an index."""
 
 import json
 from pathlib import Path
@@ -6,28 +6,28 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mini_llm.model.config import ModelConfig
-from mini_llm.model.heads import HEADS
+from mini_llm.model.heads import HEADS, Model
 from mini_llm.model.huggingface.layouts import LAYOUTS, Layout, LayoutError, layout_for
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What a new head may leave behind or need anew when a pretrained trunk gets it.
+# Parameters that may be dropped or newly initialized when a pretrained trunk gets another head.
 OUTPUT_LAYERS = ("score.", "classifier.")
 HEAD_PREFIXES = ("lm_head.", "head.", "pooler.", "next_sentence.", *OUTPUT_LAYERS)
 
 
 class ModelDirectoryError(ValueError):
-    """A model directory that is missing, damaged, or not what was asked for."""
+    """A model directory that is missing, damaged, or of the wrong kind."""
 
     exit_code = 4
 
 
-def save_model(model: nn.Module, directory: Path | str, state: dict[str, Tensor] | None = None) -> None:
-    """Write `model` as a Hugging Face directory; `state` replaces its own state dict (for gathered ZeRO-3 weights).
+def save_model(model: Model, directory: Path | str, state: dict[str, Tensor] | None = None) -> None:
+    """Write `model` as a Hugging Face directory. `state` replaces its state dict (for gathered ZeRO-3 weights).
 
-    Raises LayoutError when no Hugging Face class holds the architecture.
+    Raises LayoutError if no Hugging Face class fits the architecture.
     """
     directory = Path(directory)
     layout = write_config(model, directory)
@@ -38,10 +38,10 @@ def save_model(model: nn.Module, directory: Path | str, state: dict[str, Tensor]
     save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
 
 
-def write_config(model: nn.Module, directory: Path | None) -> Layout:
-    """Write config.json and generation_config.json, where there is a directory; the layout of the model.
+def write_config(model: Model, directory: Path | None) -> Layout:
+    """Return the layout of `model`; write config.json and generation_config.json if there is a directory.
 
-    Raises LayoutError when no Hugging Face class holds the architecture.
+    Raises LayoutError if no Hugging Face class fits the architecture.
     """
     config = model.config
     head = next(name for name, cls in HEADS.items() if isinstance(model, cls))
@@ -59,12 +59,12 @@ def write_config(model: nn.Module, directory: Path | None) -> Layout:
     return layout
 
 
-def load_model(directory: Path | str, head: str | None = None, **changes: Any) -> nn.Module:
-    """Read a Hugging Face directory of a known layout as an fp32 model in evaluation mode.
+def load_model(directory: Path | str, head: str | None = None, **changes: Any) -> Model:
+    """Read a Hugging Face directory of a known family as an fp32 model in evaluation mode.
 
-    `head` ("causal", "masked", "classifier") asks for another head than the one saved; what the directory does not
-    hold for it is initialised and named in `model.newly_initialized`; tensors of the directory that it has no place for
-    are named in `model.left_behind`. `changes` replace fields of the configuration.
+    `head` ("causal", "masked", "seq2seq", "classifier") selects another head than the saved one. Parameters that the
+    directory lacks for it are initialized and listed in `model.newly_initialized`; tensors of the directory that the
+    model does not use are listed in `model.left_behind`. `changes` replace fields of the configuration.
     Raises ModelDirectoryError.
     """
     directory = Path(directory)
@@ -75,7 +75,7 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
     heads = dict.fromkeys(layout.architectures.values())
     if head is None:
         raise ModelDirectoryError(
-            f"{directory}/config.json: architectures = {theirs['architectures']} names no head that is known; "
+            f"{directory}/config.json: architectures = {theirs['architectures']} names no known head; "
             f"known are {', '.join(layout.architectures)}"
         )
     if head not in heads:
@@ -87,12 +87,12 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
         for key, value in changes.items():
             setattr(config, key, value)
         if head == saved == "classifier" and not config.id2label:
-            # transformers leaves its own default out of the file.
+            # transformers does not write its default labels.
             config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
         tensors = layout.rename(read_tensors(directory, theirs))
         check_size(config, sum(tensor.numel() for tensor in tensors.values()))
         model = HEADS[head](config)
-        # Shared parameters come once, under their first name.
+        # named_parameters lists a shared parameter once, under its first name.
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         state = layout.to_ours(tensors, config, shapes)
     except ModelDirectoryError:
@@ -100,7 +100,7 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
     except ValueError as error:
         raise ModelDirectoryError(f"{directory}: {error}") from None
     if "id2label" in changes:
-        # Other labels than the saved ones: the last layer starts again.
+        # The labels differ from the saved ones: initialize the last layer.
         state = {n: t for n, t in state.items() if not n.startswith(OUTPUT_LAYERS)}
     names = {ours: theirs for theirs, entry in layout.names(config) for ours in entry.ours}
     known = set(names.values())
@@ -133,7 +133,7 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
 
 
 def check_size(config: ModelConfig, held: int) -> None:
-    """Raises LayoutError before memory is taken, for a configuration that asks for far more than the `held` weights."""
+    """Raise LayoutError, before allocating memory, for a configuration that needs far more than the `held` weights."""
     layers = config.num_hidden_layers + (config.num_decoder_layers or 0)
     rows = config.vocab_size + layers * (config.num_attention_heads * config.head_dim + config.intermediate_size)
     rows += config.type_vocab_size + (config.max_position_embeddings if config.position == "learned" else 0)
@@ -144,25 +144,25 @@ def check_size(config: ModelConfig, held: int) -> None:
 
 
 def tied_names(layout: Layout) -> list[str]:
-    """Their names of the vocabulary head's matrix."""
+    """The family's names for the weight of the vocabulary head."""
     return [theirs for theirs, ours in layout.tensors.items() if ours == "lm_head.weight"]
 
 
 def _second_copies(layout: Layout, config: ModelConfig, tensors: dict[str, Tensor]) -> list[str]:
-    """Tied matrices that a file holds twice, with different values."""
+    """Problems with tied weights that a file contains twice, with different values."""
     embeddings = [theirs for theirs, ours in layout.tensors.items() if str(ours).endswith("embed.weight")]
     if not config.tie_word_embeddings or embeddings[0] not in tensors:
         return []
     first = tensors[embeddings[0]]
     return [
-        f"tie_word_embeddings is set, but {name} is not {embeddings[0]}"
+        f"tie_word_embeddings is set, but {name} differs from {embeddings[0]}"
         for name in tied_names(layout)
         if name in tensors and not tensors[name].float().equal(first.float())
     ]
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The parsed config.json of a known family, `architectures` a list. Raises ModelDirectoryError."""
+    """The parsed config.json of a known family; `architectures` is a list. Raises ModelDirectoryError."""
     path = directory / "config.json"
     if not directory.is_dir():
         raise ModelDirectoryError(f"{directory}: no such directory")
@@ -184,7 +184,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_tensors(directory: Path, config: dict[str, Any]) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the shards that its index names, in fp32; `config` is its config.json."""
+    """All tensors of model.safetensors, or of the shards in its index, in fp32; `config` is the parsed config.json."""
     if (directory / WEIGHTS).is_file():
         files = [WEIGHTS]
     elif (directory / INDEX).is_file():
@@ -196,7 +196,7 @@ def read_tensors(directory: Path, config: dict[str, Any]) -> dict[str, Tensor]:
         known = LAYOUTS[config["model_type"]].architectures
         name = next((name for name in known if name in config["architectures"]), "AutoModel")
         raise ModelDirectoryError(
-            f"{directory}: only pickled weights (.bin), which are never loaded: they can run any program. "
+            f"{directory}: only pickled weights (.bin), which are never loaded because they can run any program. "
             f'If you trust them, convert them: python -c "from transformers import {name}; '
             f"{name}.from_pretrained('{directory}').save_pretrained('NEW_DIR')\""
         )

@@ -1,4 +1,4 @@
-"""A Hugging Face directory of weights that are never held all at once: tensor by tensor, in files of bounded size."""
+"""Write a Hugging Face model directory tensor by tensor, in files of bounded size, for weights that exceed memory."""
 
 import json
 from collections.abc import Callable
@@ -6,21 +6,23 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from mini_llm.model.heads import Model
 from mini_llm.model.huggingface.directory import INDEX, WEIGHTS, tied_names, write_config
 
 SHARD_BYTES = 5 * 10**9
 
 
 def stream_model(
-    model: nn.Module, weight: Callable[[str], Tensor | None], directory: Path | None, shard_bytes: int = SHARD_BYTES
+    model: Model, weight: Callable[[str], Tensor | None], directory: Path | None, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write `model` to `directory` with the weights that `weight(our name)` gives, each asked for once.
+    """Write `model` to `directory` with the weights that `weight(name in our state dict)` returns, one call for each.
 
-    The order is fixed: where `weight` is collective, every rank calls this, and those that write nothing have no
-    directory and get None. No more than a file and a tensor are in memory. A disk error is raised at the end: until
-    then the other ranks wait for this one at each weight. Raises OSError, SafetensorError, LayoutError.
+    The order is fixed, so `weight` may be a collective operation. Then every rank calls this function; ranks that do
+    not write pass None as directory, and their `weight` may return None. Memory holds at most one file and one tensor.
+    A disk error is raised only at the end, because the other ranks wait for this one at each weight.
+    Raises OSError, SafetensorError, LayoutError.
     """
     layout = write_config(model, directory)
     config, own = model.config, set(model.state_dict())
@@ -30,7 +32,7 @@ def stream_model(
     size = total = 0
     failure: Exception | None = None
 
-    def close() -> None:
+    def close(directory: Path) -> None:
         save_file(shards[0], str(directory / f"shard-{len(files)}"), metadata={"format": "pt"})
         files.append(list(shards[0]))
         shards[0] = {}
@@ -38,29 +40,30 @@ def stream_model(
     for theirs, entry in layout.names(config):
         if theirs in tied or not all(name in own for name in entry.ours):
             continue
-        parts = [weight(name) for name in entry.ours]
+        given = [weight(name) for name in entry.ours]
         if directory is None or failure is not None:
             continue
+        parts = [part for part in given if part is not None]
         tensor = entry.join(parts).detach().float().cpu().contiguous()
-        bytes_of_it = tensor.numel() * tensor.element_size()
+        tensor_bytes = tensor.numel() * tensor.element_size()
         try:
-            if shards[0] and size + bytes_of_it > shard_bytes:
-                close()
+            if shards[0] and size + tensor_bytes > shard_bytes:
+                close(directory)
                 size = 0
         except (OSError, SafetensorError) as error:
             failure = error
             continue
         shards[0][theirs] = tensor
-        size, total = size + bytes_of_it, total + bytes_of_it
+        size, total = size + tensor_bytes, total + tensor_bytes
     if failure is not None:
         raise failure
     if directory is not None:
-        close()
+        close(directory)
         _name(directory, files, total)
 
 
 def _name(directory: Path, files: list[list[str]], total: int) -> None:
-    """The names that transformers looks for: one file, or numbered ones and their index."""
+    """Rename the files as transformers expects: a single one, or numbered shards and an index."""
     if len(files) == 1:
         (directory / "shard-0").rename(directory / WEIGHTS)
         return

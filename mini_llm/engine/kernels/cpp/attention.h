@@ -1,9 +1,10 @@
-// Attention of one layer for training on a CPU: norm and rotation of queries and keys, softmax(Q K^T) V, all gradients.
+// Self-attention of one layer for training on a CPU: norm and rotation of queries and keys, softmax(Q K^T) V, and the
+// backward pass.
 //
-// In place of some thirty operators, each of which reads and writes the whole activation. Scores exist for a block of
-// queries at a time and are made again for the gradients (Dao et al. 2022, "FlashAttention"); blocks that the causal
-// mask hides are not multiplied. Activations are fp32 or bf16; products of bf16 are summed in fp32, and all between is
-// fp32. A head's numbers depend neither on the other rows of a batch nor on the number of threads.
+// It replaces about thirty operators, each of which reads and writes the whole activation. Scores exist for one block
+// of queries at a time and are recomputed in the backward pass (Dao et al. 2022, "FlashAttention"). Blocks that the
+// causal mask hides are skipped. Activations are fp32 or bf16; bf16 products are summed in fp32, and everything between
+// is fp32. The numbers of a head do not depend on the other rows of the batch or on the number of threads.
 //
 // Shapes: B rows, L positions, H heads, K key-value heads, D head_dim.
 
@@ -16,15 +17,15 @@
 namespace {
 
 constexpr int64_t BLOCK = 32;           // queries whose scores exist at once
-constexpr int64_t MOST_CHANNELS = 512;  // of a head
-constexpr int64_t TOGETHER = 8;         // rows whose norms are made side by side: each waits for a root
-constexpr int64_t AHEAD = 12;           // rows fetched early: a head's lie too far apart for a processor to foresee
+constexpr int64_t MOST_CHANNELS = 512;  // largest head_dim
+constexpr int64_t TOGETHER = 8;         // rows normalized side by side, to hide the latency of the square root
+constexpr int64_t AHEAD = 12;           // rows prefetched: they lie too far apart for the hardware to predict
 
-// Two bf16 that are neighbours along the dimension which a product sums over.
+// Two bf16 numbers that are adjacent along the dimension that a product sums over.
 struct Pair {
     uint32_t bits;
 };
-// What products read of activations of a type, and how many numbers each holds.
+// The operand type of products for each activation type, and how many numbers an operand holds.
 template <class Number> struct OperandOf { using Type = float; };
 template <> struct OperandOf<BFloat16> { using Type = Pair; };
 template <class Number> using Operand = typename OperandOf<Number>::Type;
@@ -41,13 +42,13 @@ Floats multiply_add(Floats sum, Pair a, const Pair* b) {
 #endif
 }
 
-// The left operand of a product: element (i, k) at data[i * across + k * along], transposed as easily as not.
+// The left matrix of a product: element (i, k) is data[i * across + k * along], which also expresses a transposed one.
 template <class Element> struct Left {
     const Element* data;
     int64_t across, along;
 };
 
-// C (ROWS, COLUMNS vectors) = A B, or += where `more`; B (depth, columns) and C lie row by row.
+// C (ROWS, COLUMNS vectors) = A B, or C += A B if `more`. B (depth, columns) and C are row-major.
 template <int ROWS, int COLUMNS, class Element>
 void tile(Left<Element> a, const Element* b, int64_t b_row, int64_t depth, float* c, int64_t c_row, bool more) {
     Floats total[ROWS][COLUMNS];
@@ -88,7 +89,7 @@ template <class Element> void transpose(const Element* from, int64_t rows, int64
             for (int64_t r = 0; r < 16; r++) to[j * rows + i + r] = from[(i + r) * columns + j];
 }
 
-// (rows, columns) to operands of a sum over rows: each holds neighbours of a column.
+// Copy (rows, columns) to operands of a sum over rows: each operand holds adjacent elements of one column.
 void stack(const float* from, int64_t row, int64_t rows, int64_t columns, float* to) {
     for (int64_t i = 0; i < rows; i++) std::memcpy(to + i * columns, from + i * row, columns * sizeof(float));
 }
@@ -106,9 +107,9 @@ void stack(const BFloat16* from, int64_t row, int64_t rows, int64_t columns, Pai
 
 extern "C" {
 
-// Norms (D), cosine and sine (L, D), mask (B or 1, L, L), true where a key is seen: null where there is none.
-// query (B, L, H D), key and value (B, L, K D). mask_row: elements from one row's mask to the next, 0 where all share
-// one.
+// query (B, L, H D), key and value (B, L, K D). Norm weights (D), cosine and sine (L, D) and mask (B or 1, L, L), true
+// where a key may be seen, are null if absent. mask_row: elements from the mask of one batch row to the next, 0 if all
+// rows share one.
 struct Layer {
     int64_t rows, length, heads, kv_heads, head_dim, causal, threads, bf16, mask_row;
     float scale, eps;
@@ -121,14 +122,14 @@ struct Layer {
 
 namespace {
 
-// Row t + AHEAD of a head's `length` rows, `stride` apart, into the cache.
+// Prefetch row t + AHEAD of a head's `length` rows, which lie `stride` elements apart.
 template <class Number> void fetch(const Layer& a, const Number* rows, int64_t stride, int64_t t) {
     if (t + AHEAD >= a.length) return;
     const Number* row = rows + (t + AHEAD) * stride;
     for (int64_t i = 0; i < a.head_dim; i += 64 / sizeof(Number)) __builtin_prefetch(row + i);
 }
 
-// The reciprocal root mean square of x (D), which is copied to `wide`.
+// The reciprocal root mean square of x (D); copies x to `wide` in fp32.
 template <class Number> float reciprocal_root_mean_square(const Layer& a, const Number* x, float* wide) {
     Floats squares = {};
     for (int64_t i = 0; i < a.head_dim; i += LANES) {
@@ -139,8 +140,8 @@ template <class Number> float reciprocal_root_mean_square(const Layer& a, const 
     return 1 / std::sqrt(sum(squares) / a.head_dim + a.eps);
 }
 
-// Norm and rotation of a head's queries or keys, pairs D / 2 channels apart: (L, D) of rows `stride` apart to `to`
-// (padded, D), zeros behind.
+// Normalize and rotate a head's queries or keys: reads L rows that lie `stride` elements apart, writes `to` (padded,
+// D), zeros after row L. Channels i and i + D / 2 form a rotated pair.
 template <class Number>
 void prepare(const Layer& a, const Number* from, int64_t stride, const float* norm, Number* to, int64_t padded) {
     const int64_t size = a.head_dim, half = size / 2;
@@ -168,7 +169,8 @@ void prepare(const Layer& a, const Number* from, int64_t stride, const float* no
     std::memset(to + a.length * size, 0, (padded - a.length) * size * sizeof(Number));
 }
 
-// The gradient of prepare(): `gradient` (L, D) of its result, overwritten, to that of `from`; adds to `for_norm` (D).
+// Backward pass of prepare(): turns `gradient` (L, D) of its result, which it overwrites, into the gradient `to` of
+// `from`, and adds the gradient of the norm's weight to `for_norm` (D).
 template <class Number>
 void prepare_gradient(const Layer& a, const Number* from, int64_t stride, const float* norm, float* gradient,
                       Number* to, float* for_norm) {
@@ -214,7 +216,7 @@ void prepare_gradient(const Layer& a, const Number* from, int64_t stride, const 
     }
 }
 
-// Rows `stride` apart to `to` (padded, D), zeros behind.
+// Copy L rows that lie `stride` elements apart to `to` (padded, D), zeros after row L.
 template <class Number> void copy(const Layer& a, const Number* from, int64_t stride, Number* to, int64_t padded) {
     const int64_t size = a.head_dim;
     for (int64_t t = 0; t < a.length; t++) {
@@ -224,7 +226,7 @@ template <class Number> void copy(const Layer& a, const Number* from, int64_t st
     std::memset(to + a.length * size, 0, (padded - a.length) * size * sizeof(Number));
 }
 
-// Scores of the query at position t that must not count become -inf; `keys` of them are there.
+// Set the scores of hidden keys to -inf for the query at position t; the row holds `keys` scores.
 void hide(const Layer& a, int64_t row, int64_t t, int64_t keys, float* score) {
     int64_t seen = a.causal ? t + 1 : a.length;
     if (a.mask) {
@@ -234,7 +236,7 @@ void hide(const Layer& a, int64_t row, int64_t t, int64_t keys, float* score) {
     std::fill(score + seen, score + keys, -INFINITY);
 }
 
-// Where the heads of a unit of work lie: one key-value head of one row, with the query heads that share it.
+// One unit of work, and where its data lies: one key-value head of one batch row, with the query heads that share it.
 struct Unit {
     const Layer& a;
     int64_t row, group, shared, width, kv_width;
@@ -249,7 +251,7 @@ struct Unit {
     int64_t first() const { return group * shared; }
     int64_t last() const { return first() + shared; }
     int64_t normalizer_at(int64_t head) const { return (row * a.heads + head) * a.length; }
-    // Keys that the `count` queries from `begin` on need scores of, up to whole vectors.
+    // How many keys the `count` queries from `begin` on need, rounded up to whole vectors.
     int64_t keys(int64_t begin, int64_t count) const {
         return ((a.causal ? begin + count : a.length) + 15) / 16 * 16;
     }
@@ -371,7 +373,7 @@ void backward(const Layer& a, const Number* result, const float* normalizer, con
                             store(of_score, of_scores.data() + i * padded + s);
                         }
                     }
-                    // A pair wants two queries.
+                    // An operand of bf16 holds two queries: pad an odd number with zeros.
                     for (int64_t i = count; i % held; i++)
                         for (auto* rows : {&weights, &of_scores})
                             std::memset(rows->data() + i * padded, 0, seen * sizeof(Number));
@@ -399,12 +401,12 @@ void backward(const Layer& a, const Number* result, const float* normalizer, con
 
 }  // namespace
 
-// result (B, L, H D); normalizer (B, H, L): the logarithm of each softmax's denominator.
+// result (B, L, H D); normalizer (B, H, L) receives the logarithm of each softmax's denominator.
 extern "C" void attention(const Layer* layer, void* result, float* normalizer) {
     in_type(layer->bf16, [&](auto number) { forward(*layer, static_cast<decltype(number)*>(result), normalizer); });
 }
 
-// for_norms (B K, 2, D), zeros: gradients of both norms from each unit of work.
+// for_norms (B K, 2, D) starts as zeros and receives the gradients of both norm weights from each unit of work.
 extern "C" void attention_gradients(const Layer* layer, const void* result, const float* normalizer,
                                     const void* for_result, void* for_query, void* for_key, void* for_value,
                                     float* for_norms) {

@@ -1,5 +1,5 @@
-// Cross-entropy of logits, which of them are right, and the gradient, (softmax - onehot) times a factor: of a row while
-// it is cached.
+// Cross-entropy of logits, whether the label has the largest logit, and the gradient softmax - onehot. Each row is
+// finished while it is in the cache.
 //
 // Shapes: N rows, V vocabulary.
 
@@ -13,7 +13,7 @@ namespace {
 
 template <class Number>
 void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const int64_t* labels, float* losses,
-                        bool* hits, Number* gradient, float factor, int64_t threads) {
+                        bool* hits, Number* gradient, int64_t threads) {
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> weights(size + LANES);
@@ -32,7 +32,7 @@ void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const 
             Floats most = load_some(x, size), sums = {};
             for (int64_t i = LANES; i < size; i += LANES) most = larger(most, load_some(x + i, size - i));
             float shift = largest(most);
-            // Of equal logits the first is the prediction.
+            // The first of several equal logits is the prediction, as in torch.argmax.
             hits[n] = right == shift;
             for (int64_t i = 0; hits[n] && i < labels[n]; i++) hits[n] = widen(x[i]) != shift;
             for (int64_t i = 0; i < size; i += LANES) {
@@ -40,11 +40,11 @@ void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const 
                 sums += weight;
                 if (gradient) store(weight, &weights[i]);
             }
-            float total = sum(sums), scale = factor / total;
+            float total = sum(sums), scale = 1 / total;
             losses[n] = shift + std::log(total) - right;
             if (!gradient) continue;
             for (int64_t i = 0; i < size; i += LANES) store_some(load(&weights[i]) * scale, y + i, size - i);
-            // Rounded to bf16 first, the difference from 1 of a probability near 1 would lose its digits.
+            // Subtract before rounding to bf16: a probability near 1 would lose the digits of its difference from 1.
             weights[labels[n]] -= total;
             store_some(load(&weights[first]) * scale, y + first, size - first);
         }
@@ -53,13 +53,13 @@ void cross_entropy_rows(int64_t rows, int64_t size, const Number* logits, const 
 
 }  // namespace
 
-// logits (N, V), labels (N), negative where a row counts nothing; losses (N) in nats, hits (N) where the largest logit
-// is the label's. gradient (N, V): null where it is not asked for; it may lie where the logits do.
+// logits (N, V); labels (N), negative for rows that do not count; losses (N) in nats; hits (N), true where the label
+// has the largest logit. gradient (N, V) is null if not wanted, and may be the logits themselves.
 extern "C" void cross_entropy(int64_t rows, int64_t size, const void* logits, const int64_t* labels, float* losses,
-                              bool* hits, void* gradient, float factor, int64_t bf16, int64_t threads) {
+                              bool* hits, void* gradient, int64_t bf16, int64_t threads) {
     in_type(bf16, [&](auto number) {
         using Number = decltype(number);
         cross_entropy_rows(rows, size, static_cast<const Number*>(logits), labels, losses, hits,
-                           static_cast<Number*>(gradient), factor, threads);
+                           static_cast<Number*>(gradient), threads);
     });
 }

@@ -1,11 +1,12 @@
 // One decoding step of a causal Transformer on a CPU: the next token of each of R texts, in one parallel region.
 //
-// A step at batch 1 reads every weight once and multiplies it by one vector, so its floor is weight bytes / memory
-// bandwidth. Operator by operator that floor is out of reach: each call costs microseconds, a layer makes dozens.
-// Weights are fp32, bf16 or int8 with a scale for each group of a row; sums, activations and the residual are fp32.
-// A sum does not depend on R or on the number of threads: a text is the same bits alone and among others.
+// At batch size 1 a step reads every weight once and multiplies it by one vector, so it takes at least weight bytes /
+// memory bandwidth. Separate operators cannot come near that: each call costs microseconds, and a layer needs dozens.
+// Weights are fp32, bf16, or int8 with one scale per group of a row. Sums, activations and the residual stream are
+// fp32. No sum depends on R or on the number of threads: a text gets the same bits alone as in a batch.
 //
-// Shapes: C hidden_size, H heads, K key-value heads, D head_dim, I intermediate_size, V vocabulary, S positions held.
+// Shapes: R texts, C hidden_size, H heads, K key-value heads, D head_dim, I intermediate_size, V vocabulary, S cached
+// positions.
 
 #include <vector>
 
@@ -19,7 +20,7 @@ void narrow(float value, float& to) { to = value; }
 void narrow(float value, BFloat16& to) {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
-    // Round to nearest, ties to even; a NaN keeps a bit that makes it one.
+    // Round to nearest, ties to even. A NaN gets a mantissa bit, so that truncation cannot turn it into infinity.
     to.bits = std::isnan(value) ? (bits >> 16) | 64 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
@@ -27,7 +28,7 @@ Floats load(const int8_t* from) {
 #ifdef __AVX512F__
     return Floats(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_as<__m128i>(from))));
 #elif defined(__AVX2__)
-    // GCC makes many instructions of the general form.
+    // GCC compiles the general form below to many instructions.
     return Floats(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(load_as<int64_t>(from)))));
 #else
     using Bytes = int8_t __attribute__((vector_size(LANES)));
@@ -35,15 +36,16 @@ Floats load(const int8_t* from) {
 #endif
 }
 
-// Sums of A rows by B vectors that fit registers, with four accumulators each.
+// How many sums, with four accumulators each, fit the registers.
 #ifdef __AVX512F__
 constexpr int MOST_SUMS = 4;
 #else
 constexpr int MOST_SUMS = 2;
 #endif
 
-// y[a * B + b]: the sum over i of w[a][i] x[b][i]. Four accumulators for each hide the latency of the multiply-add.
-// Two rows are read from memory a fifth faster side by side than one after the other; two vectors share the widening.
+// y[a * B + b] = sum over i of w[a][i] x[b][i]. Four accumulators per sum hide the latency of the multiply-add. Two
+// rows are read from memory a fifth faster side by side than one after the other, and two vectors share the conversion
+// to fp32.
 template <int A, int B, class T>
 void dots(const T* const* w, const float* const* x, int64_t size, float* y) {
     if constexpr (A * B > MOST_SUMS) {
@@ -74,7 +76,7 @@ void dots(const T* const* w, const float* const* x, int64_t size, float* y) {
         }
 }
 
-// The same with one scale for each GROUP weights of a row.
+// The same for int8 weights with one scale per GROUP weights of a row.
 template <int64_t GROUP, int A, int B>
 void scaled_dots(const int8_t* const* w, const float* const* scale, const float* const* x, int64_t size, float* y) {
     if constexpr (A * B > MOST_SUMS) {
@@ -106,7 +108,7 @@ template <class T> float dot(const T* w, const float* x, int64_t size) {
     return result;
 }
 
-// Floats at whole vectors: a load across two cache lines is two loads.
+// fp32 numbers aligned to vectors: a load that crosses a cache line costs two.
 struct Buffer {
     std::vector<Floats> vectors;
     float* data;
@@ -121,7 +123,7 @@ extern "C" {
 enum Kind : int64_t { FP32, BF16, INT8 };
 enum Activation : int64_t { RELU, GELU, GELU_TANH, SILU };
 
-// Weight (rows, cols) of a linear layer; int8 with scales (rows, cols / group). A bias may be null.
+// Weight (rows, cols) of a linear layer; int8 weights have scales (rows, cols / group). The bias may be null.
 struct Matrix {
     const void* data;
     const float* scale;
@@ -129,14 +131,14 @@ struct Matrix {
     int64_t rows, cols, group, kind;
 };
 
-// A null weight: no such norm; a null bias: none.
+// A norm that does not exist has a null weight.
 struct Norm {
     const float* weight;
     const float* bias;
 };
 
-// qkv (H D + 2 K D, C); up (2 I, C), gate above up, or (I, C). cosine and sine (positions, D), null without rotation.
-// window: keys seen, 0 for all.
+// qkv (H D + 2 K D, C); up (2 I, C) with the gate's rows first, or (I, C) without gate. cosine and sine (positions, D)
+// are null without rotary positions. window: how many keys are visible, 0 for all.
 struct Layer {
     Norm attention_norm, mlp_norm, query_norm, key_norm;
     Matrix qkv, out, up, down;
@@ -153,8 +155,8 @@ struct Decoder {
     float eps, attention_scale, logit_scale;
 };
 
-// One text: `length` positions are held, the token of this step comes after them. For each layer keys and values
-// (K, capacity, D).
+// One text: the token of this step follows `length` cached positions. keys and values hold one pointer per layer, each
+// to (K, capacity, D).
 struct Row {
     void* const* keys;
     void* const* values;
@@ -165,7 +167,7 @@ struct Row {
 
 namespace {
 
-// y[a * B + b]: row o[a] of a weight by vector x[b].
+// y[a * B + b] = row o[a] of a weight times vector x[b].
 template <int A, int B> void products(const Matrix& m, const int64_t* o, const float* const* x, float* y) {
     if (m.kind == INT8) {
         const int8_t* w[A];
@@ -192,12 +194,12 @@ template <int A, int B> void products(const Matrix& m, const int64_t* o, const f
             for (int b = 0; b < B; b++) y[a * B + b] += m.bias[o[a]];
 }
 
-// `count` rows from `first` on, each with the one `distance` below it, by R vectors x (R, cols):
-// store(row, r, y, y of the other row).
+// Multiply `count` rows from `first` on, each together with the row `distance` further, by R vectors x (R, cols); calls
+// store(row, r, y, y of the second row).
 template <class Store>
 void multiply_pairs(const Matrix& m, int64_t first, int64_t count, int64_t distance, const float* x, int64_t texts,
                     const Store& store) {
-    // The weights of a tile stay in the cache until all texts have had them.
+    // The weights of a tile stay in the cache while all texts use them.
     constexpr int64_t TILE = 4;
     for (int64_t begin = first; begin < first + count; begin += TILE) {
         int64_t end = begin + TILE < first + count ? begin + TILE : first + count, r = 0;
@@ -220,7 +222,8 @@ void multiply_pairs(const Matrix& m, int64_t first, int64_t count, int64_t dista
     }
 }
 
-// In a parallel region, with a barrier at its end: store(row, r, y) for all rows of a weight by R vectors x (R, cols).
+// Multiply all rows of a weight by R vectors x (R, cols); calls store(row, r, y). Runs inside a parallel region and
+// ends with a barrier.
 template <class Store> void multiply(const Matrix& m, const float* x, int64_t texts, const Store& store) {
     int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
     int64_t begin = m.rows * mine / threads, end = m.rows * (mine + 1) / threads, half = (end - begin) / 2;
@@ -238,7 +241,7 @@ template <class Store> void multiply(const Matrix& m, const float* x, int64_t te
 #pragma omp barrier
 }
 
-// The same for a weight of two halves: store(row, r, y of the upper half, y of the lower).
+// The same for a weight of two stacked matrices: calls store(row, r, y of the first, y of the second).
 template <class Store> void multiply_halves(const Matrix& m, const float* x, int64_t texts, const Store& store) {
     int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num(), half = m.rows / 2;
     int64_t begin = half * mine / threads, end = half * (mine + 1) / threads;
@@ -246,7 +249,7 @@ template <class Store> void multiply_halves(const Matrix& m, const float* x, int
 #pragma omp barrier
 }
 
-// RMSNorm, or LayerNorm; y may be x.
+// RMSNorm or LayerNorm of x (size); y may be x.
 void normalize(const Decoder& d, const Norm& norm, const float* x, float* y, int64_t size) {
     float mean = 0, square = 0;
     if (d.layer_norm) {
@@ -261,7 +264,7 @@ void normalize(const Decoder& d, const Norm& norm, const float* x, float* y, int
         y[i] = (x[i] - mean) * scale * norm.weight[i] + (norm.bias ? norm.bias[i] : 0);
 }
 
-// A head's query or key: norm, then rotation by its position, pairs D / 2 channels apart.
+// Normalize a head's query or key, then rotate it by its position. Channels i and i + D / 2 form a pair.
 void place(const Decoder& d, const Layer& layer, const Norm& norm, float* head, int64_t position) {
     if (norm.weight) normalize(d, norm, head, head, d.head_dim);
     if (!layer.cosine) return;
@@ -283,7 +286,7 @@ float activate(int64_t kind, float x) {
     }
 }
 
-// Attention of the query heads that share key-value head `group`; this position's key and value are appended first.
+// Append this position's key and value, then compute attention for the query heads that share key-value head `group`.
 template <class T>
 void attend(const Decoder& d, const Layer& layer, const Row& row, int64_t index, int64_t group, float* qkv,
             float* y, float* score) {
@@ -318,7 +321,7 @@ void attend(const Decoder& d, const Layer& layer, const Row& row, int64_t index,
 
 }  // namespace
 
-// x (R, C): embeddings, overwritten. logits (R, V).
+// x (R, C) holds the embeddings and is overwritten. logits (R, V).
 extern "C" void decode_step(const Decoder* decoder, const Row* row, int64_t rows, float* x, float* logits) {
     const Decoder& d = *decoder;
     const int64_t width = d.heads * d.head_dim, fused = width + 2 * d.kv_heads * d.head_dim;
@@ -328,7 +331,7 @@ extern "C" void decode_step(const Decoder* decoder, const Row* row, int64_t rows
 
 #pragma omp parallel num_threads(d.threads)
     {
-        // Each thread norms every row for itself: cheaper than waiting for another to have done it.
+        // Every thread normalizes all rows itself: cheaper than waiting at another barrier.
         Buffer normed(rows * d.hidden), score(longest);
         auto norm_rows = [&](const Norm& norm) {
             for (int64_t r = 0; r < rows; r++)

@@ -1,5 +1,5 @@
-// A gated activation, and RMSNorm into the type of the products behind it, each with its gradients in one pass; and the
-// sum of gradients in two types.
+// Gated activation, and RMSNorm that casts to the type of the matrix products after it. Forward and backward take one
+// pass over memory each.
 //
 // Shapes: N rows, C channels.
 
@@ -9,7 +9,7 @@
 
 namespace {
 
-// 1 / (1 + e^-x), by way of e^-|x|, which does not overflow.
+// 1 / (1 + e^-x), computed from e^-|x|, which cannot overflow.
 Floats logistic(Floats x) {
     Floats small = exponential(x > 0 ? -x : x);
     return (x > 0 ? Floats{} + 1 : small) / (1 + small);
@@ -37,7 +37,7 @@ void gate_backward(int64_t count, const Number* gate, const Number* up, Number* 
     }
 }
 
-// C is a multiple of LANES. root (N): the reciprocal root mean square of each row.
+// size = C is a multiple of LANES. root (N) receives the reciprocal root mean square of each row.
 template <class Number>
 void norm_forward(int64_t rows, int64_t size, const float* x, const float* weight, float eps, Number* result,
                   float* root, int64_t threads) {
@@ -52,7 +52,8 @@ void norm_forward(int64_t rows, int64_t size, const float* x, const float* weigh
     }
 }
 
-// Zhang and Sennrich 2019, section 4. for_weight (parts, C), zeros: of `share` rows each, whatever the threads.
+// Zhang and Sennrich 2019, section 4. for_weight (parts, C) starts as zeros and receives one sum per `share` rows, so
+// that the result does not depend on the number of threads.
 template <class Number>
 void norm_backward(int64_t rows, int64_t share, int64_t size, const float* x, const float* weight, const float* root,
                    const Number* gradient, float* for_x, float* for_weight, int64_t threads) {
@@ -78,15 +79,7 @@ void norm_backward(int64_t rows, int64_t share, int64_t size, const float* x, co
 
 }  // namespace
 
-// into += gradient, which is bf16.
-extern "C" void add(int64_t count, const void* gradient, float* into, int64_t threads) {
-    const BFloat16* from = static_cast<const BFloat16*>(gradient);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < count; i += LANES)
-        store_some(load_some(from + i, count - i) + load_some(into + i, count - i), into + i, count - i);
-}
-
-// result = silu(gate) up, elementwise.
+// result = silu(gate) * up, elementwise.
 extern "C" void gate(int64_t count, const void* gate, const void* up, void* result, int64_t bf16, int64_t threads) {
     in_type(bf16, [&](auto number) {
         using Number = decltype(number);
@@ -95,7 +88,7 @@ extern "C" void gate(int64_t count, const void* gate, const void* up, void* resu
     });
 }
 
-// The result stands in the place of its gradient afterwards.
+// `gradient` is that of silu(gate) * up, which overwrites it: the weight's gradient needs the product again.
 extern "C" void gate_gradients(int64_t count, const void* gate, const void* up, void* gradient, void* for_gate,
                                void* for_up, int64_t bf16, int64_t threads) {
     in_type(bf16, [&](auto number) {
@@ -106,7 +99,7 @@ extern "C" void gate_gradients(int64_t count, const void* gate, const void* up, 
     });
 }
 
-// RMSNorm of x (N, C) fp32; `bf16` is the type of the result and of its gradient.
+// RMSNorm of fp32 x (N, C). `bf16` says the type of the result and of its gradient.
 extern "C" void norm(int64_t rows, int64_t size, const float* x, const float* weight, float eps, void* result,
                      float* root, int64_t bf16, int64_t threads) {
     in_type(bf16, [&](auto number) {

@@ -1,4 +1,4 @@
-// Vectors of fp32 numbers, and what is read and written as them: fp32 or bf16.
+// Vectors of fp32 numbers, loaded from and stored to fp32 or bf16.
 
 #pragma once
 
@@ -13,7 +13,8 @@
 
 namespace {
 
-// Lanes of a vector, and vectors of a product's tile: as many sums as hide a multiply-add's latency and fit registers.
+// Lanes per vector, and vectors per row of a product's tile: enough sums to hide the latency of a multiply-add, few
+// enough for the registers.
 #if defined(__AVX512F__)
 constexpr int LANES = 16, WIDE = 4;
 #elif defined(__AVX__)
@@ -64,7 +65,7 @@ void store(Floats value, BFloat16* to) {
     std::memcpy(to, &half, sizeof half);
 }
 
-// The numbers from `from` on; those beyond `count` are -inf.
+// Load `count` numbers at most; lanes beyond are -inf.
 template <class Number> Floats load_some(const Number* from, int64_t count) {
     if (count >= LANES) return load(from);
     Number some[LANES] = {};
@@ -101,10 +102,11 @@ float largest(Floats value) {
     return value[0];
 }
 
-// e^x for x <= 0, to 2e-7 of it: 2^whole 2^f, |f| <= 1/2, by Taylor's series. 0 below 2^-126; NaN stays NaN.
+// e^x for x <= 0 with a relative error of 2e-7: 2^whole * 2^f, |f| <= 1/2, the latter by its Taylor series. Results
+// below 2^-126 become 0; NaN stays NaN.
 Floats exponential(Floats x) {
     Floats y = x * 1.44269504f, bounded = larger(Floats{} - 126, y);
-    Floats whole = (bounded + 12582912) - 12582912;  // to the nearest: 1.5 * 2^23 leaves no bit behind the point
+    Floats whole = (bounded + 12582912) - 12582912;  // rounds: at 1.5 * 2^23, fp32 has no fraction bits
     Floats f = bounded - whole, power = Floats{} + 1.5403530e-4f;
     for (float factor : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
         power = power * f + factor;
@@ -112,7 +114,7 @@ Floats exponential(Floats x) {
     return y < -126 ? Floats{} : power * Floats(exponent);
 }
 
-// run(number) with a number of the type that pointers without one point to.
+// Call run with a number of the type that the void pointers of a kernel point to.
 template <class Run> void in_type(int64_t bf16, Run run) {
     if (bf16)
         run(BFloat16{});

@@ -1,4 +1,4 @@
-"""Hugging Face layouts as data: one table per family. Every module here that has a LAYOUT is a family."""
+"""Hugging Face layouts as data: one table per family. Every module in this folder with a LAYOUT is a family."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -13,7 +13,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def layout_for(config: ModelConfig, head: str) -> Layout:
-    """The layout that can hold `config` under `head`. Raises LayoutError naming the keys in the way."""
+    """The layout that fits `config` with `head`. Raises LayoutError that names the conflicting keys."""
     problems = {
         layout.model_type: layout.conflicts(config)
         for layout in LAYOUTS.values()
@@ -22,7 +22,7 @@ def layout_for(config: ModelConfig, head: str) -> Layout:
     nearest = min(problems, key=lambda name: len(problems[name]))
     if problems[nearest]:
         raise LayoutError(
-            f"no Hugging Face class holds this architecture as a {head} model; "
+            f"no Hugging Face class fits this architecture as a {head} model; "
             f"the nearest, {nearest}, needs {', '.join(problems[nearest])}"
         )
     return LAYOUTS[nearest]

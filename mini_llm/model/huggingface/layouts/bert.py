@@ -28,7 +28,7 @@ _BLOCK = {
 def _read_rest(theirs: dict[str, Any]) -> dict[str, Any]:
     return {
         "next_sentence": "BertForPreTraining" in (theirs.get("architectures") or []),
-        # One activation for the blocks and the prediction head.
+        # BERT has one activation for layers and prediction head.
         "head_act": read_activation("hidden_act", theirs.get("hidden_act", "gelu")),
     }
 

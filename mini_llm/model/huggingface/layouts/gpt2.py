@@ -2,7 +2,6 @@
 
 from mini_llm.model.huggingface.layouts.layout import Layout, Stored, equal_heads, even_head_dim, only_full_attention
 
-_ATTENTION = "trunk.blocks.{i}.attn"
 _MATRICES = {
     "attn.c_attn": tuple(f"attn.{x}_proj" for x in "qkv"),
     "attn.c_proj": ("attn.o_proj",),

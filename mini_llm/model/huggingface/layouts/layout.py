@@ -1,7 +1,11 @@
-"""What a layout table holds, and how it is applied to configurations and tensors."""
+"""The layout table of a family, and its application to configurations and tensors.
+
+In this folder, "ours" are names of ModelConfig and of our state dict, "theirs" those of config.json and of the tensors
+in a Hugging Face file.
+"""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -23,21 +27,21 @@ SIZES = (
     "initializer_range",
     "tie_word_embeddings",
 )
-# Fields that no family writes: what training does with a model, and what belongs to one classifier.
+# Fields that no family restricts: they concern training, or a single classifier.
 FREE = ("dropout", "init", "initializer_range", "id2label", "cls_token_id", "sep_token_id", "decoder_start_token_id")
 ACTIVATION_FIELDS = ("hidden_act", "head_act")
 ACTIVATION_NAMES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
 
 
 class LayoutError(ValueError):
-    """A configuration or set of tensors that a layout cannot hold."""
+    """A configuration or a set of tensors that does not fit a layout."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One of their tensors: ours stacked along dimension 0, then transposed, or with a leading dimension of 1.
+    """One of their tensors: ours, stacked along dimension 0, then transposed or given a leading dimension of 1.
 
-    `when` = (field, value): the name is used where the configuration has this value.
+    With `when` = (field, value), it exists only if the configuration has this value.
     """
 
     ours: tuple[str, ...]
@@ -58,22 +62,23 @@ class Layout:
 
     architectures: their class -> our head; the first class of a head is the one written.
     keys: their configuration key -> our field.
-    defaults: their key -> value when the file leaves it out (their class default).
-    required: their key -> the only value that we can honour; when left out, it has it.
-    fixed: our field -> the only value the family has, or a function of the configuration. A field in neither `keys`,
-        `carried` nor `fixed` must have its default.
+    defaults: their key -> its value if the file omits it (their class default).
+    required: their key -> the only value we support, and its default.
+    fixed: our field -> the only value in this family, or a function of the configuration. A field in none of `keys`,
+        `carried` and `fixed` must have its default.
     tensors: their tensor name -> ours; a tuple of ours is one fused tensor, stacked along dimension 0; "{i}" is the
         layer.
-    carried, read_rest, write_rest: fields that no one-to-one key expresses (rotary parameters, layer types), and how.
-    renamed: (pattern, replacement) applied to the names in a file: old spellings, and prefixes that a file without a
-        head leaves out.
-    ignored: patterns of their tensors that hold no weight of ours (buffers, second copies of tied weights).
+    carried, read_rest, write_rest: fields without a one-to-one key (rotary parameters, layer types), and the functions
+        that read and write them.
+    renamed: (pattern, replacement) applied to the names in a file: old spellings, and prefixes that files without a
+        head omit.
+    ignored: patterns of their tensors without a counterpart of ours (buffers, second copies of tied weights).
     """
 
     model_type: str
     architectures: dict[str, str]
     keys: dict[str, str]
-    tensors: dict[str, str | tuple[str, ...] | Stored]
+    tensors: Mapping[str, str | tuple[str, ...] | Stored]
     fixed: dict[str, Any] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     required: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +89,7 @@ class Layout:
     ignored: tuple[str, ...] = ()
 
     def conflicts(self, config: ModelConfig) -> list[str]:
-        """What the family needs and `config` has not, as 'key = value (not other)' texts."""
+        """Where `config` differs from what the family needs, as 'key = value (not other)' texts."""
         known = ({*self.keys.values(), *self.carried} - self.fixed.keys()) | {*FREE}
         problems = []
         for entry in fields(ModelConfig):
@@ -101,7 +106,7 @@ class Layout:
         return next((head for name, head in self.architectures.items() if name in architectures), None)
 
     def read_config(self, theirs: dict[str, Any]) -> ModelConfig:
-        """ModelConfig from a parsed config.json. Raises LayoutError for a missing key or one we cannot honour."""
+        """ModelConfig from a parsed config.json. Raises LayoutError for a missing or unsupported key."""
         try:
             return ModelConfig(**self._read_values(theirs))
         except LayoutError:
@@ -111,7 +116,7 @@ class Layout:
         except ValueError as error:
             raise LayoutError(f"config.json: {error}") from None
         except (TypeError, AttributeError, IndexError, ArithmeticError) as error:
-            raise LayoutError(f"config.json: a value of the wrong kind ({error})") from None
+            raise LayoutError(f"config.json: a value has the wrong type ({error})") from None
 
     def _read_values(self, theirs: dict[str, Any]) -> dict[str, Any]:
         """Our fields from theirs."""
@@ -123,19 +128,21 @@ class Layout:
             if key not in theirs and key not in self.defaults:
                 raise LayoutError(f"config.json lacks '{key}'")
             value = theirs.get(key, self.defaults.get(key))
-            # Several end-of-sequence ids are allowed there; the first is the one generation config calls eos.
+            # They allow several end-of-sequence ids; we use the first.
             value = value[0] if key in TOKEN_IDS and isinstance(value, list) else value
             if ours in ACTIVATION_FIELDS:
                 value = read_activation(key, value)
             check_value(ours, value, key)
             if values.setdefault(ours, value) != value:
-                raise LayoutError(f"config.json: {key} = {value!r} and {values[ours]!r} for its twin; they must agree")
+                raise LayoutError(
+                    f"config.json: {key} = {value!r} and {values[ours]!r} for its counterpart must be equal"
+                )
         labels = theirs.get("id2label") or {}
         values["id2label"] = {int(i): str(name) for i, name in labels.items()}
         return {**values, **self.read_rest(theirs)}
 
     def write_config(self, config: ModelConfig, head: str) -> dict[str, Any]:
-        """config.json for `config` under `head`. Raises LayoutError naming a key that the family cannot hold."""
+        """config.json for `config` with `head`. Raises LayoutError that names the conflicting keys."""
         conflicts = self.conflicts(config)
         if conflicts:
             raise LayoutError(f"{self.model_type} needs {', '.join(conflicts)}")
@@ -150,12 +157,12 @@ class Layout:
         return theirs
 
     def names(self, config: ModelConfig) -> Iterator[tuple[str, Stored]]:
-        """(their tensor name, what it holds) for every layer of `config`."""
+        """(their tensor name, its content) for every tensor of every layer of `config`."""
         for theirs, ours in self.tensors.items():
             entry = ours if isinstance(ours, Stored) else Stored((ours,) if isinstance(ours, str) else ours)
             if entry.when and getattr(config, entry.when[0]) != entry.when[1]:
                 continue
-            layers = config.num_decoder_layers if ".decoder." in entry.ours[0] else config.num_hidden_layers
+            layers = config.decoder_layers if ".decoder." in entry.ours[0] else config.num_hidden_layers
             for i in range(layers) if "{i}" in theirs else (0,):
                 yield theirs.format(i=i), replace(entry, ours=tuple(name.format(i=i) for name in entry.ours))
 
@@ -168,7 +175,7 @@ class Layout:
         return result
 
     def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Their tensors under today's names, without those that hold no weight of ours."""
+        """Their tensors under current names, without the ignored ones."""
         result = {}
         for name, tensor in state.items():
             for pattern, replacement in self.renamed:
@@ -201,7 +208,7 @@ class Layout:
 
 
 def read_activation(key: str, name: Any) -> str:
-    """Our name of an activation. Raises LayoutError naming `key`."""
+    """Our name of an activation. Raises LayoutError that names `key`."""
     known = ACTIVATION_NAMES.get(name, name)
     if known not in ACTIVATIONS:
         raise LayoutError(f"config.json: {key} = {name!r} is not supported; known are {', '.join(ACTIVATIONS)}")
@@ -209,14 +216,17 @@ def read_activation(key: str, name: Any) -> str:
 
 
 def only_full_attention(config: ModelConfig) -> list[str]:
+    """`layer_types` of a family without sliding windows."""
     return ["full_attention"] * config.num_hidden_layers
 
 
 def equal_heads(config: ModelConfig) -> int:
+    """`num_key_value_heads` of a family without grouped heads."""
     return config.num_attention_heads
 
 
 def even_head_dim(config: ModelConfig) -> int:
+    """`head_dim` of a family without a key for it."""
     return config.hidden_size // config.num_attention_heads
 
 
@@ -226,5 +236,5 @@ def with_biases(names: dict[str, str]) -> dict[str, str]:
 
 
 def under(theirs: str, ours: str, names: dict[str, str]) -> dict[str, str]:
-    """`names` with a prefix on either side."""
+    """`names` with a prefix for their names and one for ours."""
     return {theirs + a: ours + b for a, b in names.items()}

@@ -22,7 +22,7 @@ ROPE_KEYS = {
 
 
 def read_rope(parameters: dict[str, Any] | None, theta: float) -> dict[str, Any]:
-    """rope_theta and rope_scaling from a `rope_parameters` or `rope_scaling` entry; `theta` where that has none."""
+    """rope_theta and rope_scaling from a `rope_parameters` or `rope_scaling` entry; `theta` is the default."""
     parameters = parameters or {}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in ROPE_KEYS:
@@ -33,7 +33,9 @@ def read_rope(parameters: dict[str, Any] | None, theta: float) -> dict[str, Any]
     numbers = {key: parameters[key] for key in ROPE_KEYS[kind]}
     wrong = [key for key, value in numbers.items() if not 0 < float(value) < math.inf]
     if wrong:
-        raise LayoutError(f"config.json: {wrong[0]} of rope_type '{kind}' must be above 0, found {numbers[wrong[0]]!r}")
+        raise LayoutError(
+            f"config.json: {wrong[0]} of rope_type '{kind}' must be positive, found {numbers[wrong[0]]!r}"
+        )
     scaling = {"rope_type": kind, **numbers}
     return {
         "rope_theta": float(parameters.get("rope_theta", theta)),
@@ -90,7 +92,7 @@ TENSORS = {
     "lm_head.weight": "lm_head.weight",
     "score.weight": "score.weight",
 }
-# A file of the bare model has no prefix.
+# Files of the model without head have no prefix.
 RENAMED = ((r"^(embed_tokens|layers|norm)\.", r"model.\1."),)
 
 LAYOUT = Layout(

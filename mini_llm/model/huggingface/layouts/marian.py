@@ -97,7 +97,7 @@ LAYOUT = Layout(
         "num_key_value_heads": equal_heads,
         "head_dim": even_head_dim,
         "layer_types": only_full_attention,
-        # No classifier of this family exists there.
+        # transformers has no classifier of this family.
         "classifier_head": "transform",
         "init": "xavier",
     },

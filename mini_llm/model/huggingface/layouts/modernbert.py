@@ -22,7 +22,7 @@ def _read_rest(theirs: dict[str, Any]) -> dict[str, Any]:
     parameters = theirs.get("rope_parameters") or {}
     return {
         "layer_types": theirs.get("layer_types") or kinds,
-        # Theirs is the whole window, ours the keys on either side.
+        # They count the whole window, we count the keys on each side.
         "sliding_window": theirs.get("local_attention", 128) // 2,
         "rope_theta": _theta(parameters.get("full_attention"), theirs.get("global_rope_theta", GLOBAL_THETA)),
         "local_rope_theta": _theta(parameters.get("sliding_attention"), theirs.get("local_rope_theta") or LOCAL_THETA),
@@ -121,6 +121,6 @@ LAYOUT = Layout(
     },
     read_rest=_read_rest,
     write_rest=_write_rest,
-    # A file of the bare model has no prefix.
+    # Files of the model without head have no prefix.
     renamed=((r"^(embeddings|layers|final_norm)\.", r"model.\1."),),
 )

@@ -23,7 +23,7 @@ def _mlp(last: int) -> dict[str, str]:
 
 
 def _ungated(stack: str, last: int) -> dict[str, Stored]:
-    """One `wi` where there is no gate, in place of `wi_1`."""
+    """A model without gate has a `wi` instead of `wi_1`."""
     ours = f"trunk.{stack}.blocks.{{i}}.mlp.up_proj.weight"
     names = {"wi": False, "wi_1": True}
     return {
@@ -51,13 +51,13 @@ _BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 def _read_rest(theirs: dict[str, Any]) -> dict[str, Any]:
     *gated, act = theirs.get("feed_forward_proj", "relu").split("-")
-    # Their gated GELU is the approximation by tanh, whatever its name says.
+    # Their "gated-gelu" is the tanh approximation.
     act = "gelu_new" if gated and act == "gelu" else act
     scaled = theirs.get("scale_decoder_outputs", theirs.get("tie_word_embeddings", True))
     return {
         "gated_mlp": bool(gated),
         "hidden_act": read_activation("feed_forward_proj", act),
-        # v1.0 scales the output of its tied head; v1.1, untied, does not.
+        # v1.0, with a tied head, scales its input; v1.1, untied, does not.
         "logit_scale": theirs["d_model"] ** -0.5 if scaled else 1.0,
         "num_decoder_layers": theirs.get("num_decoder_layers") or theirs["num_layers"],
         "max_position_embeddings": theirs.get("n_positions", 512),
