@@ -1,4 +1,4 @@
-"""FinetuneConfig: what a fine-tuning run is made of."""
+"""FinetuneConfig: the settings of a fine-tuning run."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,44 +14,59 @@ Metric = Literal["accuracy", "macro_f1", "mcc", "loss"]
 
 
 class FinetuneOptimConfig(OptimConfig):
-    """AdamW: with the few tokens of a fine-tuning step, Muon's matrix products would cost more than the step itself."""
+    """Optimizer and peak learning rates."""
 
-    name: Literal["auto", "adamw", "muon"] = "adamw"
-    lr: float | None = Field(None, description="default: by the width of the model")
+    # Not Muon: a fine-tuning step has few tokens, and Muon's matrix products would take longer than the step itself.
+    name: Literal["auto", "adamw", "muon"] = Field(
+        "adamw",
+        description="Optimizer. muon: Muon for hidden matrices, AdamW for the rest; auto: muon, also with ZeRO.",
+    )
+    lr: float | None = Field(None, description="Peak learning rate of AdamW; null: by the width of the model.")
 
     def for_width(self, hidden_size: int) -> "FinetuneOptimConfig":
-        """With a learning rate: 5e-4 for models of the size trained here, 32 / hidden_size**2 from a width of 512 on.
+        """These settings with the learning rates filled in.
 
-        That is what public models are fine-tuned with: 5.4e-5 at 768 (BERT-base: 2e-5 to 5e-5, Devlin et al. 2018).
+        5e-4 for models of the size trained here, 32 / hidden_size**2 from a width of 512 on, which agrees with common
+        practice: 5.4e-5 at 768 (BERT-base: 2e-5 to 5e-5, Devlin et al. 2018).
         """
         if self.lr is not None:
             return self
         if hidden_size >= 512:
             return self.model_copy(update={"lr": 32 / hidden_size**2})
-        # A short pretraining leaves embeddings some ten times as large as a fresh model's: a rate that suits the
-        # matrices would hardly move them.
+        # After a short pretraining, embeddings are about ten times as large as in a new model: a learning rate that
+        # suits the matrices would hardly change them.
         return self.model_copy(update={"lr": 5e-4, "embedding_lr": self.embedding_lr or 3e-3})
 
 
 class FinetuneConfig(LoopConfig):
-    """Everything about one fine-tuning run."""
+    """Settings of one fine-tuning run."""
 
-    model: str = Field("runs/gpt", min_length=1, description="pretrained run or Hugging Face directory")
-    weights: Literal["pretrained", "random"] = Field("pretrained", description="random: the same model untrained")
-    run: RunName | None = Field(None, description="name under runs/; default: the model's, -classifier, and the data")
-    data: DataConfig = DataConfig()
-    epochs: float = Field(8.0, gt=0, description="passes over the training examples at most")
-    budget: str | None = "2m"
-    batch_size: int = Field(32, ge=1, description="examples per optimizer step, over all ranks")
-    micro_batch_size: int | None = Field(None, ge=1, description="examples per forward pass of one rank, about")
-    evaluation_batch_size: int = Field(64, ge=1)
-    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count for more")
-    metric: Metric = Field("accuracy", description="the validation figure that chooses the weights and stops early")
-    patience: int | None = Field(4, ge=1, description="evaluations without a better one before stopping early")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    optim: FinetuneOptimConfig = FinetuneOptimConfig()
-    schedule: ScheduleConfig = ScheduleConfig(decay_fraction=0.9)
-    tracking: TrackingConfig = TrackingConfig()
+    model: str = Field("runs/gpt", min_length=1, description="Pretrained run, or Hugging Face model directory.")
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random: train the same architecture from scratch, for comparison."
+    )
+    run: RunName | None = Field(None, description="Name under runs/; null: MODEL-classifier, with -NAME of the data.")
+    data: DataConfig = Field(DataConfig(), description="Labelled texts.")
+    epochs: float = Field(8.0, gt=0, description="Passes over the training examples, at most.")
+    budget: str | None = Field("2m", description="Wall time of training (30s, 10m, 4h); null: no limit.")
+    batch_size: int = Field(32, ge=1, description="Examples per optimizer step, over all ranks.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Examples per forward pass on one rank, about; null: by the length of the texts."
+    )
+    evaluation_batch_size: int = Field(64, ge=1, description="Examples per forward pass in evaluation.")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: weight the loss so that every class has the same total weight."
+    )
+    metric: Metric = Field(
+        "accuracy", description="Validation metric for choosing the best weights and early stopping."
+    )
+    patience: int | None = Field(
+        4, ge=1, description="Stop after this many evaluations without improvement; null: never."
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability.")
+    optim: FinetuneOptimConfig = Field(FinetuneOptimConfig(), description="Optimizer and learning rates.")
+    schedule: ScheduleConfig = Field(ScheduleConfig(decay_ratio=0.9), description="Learning-rate schedule.")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="Weights & Biases.")
 
     @property
     def run_name(self) -> str:

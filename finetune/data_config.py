@@ -1,4 +1,4 @@
-"""DataConfig: where labelled texts come from and how they are split."""
+"""DataConfig: the labelled texts of a fine-tuning run, and how they are split."""
 
 import re
 from pathlib import PurePath
@@ -12,28 +12,38 @@ BUILT_IN = "stdlib"
 
 
 class DataConfig(Config):
-    """Labelled texts.
+    """Labelled texts and their split into training, validation and test."""
 
-    path: "stdlib" (the built-in task), a file, folder or glob (CSV, TSV, JSONL, Parquet), or "org/name[:config]".
-    validation, test: the same for scoring; `validation_split` and `test_split` name a split of a Hugging Face dataset,
-        of `path` where `validation` or `test` is not given. Without validation, `validation_fraction` of the training
-        texts is set aside, equally of each label; the test split is never used for it.
-    on_null: rows without text or label stop the run, or are skipped and counted.
-    max_length: tokens of a text that are read, from its beginning, special ones included; None: all that fit the model.
-    """
-
-    path: str = Field(default=BUILT_IN, min_length=1)
-    validation: str | None = None
-    test: str | None = None
-    text: str = "text"
-    label: str = "label"
-    split: str = "train"
-    validation_split: str | None = None
-    test_split: str | None = None
-    validation_fraction: float = Field(default=0.1, gt=0, le=0.5)
-    on_null: Literal["stop", "skip"] = "stop"
-    max_length: int | None = Field(default=None, ge=4)
-    seed: int = 0
+    path: str = Field(
+        BUILT_IN,
+        min_length=1,
+        description="stdlib (the built-in task), a file, folder or glob (CSV, TSV, JSONL, Parquet), or a Hugging Face "
+        "dataset org/name or org/name:config.",
+    )
+    validation: str | None = Field(
+        None, description="Validation data, like path; null: validation_split or validation_fraction."
+    )
+    test: str | None = Field(None, description="Test data, like path; null: score the validation texts.")
+    text: str = Field("text", description="Column that holds the text.")
+    label: str = Field("label", description="Column that holds the label.")
+    split: str = Field("train", description="Split of the dataset to train on.")
+    validation_split: str | None = Field(
+        None, description="Split of the dataset `validation` (without one: of `path`) to validate on."
+    )
+    test_split: str | None = Field(None, description="Split of the dataset `test` (without one: of `path`) to test on.")
+    validation_fraction: float = Field(
+        0.1,
+        gt=0,
+        le=0.5,
+        description="Share of the training texts set aside, the same of each label, when no validation data is given.",
+    )
+    on_null: Literal["stop", "skip"] = Field(
+        "stop", description="Rows without text or label: stop with an error, or skip and count them."
+    )
+    max_length: int | None = Field(
+        None, ge=4, description="Read this many tokens from the start of each text; null: as many as the model reads."
+    )
+    seed: int = Field(0, description="Seed of the split.")
 
     @model_validator(mode="after")
     def _built_in_task_has_its_own_splits(self) -> "DataConfig":

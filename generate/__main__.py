@@ -1,59 +1,69 @@
-"""The command line: `python -m generate MODEL_DIR "prompt"`. Wrong arguments fail before torch is imported."""
+"""The command line of stage 4: `python -m generate MODEL_DIR "prompt"`. Arguments are checked before torch loads."""
 
 import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mini_llm.engine.cli import EXIT_CODES, command_app, run_app
+from mini_llm.engine.cli import (
+    EXIT_CODES,
+    Debug,
+    Version,
+    command_app,
+    program,
+    run_app,
+    settings_argument,
+    settings_command,
+)
 from mini_llm.engine.config import build_config, load_config
 from mini_llm.engine.errors import ConfigError, DataError
 
 from .config import GenerateConfig
 
+ME = program("generate")
 DEFAULT = GenerateConfig()
 HELP = f"""Continue a text with a causal language model.
 
 MODEL_DIR is a Hugging Face model directory or a run directory. \
-The prompt is the second argument; where that is left out or '-', standard input (without one final newline). \
-Text goes to standard output while it is made, everything else to standard error.
+The prompt is the second argument; if it is missing or '-', it is read from standard input (without a final newline). \
+Text is streamed to standard output, everything else goes to standard error.
 
 [bold]Examples[/bold]
 
-  python -m generate runs/gpt "def read_lines(path):"\n
-  python -m generate runs/gpt "import " --temperature 0 --max-new-tokens 50\n
-  python -m generate runs/gpt "class " --num-samples 3 --seed 7 --json\n
-  python -m generate runs/gpt "def f(x):" --stop "def " --stop $'\\n\\n'\n
-  git log -1 --format=%B | python -m generate runs/gpt\n
-  python -m generate runs/gpt --file prompts.txt --dtype int8 > texts.jsonl\n
-  python -m generate runs/gpt --interactive\n
-  python -m generate inspect runs/gpt "def f(x):"   [dim]# a page that shows attention and predictions[/dim]
+  {ME} runs/gpt "def read_lines(path):"
+  {ME} runs/gpt "import " --temperature 0 --max-new-tokens 50
+  {ME} runs/gpt "class " --num-samples 3 --seed 7 --json
+  {ME} runs/gpt "def f(x):" --stop "def " --stop $'\\n\\n'
+  git log -1 --format=%B | {ME} runs/gpt
+  {ME} runs/gpt --file prompts.txt --dtype int8 > texts.jsonl
+  {ME} runs/gpt --interactive
+  {ME} inspect runs/gpt "def f(x):"   [dim]# a page[/dim]
 
-A prompt longer than the model's context loses its beginning: the last (context - max-new-tokens) tokens are kept, \
-or half a context where that is more. When the context is full, the text goes on from the last half of it. \
-Both are said on standard error. \
+A prompt longer than the model's context is cut at its start: the last (context - max-new-tokens) tokens are kept, \
+or half a context if that is more. When the context is full, generation continues from its last half. \
+A note on standard error reports both. \
 Unknown, beginning, padding, mask, class and separator tokens are never generated.
 
 {EXIT_CODES}"""
 
-INSPECT_HELP = f"""Show what a model does with a text: one HTML page, to open in a browser.
+INSPECT_HELP = f"""Show how a model processes a text: one HTML page to open in a browser.
 
-Attention of every head and layer, and where each token looks. For a language model also the prediction after each \
-layer, for a classifier the tokens that carried the decision. Works for every model that this project reads.
+The attention of every head and layer. For a language model also the prediction after each layer (logit lens), for a \
+classifier the tokens that decided the label. Works for every model that this project reads.
 
 [bold]Examples[/bold]
 
-  python -m generate inspect runs/gpt "def read_lines(path):"\n
-  python -m generate inspect runs/mlm "for line in <mask>:" --out mlm.html\n
-  python -m generate inspect runs/gpt-classifier "import json" --max-tokens 64\n
-  python -m generate inspect runs/t5 "good morning" --target "guten Morgen"
+  {ME} inspect runs/gpt "def read_lines(path):"
+  {ME} inspect runs/mlm "for line in <mask>:" --out mlm.html
+  {ME} inspect runs/gpt-classifier "import json" --max-tokens 64
+  {ME} inspect runs/t5 "good morning" --target "guten Morgen"
 
-The text is the second argument; where that is left out or '-', standard input. \
-In the page's address stands what is selected, counted from 1: inspect.html#layer=2&head=3&token=4. \
-A model directory that is itself called inspect is written ./inspect: python -m generate ./inspect "def".
+The text is the second argument; if it is missing or '-', it is read from standard input. \
+The page's address holds the selection, counted from 1: inspect.html#layer=2&head=3&token=4. \
+For a model directory named inspect, write ./inspect: {ME} ./inspect "def".
 
 {EXIT_CODES}"""
 
@@ -61,42 +71,49 @@ app = command_app(HELP)
 inspect_app = command_app(INSPECT_HELP)
 
 
-def flag(text: str):
+def flag(text: str) -> Any:
     return typer.Option(help=text)
 
 
-@app.command(help=HELP)
+def config_class() -> Any:
+    return GenerateConfig
+
+
+@app.command(help=HELP, cls=settings_command(config_class))
 def generate(
     model_dir: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Model or run directory.")],
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings by name.")] = None,
-    temperature: Annotated[float, flag("0: the best token always. Higher: more varied.")] = DEFAULT.temperature,
-    top_k: Annotated[int, flag("Choose from the K best tokens; 0: all.")] = DEFAULT.top_k,
-    top_p: Annotated[float, flag("Choose from the best tokens that make up this probability.")] = DEFAULT.top_p,
-    min_p: Annotated[float, flag("Leave out tokens below this share of the best one's probability.")] = DEFAULT.min_p,
+    overrides: Annotated[list[str] | None, settings_argument(config_class, "[KEY=VALUE]...")] = None,
+    temperature: Annotated[float, flag("0: always the most likely token; higher: more varied.")] = DEFAULT.temperature,
+    top_k: Annotated[int, flag("Sample from the K most likely tokens; 0: all.")] = DEFAULT.top_k,
+    top_p: Annotated[float, flag("Sample from the most likely tokens that make up this probability.")] = DEFAULT.top_p,
+    min_p: Annotated[float, flag("Drop tokens below this share of the highest probability.")] = DEFAULT.min_p,
     repetition_penalty: Annotated[
-        float, flag("Above 1: tokens already in prompt or text become less likely.")
+        float, flag("Above 1: tokens already in the prompt or text become less likely.")
     ] = DEFAULT.repetition_penalty,
     seed: Annotated[int, flag("The same seed gives the same text.")] = DEFAULT.seed,
-    num_samples: Annotated[int, flag("Texts per prompt; text i depends on (seed, i) alone.")] = DEFAULT.num_samples,
-    max_new_tokens: Annotated[int, flag("Length of a text in tokens, at most.")] = DEFAULT.max_new_tokens,
-    stop: Annotated[list[str] | None, flag("End before this string; may be given several times.")] = None,
+    num_samples: Annotated[int, flag("Samples per prompt; sample i depends on (seed, i) only.")] = DEFAULT.num_samples,
+    max_new_tokens: Annotated[int, flag("Most tokens to generate per sample.")] = DEFAULT.max_new_tokens,
+    stop: Annotated[list[str] | None, flag("Stop before this string; repeat for several.")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the text.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text and line, not streamed.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per sample, without streaming.")
+    ] = False,
     file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Continue each of its lines, many at once, as JSON lines.")
+        Path | None, typer.Option(metavar="FILE", help="Continue each line of FILE, in batches; prints JSON lines.")
     ] = None,
-    interactive: Annotated[bool, typer.Option("--interactive", help="Prompt after prompt, until Ctrl-D.")] = False,
+    interactive: Annotated[bool, typer.Option("--interactive", help="Ask for prompts until Ctrl-D.")] = False,
     record: Annotated[
-        bool, typer.Option("--record", help="Keep the texts in the run, for its report and W&B.")
+        bool, typer.Option("--record", help="Store the samples in the run, for its report and W&B.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Always print the speed on standard error.")] = False,
     device: Annotated[str, flag("auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, flag("auto, fp32, bf16, fp16; int8: on a CPU, weights of 1 byte.")] = "auto",
+    dtype: Annotated[str, flag("auto, fp32, bf16, fp16; int8: weights of 1 byte, on a CPU.")] = "auto",
     compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="On a CPU: compile the step that makes a token (1 s, once).")
+        bool, typer.Option("--compile/--no-compile", help="On a CPU: compile the decoding step (once, 1 s).")
     ] = True,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
+    version: Version = False,
 ) -> None:
     flags = {
         "temperature": temperature,
@@ -110,7 +127,7 @@ def generate(
         "stop": [valid_text(text) for text in stop or []],
     }
     if (file or interactive) and prompt and "=" in prompt and prompt.partition("=")[0] in flags:
-        # No prompt is wanted here: it is the first setting.
+        # --file and --interactive take no prompt, so this argument is a setting.
         overrides, prompt = [prompt, *(overrides or [])], None
     config = read_settings(flags, overrides or [])
     if prompt == "-" and interactive:
@@ -152,7 +169,7 @@ def inspect(
         str | None, flag("Encoder-decoder: the decoder's text; without it, the model's own answer.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=4, help="Tokens of a text to look at, from its beginning.")] = 256,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
 ) -> None:
     text = read_stdin() if text in (None, "-") else valid_text(text)
     if not text:
@@ -182,7 +199,7 @@ def read_settings(flags: dict, overrides: list[str]) -> GenerateConfig:
     for text in overrides:
         if "=" not in text:
             raise ConfigError(
-                f"'{text}': only key=value may follow the prompt; put quotes around a prompt of many words"
+                f"'{text}': only key=value may follow the prompt; put quotes around a prompt of several words"
             )
     given = load_config(GenerateConfig, overrides=overrides).model_dump(exclude_unset=True)
     return build_config(GenerateConfig, {**flags, **given}, "the command line")

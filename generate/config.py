@@ -1,4 +1,4 @@
-"""How text is generated: the sampler and its bounds, and when to stop. Free of torch: a wrong flag fails at once."""
+"""GenerateConfig: sampling and stopping. No torch: a wrong setting is reported before torch is imported."""
 
 import math
 
@@ -8,21 +8,23 @@ from mini_llm.engine.config import Config
 
 
 class GenerateConfig(Config):
-    """Settings of one `python -m generate`; every field has a flag of the same name. Wrong values raise ConfigError."""
+    """Settings of `python -m generate`; every field also has an option of the same name."""
 
-    temperature: float = 0.8  # 0: greedy
-    top_k: int = 0  # 0: all
-    top_p: float = 0.95
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    num_samples: int = 1
-    max_new_tokens: int = 200
-    stop: list[str] = Field(default_factory=list)
+    temperature: float = Field(0.8, description="Sampling temperature; 0: greedy.")
+    top_k: int = Field(0, description="Sample from the K most likely tokens; 0: from all.")
+    top_p: float = Field(0.95, description="Sample from the most likely tokens that make up this probability.")
+    min_p: float = Field(0.0, description="Drop tokens below this share of the most likely token's probability.")
+    repetition_penalty: float = Field(
+        1.0, description="Above 1: tokens that the prompt or the text contains become less likely."
+    )
+    seed: int = Field(0, description="Seed; sample i depends on (seed, i) only.")
+    num_samples: int = Field(1, description="Samples per prompt.")
+    max_new_tokens: int = Field(200, description="Most tokens to generate per sample.")
+    stop: list[str] = Field(default_factory=list, description="Strings that end the text; they are not printed.")
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "GenerateConfig":
-        # NaN fails every comparison, so each condition states what is allowed.
+        # NaN fails every comparison, so each condition states what is valid.
         rules = {
             "temperature": (0 <= self.temperature < math.inf, "must be 0 (greedy) or a positive number"),
             "top_k": (self.top_k >= 0, "must be 0 (all tokens) or the number of tokens to choose from"),

@@ -1,4 +1,4 @@
-"""The command `mini-llm`, or `python -m mini_llm`: the stages by name, and what reads their runs."""
+"""The command `mini-llm`, or `python -m mini_llm`: the stages by name, and commands that read their runs."""
 
 import sys
 from importlib import import_module
@@ -7,31 +7,41 @@ from typing import Annotated
 
 import typer
 
-from mini_llm.engine.cli import EXIT_CODES, command_app, run_app
-from mini_llm.stages import INSTALLED, STAGES, module_name
+from mini_llm.engine.cli import EXIT_CODES, Debug, Version, command_app, end_process, program, run_app
+from mini_llm.stages import STAGES, load, module_name
 
-PROGRAM = "mini-llm" if INSTALLED else "python -m mini_llm"
+ME = program("mini_llm")
+HELP = f"""Train a tokenizer, pretrain, fine-tune and use small language models.
 
-app = command_app(
-    "Train a tokenizer, pretrain, fine-tune and use small language models.\n\n"
-    "Stages: tokenizer, pretrain, finetune, generate, and export to GGUF; each has its own --help.\n\n"
-    "Examples:\n\n"
-    f"  {PROGRAM} pretrain --data my.txt --budget 5m   a GPT on your text\n\n"
-    f"  {PROGRAM} generate runs/gpt 'def '             text from it\n\n"
-    f"  {PROGRAM} report                               a page for every run under runs/\n\n"
-    f"  {PROGRAM} summary runs/gpt runs/mlm            where the models lie, and their scores\n\n"
-    f"  {PROGRAM} replay runs/gpt 120                  step 120 again, bit for bit, with its documents\n\n"
-    f"{EXIT_CODES} --debug shows tracebacks."
-)
-Paths = Annotated[list[Path] | None, typer.Argument(metavar="RUN_DIR", help="run directories")]
+Stages: tokenizer, pretrain, finetune, generate, and export to GGUF; each has its own --help.
+
+[bold]Examples[/bold]
+
+  {ME} pretrain --data my.txt --budget 5m   [dim]# a GPT on your text[/dim]
+  {ME} generate runs/gpt 'def '             [dim]# text from it[/dim]
+  {ME} report                               [dim]# a page per run[/dim]
+  {ME} summary runs/gpt runs/mlm            [dim]# models and scores[/dim]
+  {ME} replay runs/gpt 120                  [dim]# step 120 again[/dim]
+  {ME} settings                             [dim]# every setting[/dim]
+
+{EXIT_CODES}"""
+
+app = command_app(HELP)
+RunDirectories = Annotated[list[Path] | None, typer.Argument(metavar="RUN_DIR", help="Run directories.")]
+
+
+@app.callback(help=HELP)
+def options(version: Version = False) -> None:
+    pass
 
 
 @app.command()
 def report(
-    paths: Paths = None,
-    runs: Annotated[Path, typer.Option(help="where the runs lie, when none is named")] = Path("runs"),
+    paths: RunDirectories = None,
+    runs: Annotated[Path, typer.Option(help="Folder of runs, when no RUN_DIR is given.")] = Path("runs"),
+    debug: Debug = False,
 ) -> None:
-    """Write RUN_DIR/report.html, one file without links to the network, and an index.html beside the runs."""
+    """Write RUN_DIR/report.html, one self-contained file, and an index.html beside the runs."""
     from mini_llm.engine.report.page import write_index, write_report
     from mini_llm.engine.report.record import find_runs
 
@@ -45,8 +55,10 @@ def report(
 
 
 @app.command()
-def summary(paths: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="run directories")]) -> None:
-    """Print where each model lies, scores beside baselines, a sample of text, and what to try next."""
+def summary(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories.")], debug: Debug = False
+) -> None:
+    """Print the model, scores beside baselines, a sample of text and next steps of each run."""
     from mini_llm.engine.report.summary import print_summary
 
     print_summary(paths)
@@ -54,34 +66,58 @@ def summary(paths: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help=
 
 @app.command()
 def replay(
-    path: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="run directory")],
-    step: Annotated[int, typer.Argument(min=1, help="the step, as metrics.jsonl counts it")],
-    dump: Annotated[Path | None, typer.Option(help="safetensors file for the tensors of the batch")] = None,
+    path: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory.")],
+    step: Annotated[int, typer.Argument(min=1, help="Step number, as in metrics.jsonl.")],
+    dump: Annotated[Path | None, typer.Option(help="safetensors file for the tensors of the batch.")] = None,
+    debug: Debug = False,
 ) -> None:
-    """Compute a step again, from the checkpoint before it: loss, gradient norms, and the documents of its batch.
+    """Recompute a step from the checkpoint before it: loss, gradient norms, and the documents of its batch.
 
-    Start it as the run was started (python, torchrun): bit for bit it is with as many processes.
+    The result has the same bits with as many processes as the run had: torchrun -m mini_llm replay RUN_DIR STEP.
     """
-    import os
-
     from mini_llm.engine.errors import ConfigError
     from mini_llm.engine.run.files import read_json
 
     stage = (read_json(path / "environment.json") or {}).get("stage")
-    if stage not in STAGES:
-        raise ConfigError(f"{path}: no run of a training stage, or one of an older release (environment.json)")
-    command = [sys.executable, "-m", module_name(stage), "replay", str(path), str(step)]
-    os.execv(sys.executable, [*command, *(["--dump", str(dump)] if dump else [])])
+    if stage not in ("pretrain", "finetune"):
+        raise ConfigError(f"{path}: not a pretraining or fine-tuning run (environment.json names no such stage)")
+    load(stage, "run").replay(path, step, dump)
+
+
+@app.command()
+def settings() -> None:
+    """Print every setting of every stage with its default and meaning, as Markdown (docs/settings.md)."""
+    print(all_settings(), end="")
+
+
+def all_settings() -> str:
+    """The text of docs/settings.md."""
+    from mini_llm.engine.settings_page import settings_page
+    from mini_llm.tokenization.config import TokenizerConfig
+
+    return settings_page(
+        {
+            "tokenizer": TokenizerConfig,
+            "pretrain": load("pretrain", "config").PretrainConfig,
+            "finetune": load("finetune", "config").FinetuneConfig,
+            "generate": load("generate", "config").GenerateConfig,
+        }
+    )
 
 
 def main() -> None:
-    """Run a stage when its name comes first; else one of the commands above."""
+    """Run a stage when its name comes first, else one of the commands above."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in STAGES or name == "export":
-        module = "mini_llm.export" if name == "export" else module_name(name)
-        run_app(import_module(f"{module}.__main__").app, name, sys.argv[2:])
-    else:
-        run_app(app, "mini_llm")
+    try:
+        if name == "generate":
+            import_module(f"{module_name(name)}.__main__").main(sys.argv[2:])
+        elif name in STAGES or name == "export":
+            module, shown = ("mini_llm.export", "mini_llm export") if name == "export" else (module_name(name), name)
+            run_app(import_module(f"{module}.__main__").app, shown, sys.argv[2:])
+        else:
+            run_app(app, "mini_llm")
+    except SystemExit as end:
+        end_process(end.code)
 
 
 if __name__ == "__main__":

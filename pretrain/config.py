@@ -1,4 +1,4 @@
-"""PretrainConfig: what a pretraining run is made of."""
+"""PretrainConfig: the settings of a pretraining run."""
 
 import re
 from pathlib import Path
@@ -11,47 +11,64 @@ from mini_llm.engine.config import Config, RunName
 from mini_llm.engine.errors import ConfigError
 from mini_llm.engine.settings import LoopConfig, TrackingConfig
 
-from .presets import preset_path
+from .preset_files import preset_path
 
 
 class ModelSizes(Config):
-    """Sizes of the model under Hugging Face's names. What is left out follows from the budget (pretrain/plan/sizes.py)."""
+    """Model sizes, under Hugging Face's names. null: chosen to suit the budget and the machine."""
 
-    hidden_size: int | None = Field(None, ge=8)
-    num_hidden_layers: int | None = Field(None, ge=1)
-    num_decoder_layers: int | None = Field(None, ge=1, description="encoder-decoder only; default: as many")
-    num_attention_heads: int | None = Field(None, ge=1)
-    num_key_value_heads: int | None = Field(None, ge=1)
-    head_dim: int | None = Field(None, ge=2)
-    intermediate_size: int | None = Field(None, ge=8)
-    max_position_embeddings: int | None = Field(None, ge=8, description="the context; also the length trained on")
-    rope_theta: float | None = Field(None, gt=0, description="default: as the architecture says, else 10,000")
-    tie_word_embeddings: bool | None = Field(None, description="default: as the architecture says, else true")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    hidden_size: int | None = Field(None, ge=8, description="Width of the model.")
+    num_hidden_layers: int | None = Field(
+        None, ge=1, description="Number of layers; of encoder layers in an encoder-decoder."
+    )
+    num_decoder_layers: int | None = Field(
+        None, ge=1, description="Encoder-decoder: number of decoder layers; null: num_hidden_layers."
+    )
+    num_attention_heads: int | None = Field(None, ge=1, description="Query heads per layer.")
+    num_key_value_heads: int | None = Field(
+        None, ge=1, description="Key/value heads per layer (grouped-query attention); null: num_attention_heads."
+    )
+    head_dim: int | None = Field(None, ge=2, description="Width of a head; null: hidden_size / num_attention_heads.")
+    intermediate_size: int | None = Field(None, ge=8, description="Width of the MLP; null: by the architecture.")
+    max_position_embeddings: int | None = Field(
+        None, ge=8, description="Context length in tokens; also the length of training sequences."
+    )
+    rope_theta: float | None = Field(
+        None, gt=0, description="Base of the rotary position embedding; null: the architecture's, else 10,000."
+    )
+    tie_word_embeddings: bool | None = Field(
+        None, description="Share token embeddings with the output head; null: as the architecture says."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability.")
 
 
 class PairsConfig(Config):
-    """Texts to turn into texts, for an encoder-decoder.
+    """Pairs of source and target texts, for an encoder-decoder."""
 
-    path: a table (CSV, TSV, JSONL, Parquet) or Hugging Face dataset with the columns `source` and `target`; validation
-        and test: the same for scoring; `validation_split` and `test_split` name a split of a dataset, of `path` where
-        `validation` or `test` is not given. Without validation, `validation_fraction` of the pairs is set aside.
-    task: "restore", in place of a path: sentences of the corpus, from their lower-cased words without punctuation.
-    on_null: rows without source or target stop the run, or are skipped and counted.
-    """
-
-    path: str | None = Field(None, min_length=1)
-    source: str = "source"
-    target: str = "target"
-    validation: str | None = None
-    test: str | None = None
-    split: str = "train"
-    validation_split: str | None = None
-    test_split: str | None = None
-    validation_fraction: float = Field(0.05, gt=0, le=0.5)
-    on_null: Literal["stop", "skip"] = "stop"
-    task: Literal["restore"] | None = None
-    scored: int = Field(500, ge=1, description="held-out pairs that are decoded and scored at the end, at most")
+    path: str | None = Field(
+        None, min_length=1, description="Table (CSV, TSV, JSONL, Parquet) or Hugging Face dataset of pairs."
+    )
+    source: str = Field("source", description="Column of the source texts.")
+    target: str = Field("target", description="Column of the target texts.")
+    validation: str | None = Field(
+        None, description="Table or dataset of validation pairs; null: validation_split or validation_fraction."
+    )
+    test: str | None = Field(None, description="Table or dataset of test pairs; null: score the validation pairs.")
+    split: str = Field("train", description="Split of the dataset to train on.")
+    validation_split: str | None = Field(
+        None, description="Split of the dataset `validation` (without one: of `path`) to validate on."
+    )
+    test_split: str | None = Field(None, description="Split of the dataset `test` (without one: of `path`) to test on.")
+    validation_fraction: float = Field(
+        0.05, gt=0, le=0.5, description="Share of the pairs set aside when no validation data is given."
+    )
+    on_null: Literal["stop", "skip"] = Field(
+        "stop", description="Rows without source or target: stop with an error, or skip and count them."
+    )
+    task: Literal["restore"] | None = Field(
+        None, description="restore: make pairs from the corpus, lower-cased words without punctuation -> sentence."
+    )
+    scored: int = Field(500, ge=1, description="Held-out pairs to decode and score at the end, at most.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "PairsConfig":
@@ -63,7 +80,7 @@ class PairsConfig(Config):
         return self
 
     def corpus(self, given: CorpusConfig) -> CorpusConfig:
-        """The text that a tokenizer for these pairs is trained on: both columns, or the corpus of the task."""
+        """The text to train a tokenizer for these pairs on: both columns, or the corpus of the task."""
         if self.path is None:
             return given
         columns = [SourceConfig(path=self.path, text=name, split=self.split) for name in (self.source, self.target)]
@@ -71,32 +88,42 @@ class PairsConfig(Config):
 
 
 class PretrainConfig(LoopConfig):
-    """Everything about one pretraining run."""
+    """Settings of one pretraining run."""
 
-    model: str | None = Field("gpt", description="gpt, mlm, a file of configs/model/ (without .yaml), or a path to one")
-    init: str | None = Field(None, description="model directory or run to go on from; it says model and sizes")
-    run: RunName | None = Field(None, description="name under runs/; default: the model and the corpus")
-    corpus: CorpusConfig = CorpusConfig()
-    pairs: PairsConfig | None = Field(None, description="texts to turn into texts; encoder-decoders only")
-    tokenizer: str | None = Field(None, description="tokenizer directory; default: trained on the corpus")
-    vocab_size: int | None = Field(None, ge=300, description="pieces of a tokenizer trained here; default by rule")
-    sizes: ModelSizes = ModelSizes()
-    budget: str | None = "3m"
-    max_epochs: float = Field(20.0, gt=0, description="passes over the corpus at most")
-    global_batch_size: int | None = Field(None, ge=1, description="sequences per optimizer step, over all ranks")
-    micro_batch_size: int | None = Field(None, ge=1, description="sequences per forward pass of one rank")
+    model: str | None = Field(
+        "gpt", description="Architecture: gpt, mlm, a file of configs/model/ without .yaml, or a path to a YAML file."
+    )
+    init: str | None = Field(
+        None, description="Model directory or run to continue pretraining from; it sets the model, sizes and tokenizer."
+    )
+    run: RunName | None = Field(None, description="Name under runs/; null: from the model and the corpus.")
+    corpus: CorpusConfig = Field(CorpusConfig(), description="Documents to train on.")
+    pairs: PairsConfig | None = Field(None, description="Pairs of texts, for an encoder-decoder.")
+    tokenizer: str | None = Field(None, description="Tokenizer directory; null: train one on the corpus.")
+    vocab_size: int | None = Field(
+        None, ge=300, description="Number of tokens of a tokenizer trained here; null: by the size of the corpus."
+    )
+    sizes: ModelSizes = Field(ModelSizes(), description="Model sizes.")
+    budget: str | None = Field("3m", description="Wall time of training (30s, 10m, 4h); null: no limit.")
+    max_epochs: float = Field(20.0, gt=0, description="Passes over the corpus, at most.")
+    global_batch_size: int | None = Field(
+        None, ge=1, description="Sequences per optimizer step, over all ranks; null: by budget and machine."
+    )
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Sequences per forward pass on one rank; null: what suits the device."
+    )
     mlm_probability: float = Field(
-        0.3, gt=0, lt=1, description="share of tokens masked in training (0.15 in evaluation)"
+        0.3, gt=0, lt=1, description="Encoders: share of tokens masked in training (evaluation always masks 0.15)."
     )
-    causal_start: bool = Field(
-        True, description="mlm: predict next tokens, as a decoder, until the learning rate begins to fall"
+    clm_warmup: bool = Field(
+        True, description="Encoders: train with next-token prediction until the learning rate begins to fall."
     )
-    embeddings: Literal["bigrams", "cooccurrence", "random"] = Field(
+    init_embeddings: Literal["bigrams", "cooccurrence", "random"] = Field(
         "bigrams",
-        description="of a new model: fitted, with its head, to which token follows which, from the next; which tokens "
-        "stand near each other, factorized; or at random",
+        description="Embeddings of a new model. bigrams: fit them and the head to next-token counts; cooccurrence: "
+        "factorize counts of nearby tokens.",
     )
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig = Field(TrackingConfig(), description="Weights & Biases.")
 
     @model_validator(mode="before")
     @classmethod
@@ -126,7 +153,7 @@ class PretrainConfig(LoopConfig):
                 f"micro_batch_size ({self.micro_batch_size})"
             )
         if not self.model and not self.init:
-            raise ValueError("model is empty: name one, or give init=DIR")
+            raise ValueError("model is empty; give model=NAME, or init=DIR")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Architectures by name: each file of configs/model/ holds the choices of one family, and none of its sizes."""
+"""Presets: each file of configs/model/ holds the architecture choices of one model family, but no sizes."""
 
 import difflib
 import math
@@ -11,11 +11,10 @@ from mini_llm.engine.errors import ConfigError
 from mini_llm.model import ModelConfig
 from mini_llm.model.huggingface.directory import ModelDirectoryError, check_size, read_config
 from mini_llm.model.huggingface.layouts import LAYOUTS, LayoutError, layout_for
-from mini_llm.stages import CONFIGS
 
-PRESETS = CONFIGS / "model"
-ALIASES = {"gpt": "qwen3", "mlm": "modernbert"}
-# What a run decides: sizes (sizes.*), ids of the tokenizer, labels of a classifier.
+from .preset_files import preset_path
+
+# Set by the run, not by a preset: sizes (sizes.*), the tokenizer's special ids, the labels of a classifier.
 NOT_CHOICES = {
     "vocab_size",
     "hidden_size",
@@ -31,42 +30,27 @@ NOT_CHOICES = {
     "id2label",
 }
 CHOICES = {field.name for field in fields(ModelConfig) if not field.name.endswith("_id")} - NOT_CHOICES
-# Values that follow from a size are written as their formula.
+# Values that depend on a size are written as formulas.
 FORMULAS = {"sqrt(hidden_size)": math.sqrt, "1/sqrt(hidden_size)": lambda size: 1 / math.sqrt(size)}
 
 Shape = Literal["causal", "masked", "seq2seq"]
 
 
-def preset_names() -> list[str]:
-    return [*ALIASES, *sorted(path.stem for path in PRESETS.glob("*.yaml"))]
-
-
-def preset_path(model: str) -> Path:
-    """The YAML file of `model`: gpt, mlm, a preset, or the path itself. Raises ConfigError listing the known names."""
-    if model.endswith((".yaml", ".yml")):
-        return Path(model)
-    if model not in preset_names():
-        near = difflib.get_close_matches(model, preset_names(), 1)
-        raise ConfigError(
-            f"unknown model '{model}'{f', did you mean {near[0]}?' if near else ''}; "
-            f"known are {', '.join(preset_names())}, and paths to YAML files like configs/model/t5.yaml"
-        )
-    return PRESETS / f"{ALIASES.get(model, model)}.yaml"
-
-
 def read_preset(model: str) -> dict[str, Any]:
-    """The architecture choices of `model`, checked; formulas are left as they stand. Raises ConfigError."""
+    """The validated architecture choices of `model`, with formulas unevaluated. Raises ConfigError."""
     path = preset_path(model)
     choices = read_yaml(path)
     for key in choices:
         if key in NOT_CHOICES:
-            raise ConfigError(f"{path}: '{key}' is a size, not a choice of architecture; give sizes.{key}=N to the run")
+            raise ConfigError(f"{path}: '{key}' is a size, not an architecture choice; set sizes.{key}=N in the run")
         if key not in CHOICES:
             near = difflib.get_close_matches(str(key), CHOICES, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(CHOICES))}"
             raise ConfigError(f"{path}: unknown key '{key}'; {hint}")
     if "causal" not in choices:
-        raise ConfigError(f"{path}: 'causal' is missing: true for a decoder, false for an encoder (or encoder-decoder)")
+        raise ConfigError(
+            f"{path}: 'causal' is missing; set true for a decoder, false for an encoder or encoder-decoder"
+        )
     layers = choices.get("layer_types")
     sizes = {"num_hidden_layers": len(layers) if isinstance(layers, list) and layers else 1, "hidden_size": 64}
     sample = {"vocab_size": 64, "num_attention_heads": 1, "max_position_embeddings": 8, **sizes}
@@ -78,15 +62,15 @@ def read_preset(model: str) -> dict[str, Any]:
 
 
 def shape_of(causal: bool, is_encoder_decoder: bool = False, **_: Any) -> Shape:
-    """Which of the three shapes a model is, and with it which head pretrains it."""
+    """The shape of a model, which is also the name of the head to pretrain it with."""
     return "seq2seq" if is_encoder_decoder else "causal" if causal else "masked"
 
 
 def build_config(model: str, sizes: dict[str, Any]) -> ModelConfig:
-    """The ModelConfig of preset `model` with sizes and token ids; a None among these is left out.
+    """The ModelConfig of preset `model` with these sizes and token ids; None values are left out.
 
-    Raises ConfigError when they contradict each other, or when no Hugging Face class could hold the result: better now
-    than when it is saved.
+    Raises ConfigError when they contradict each other, or when no Hugging Face architecture can represent the result:
+    better now than when the model is saved.
     """
     choices = _with_formulas(read_preset(model), sizes["hidden_size"])
     given = {key: value for key, value in sizes.items() if value is not None}
@@ -99,17 +83,17 @@ def build_config(model: str, sizes: dict[str, Any]) -> ModelConfig:
 
 
 def check_layout(config: ModelConfig) -> None:
-    """Raises LayoutError when no Hugging Face class holds `config` under its head."""
+    """Raise LayoutError when no Hugging Face architecture can represent `config` with its head."""
     head = shape_of(config.causal, config.is_encoder_decoder)
     layout_for(config, head).write_config(config, head)
 
 
 def config_of(directory: Path) -> ModelConfig:
-    """The ModelConfig of a Hugging Face directory, which may lack its weights. Raises ModelDirectoryError."""
+    """The ModelConfig of a Hugging Face directory, with or without weights. Raises ModelDirectoryError."""
     theirs = read_config(directory)
     try:
         config = LAYOUTS[theirs["model_type"]].read_config(theirs)
-        # A weight takes a byte or more.
+        # A weight takes at least a byte.
         if size := sum(path.stat().st_size for path in directory.glob("*.safetensors")):
             check_size(config, size)
         return config

@@ -1,57 +1,64 @@
-"""The command line: `python -m tokenizer [CONFIG.yaml] [key=value ...]`."""
+"""The command line of stage 1: `python -m tokenizer [CONFIG.yaml] [key=value ...]`."""
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mini_llm.engine.cli import EXIT_CODES, command_app, run_app
+from mini_llm.engine.cli import (
+    EXIT_CODES,
+    Debug,
+    Version,
+    command_app,
+    program,
+    run_app,
+    settings_argument,
+    settings_command,
+)
 
 if TYPE_CHECKING:
     from mini_llm.tokenization.config import TokenizerConfig
 
-HELP = f"""Train a SentencePiece tokenizer on your text, check it, and report what it is worth.
+ME = program("tokenizer")
+HELP = f"""Train a SentencePiece tokenizer on your text, verify it, and report its quality.
 
-Without arguments the text is the standard library of the running Python. The result lies in runs/tokenizer, or in \
-runs/tokenizer-NAME for the data called NAME; the same command again changes nothing and shows the report.
+Without arguments the text is the standard library of the running Python. The result is written to runs/tokenizer, or \
+to runs/tokenizer-NAME for a corpus called NAME. The same command again changes nothing and shows the report.
 
 [bold]Examples[/bold]
 
-  python -m tokenizer\n
-  python -m tokenizer --data input.txt\n
-  python -m tokenizer --data 'reviews/*.jsonl.gz' --run reviews vocab_size=8192\n
-  python -m tokenizer --data org/name corpus.sources.0.text=content\n
-  python -m tokenizer my-tokenizer.yaml seed=1
-
-[bold]Settings[/bold]
-
-  vocab_size=N: pieces; by default the power of two nearest to the square root of the bytes of text, 512 to 32768\n
-  hidden_size=N: width of the model this is for; bounds that default to N * N / 16\n
-  sentinels=N: symbols <extra_id_0>, ... that mark corrupted spans, for an encoder-decoder (pretrain asks for 100)\n
-  sample_bytes=N: text to train from, at most (20 MB)\n
-  character_coverage=X: share of the characters that get a piece of their own (0.9995); others become bytes\n
-  corpus.*: sources, split, deduplication (mini_llm/corpus/config.py); tracking.*: Weights & Biases
+  {ME}
+  {ME} --data input.txt
+  {ME} --data 'reviews/*.jsonl.gz' vocab_size=8192
+  {ME} --data org/name corpus.sources.0.text=content
+  {ME} my-tokenizer.yaml seed=1
 
 {EXIT_CODES}"""
+
+
+def config_class() -> Any:
+    from mini_llm.tokenization.config import TokenizerConfig
+
+    return TokenizerConfig
+
 
 app = command_app(HELP)
 
 
-@app.command(help=HELP)
+@app.command(help=HELP, cls=settings_command(config_class))
 def main(
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", help="Settings.", show_default=False)
-    ] = None,
+    arguments: Annotated[list[str] | None, settings_argument(config_class)] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH", help="File, folder, glob or dataset org/name; may be given several times."),
+        typer.Option(metavar="PATH", help="File, folder, glob or dataset org/name; repeat for several."),
     ] = None,
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run: runs/NAME.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
+    version: Version = False,
 ) -> None:
     config = read_settings(arguments or [], data or [], run)
     if os.environ.get("RANK", "0") != "0":
-        return  # started by a launcher on several processes: the first one does it
+        return  # started by a launcher on several processes: the first one does the work
 
     from .train import train_tokenizer
 
@@ -60,17 +67,16 @@ def main(
 
 
 def read_settings(arguments: list[str], data: list[str], run: str | None) -> "TokenizerConfig":
-    """TokenizerConfig from the arguments. Raises ConfigError."""
+    """TokenizerConfig from the YAML file, the flags, then key=value. Raises ConfigError."""
     from mini_llm.engine.config import flag_overrides, load_config, split_arguments
-    from mini_llm.tokenization.config import TokenizerConfig
 
     path, overrides = split_arguments(arguments)
-    flags = flag_overrides({"mini_llm.corpus.sources": data or None, "run": run})
-    return load_config(TokenizerConfig, path, [*flags, *overrides])
+    flags = flag_overrides({"corpus.sources": data or None, "run": run})
+    return load_config(config_class(), path, [*flags, *overrides])
 
 
 def show(config: "TokenizerConfig", data: list[str]) -> None:
-    """Print the report of a finished run from its files, and what to do next."""
+    """Print the report of a finished run from its files, and the next command."""
     import shlex
 
     from rich.console import Console
@@ -84,9 +90,9 @@ def show(config: "TokenizerConfig", data: list[str]) -> None:
     console.print()
     draw(read_json(directory / "tables" / "pieces.json")["rows"], console)
     console.print()
-    console.print(f"The tokenizer lies in {directory}.", markup=False, soft_wrap=True)
+    console.print(f"The tokenizer is in {directory}.", markup=False, soft_wrap=True)
     words = [word for path in data for word in ("--data", path)] + ([f"tokenizer={directory}"] if config.run else [])
-    console.print(f"Next: {shlex.join(['python', '-m', 'pretrain', *words])}", markup=False, soft_wrap=True)
+    console.print(f"Next: {program('pretrain')} {shlex.join(words)}".rstrip(), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

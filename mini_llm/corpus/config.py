@@ -1,4 +1,4 @@
-"""What to read and how to split it.
+"""Which documents to read, and how to split them into training and validation.
 
 sources: input.txt
 sources: [{path: "data/*.jsonl.gz", text: body, weight: 2.0}, stdlib]
@@ -18,13 +18,19 @@ STDLIB = "stdlib"
 
 
 class SourceConfig(Config):
-    """One place to read documents from; a plain string stands for its path."""
+    """One source of documents. A plain string stands for its path."""
 
-    path: str = Field(min_length=1)  # "stdlib" | file | folder | glob | "org/name" | "org/name:config"
-    text: str = "text"  # the column that holds the text; tables only
-    split: str = "train"  # Hugging Face datasets only
-    streaming: bool = False  # Hugging Face datasets by name only; files are always streamed
-    weight: float = Field(1.0, gt=0, le=1000)  # 2.0: each document twice; 0.5: half of the documents, chosen by hash
+    path: str = Field(
+        min_length=1,
+        description="stdlib (the source code of the running Python), a file, a folder, a glob, or a Hugging Face "
+        "dataset org/name or org/name:config.",
+    )
+    text: str = Field("text", description="Column that holds the text; for tables and datasets.")
+    split: str = Field("train", description="Split of a Hugging Face dataset.")
+    streaming: bool = Field(False, description="Stream a Hugging Face dataset; local files are always streamed.")
+    weight: float = Field(
+        1.0, gt=0, le=1000, description="2.0: use each document twice; 0.5: use half of them, chosen by hash."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -33,7 +39,7 @@ class SourceConfig(Config):
 
     @property
     def name(self) -> str:
-        """A short name: the file without its suffixes, the folder, or the dataset."""
+        """A short name: the file name without suffixes, the folder, or the dataset."""
         if is_hub_name(self.path):
             return self.path.removeprefix(HUB_PREFIX).partition("/")[2].replace(":", "-")
         parts = [part for part in PurePath(self.path).parts if not re.search(r"[*?\[]", part)]
@@ -42,18 +48,27 @@ class SourceConfig(Config):
 
 
 class CorpusConfig(Config):
-    """The sources of a corpus and its train/validation split."""
+    """Documents and their train/validation split."""
 
-    sources: list[SourceConfig] = Field(default=[SourceConfig(path=STDLIB)], min_length=1)
-    validation: list[SourceConfig] = Field(default=[])  # given: no split is made, and no document of it is trained on
-    # None: 0.02 by hash; by tail 0.1, at most 4 Mi characters of a document.
-    validation_fraction: float | None = Field(None, gt=0, lt=1)
-    # hash: a document is validation when its hash falls below the fraction, so it never moves; tail: the last
-    # characters of each document; auto: tail below 20 documents or when the hash picks none, else hash.
-    split: Literal["auto", "hash", "tail"] = "auto"
-    deduplicate: bool = True
-    on_invalid: Literal["replace", "stop"] = "replace"  # bytes that are not valid UTF-8 (or UTF-16)
-    seed: int = Field(0, ge=0, lt=2**64)  # salts the hash that splits and weighs
+    sources: list[SourceConfig] = Field(
+        default=[SourceConfig(path=STDLIB)], min_length=1, description="Where to read: one path, or a list of sources."
+    )
+    validation: list[SourceConfig] = Field(
+        default=[], description="Validation sources. If given, nothing is split off, and these are never trained on."
+    )
+    validation_fraction: float | None = Field(
+        None, gt=0, lt=1, description="Share of the text set aside; null: 0.02 with hash; 0.1 with tail."
+    )
+    split: Literal["auto", "hash", "tail"] = Field(
+        "auto",
+        description="hash: whole documents, chosen by hash; tail: the end of each document (at most 4 Mi characters); "
+        "auto: tail for fewer than 20 documents, else hash.",
+    )
+    deduplicate: bool = Field(True, description="Drop exact duplicates of documents.")
+    on_invalid: Literal["replace", "stop"] = Field(
+        "replace", description="Bytes that are not valid UTF-8 or UTF-16: replace them, or stop with an error."
+    )
+    seed: int = Field(0, ge=0, lt=2**64, description="Salt of the hashes that split and weight documents.")
 
     @field_validator("sources", "validation", mode="before")
     @classmethod
@@ -62,7 +77,7 @@ class CorpusConfig(Config):
 
     @property
     def name(self) -> str:
-        """Short slug for run names; empty for the built-in corpus alone."""
+        """Short slug for run names; empty for the built-in corpus."""
         if all(source.path == STDLIB for source in self.sources):
             return ""
         joined = "-".join(dict.fromkeys(source.name for source in self.sources))

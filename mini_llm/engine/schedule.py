@@ -9,9 +9,14 @@ from mini_llm.engine.settings import ScheduleConfig
 
 
 class Schedule:
-    """factor(step) for step in 0..total-1; `extend` moves the end while the rate is not yet falling, or bends the fall.
+    """The learning rate at `step` is the peak times factor(step), for step in 0..total-1.
 
-    Kept as knots (step, factor), linear in between, so that a changed plan is still a pure function of the step.
+    `wsd` (warm-up, stable, decay): linear warm-up, constant, then linear to `min_lr_ratio` over the last `decay_ratio`
+    of the steps (Bergsma et al. 2025, "Straight to Zero"). `linear`: the decay starts right after the warm-up.
+    `cosine`: warm-up, then half a cosine down to `min_lr_ratio` (Loshchilov and Hutter 2017, "SGDR").
+
+    `wsd` and `linear` are stored as knots (step, factor) with linear interpolation between them: `retotal` moves the
+    end of a running schedule by adding knots, and the factors of earlier steps stay what they were.
     """
 
     def __init__(self, config: ScheduleConfig, total: int) -> None:
@@ -20,20 +25,25 @@ class Schedule:
         self.config = config
         self.total = total
         self.warmup = warmup = min(config.warmup_steps, total // 10)
-        decay = max(1, round(config.decay_fraction * total))
-        # A warm-up of n steps starts at 1/(n+1): the first step already learns.
+        # n steps of warm-up start at 1/(n+1), so that the first step already learns.
         start = (-1, 0.0) if warmup else (0, 1.0)
         self.knots: list[tuple[int, float]] = [start, (warmup, 1.0)]
-        if total - decay > warmup:
-            self.knots.append((total - decay, 1.0))
-        self.knots.append((total, config.min_ratio))
+        if self._decay_start(total) > warmup:
+            self.knots.append((self._decay_start(total), 1.0))
+        self.knots.append((total, config.min_lr_ratio))
+
+    def _decay_start(self, total: int) -> int:
+        if self.config.kind == "linear":
+            return self.warmup
+        return total - max(1, round(self.config.decay_ratio * total))
 
     def factor(self, step: int) -> float:
+        """The share of the peak learning rate at `step`."""
         if self.config.kind == "cosine":
             if step < self.warmup:
                 return (step + 1) / (self.warmup + 1)
             progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
-            low = self.config.min_ratio
+            low = self.config.min_lr_ratio
             return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
         for (x0, y0), (x1, y1) in pairwise(self.knots):
             if step < x1:
@@ -41,27 +51,29 @@ class Schedule:
         return self.knots[-1][1]
 
     def falling(self, step: int) -> bool:
-        """Whether the rate has begun to fall at `step`; a changed plan never answers otherwise for a step gone by."""
+        """Whether the rate has begun to fall at `step`; `retotal` does not change the answer for earlier steps."""
         return step >= max((x for x, y in self.knots if y == 1.0), default=self.warmup)
 
     @property
     def decay_start(self) -> int:
+        """The step from which the rate falls to its end; after `retotal` during the fall, the step of that change."""
         return self.knots[-2][0]
 
     def retotal(self, step: int, total: int) -> None:
-        """From `step` on, aim to end after `total` steps. What was before `step` keeps its rate."""
+        """From `step` on, aim to end after `total` steps; earlier steps keep their rate."""
         total = max(total, step + 1)
         start = max(step, self.warmup)
         peak = self.factor(start)
         knots = [knot for knot in self.knots if knot[0] < start] + [(start, peak)]
-        decay_start = total - max(1, round(self.config.decay_fraction * total))
+        decay_start = self._decay_start(total)
         if peak == 1.0 and decay_start > start:
             knots.append((decay_start, 1.0))
         total = max(total, start + 1)
-        self.knots = [*knots, (total, self.config.min_ratio)]
+        self.knots = [*knots, (total, self.config.min_lr_ratio)]
         self.total = total
 
     def state(self) -> dict[str, Any]:
+        """Plain values that `load_state` accepts."""
         return {"total": self.total, "warmup": self.warmup, "knots": self.knots}
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -6,33 +6,34 @@ from typing import Annotated
 
 import typer
 
-from mini_llm.engine.cli import EXIT_CODES, command_app, run_app
+from mini_llm.engine.cli import EXIT_CODES, Debug, Version, command_app, program, run_app
 
-HELP = f"""Write a trained model as one GGUF file for llama.cpp, and prove that it is the same model.
+ME = program("mini_llm export")
+HELP = f"""Write a trained model as one GGUF file for llama.cpp, and check that it is the same model.
 
-MODEL_DIR is a Hugging Face model directory or a run directory, of the families llama, qwen3, gpt2 and t5.
+MODEL_DIR is a Hugging Face model directory or a run directory; supported families: llama, qwen3, gpt2, t5.
 
 [bold]Examples[/bold]
 
-  python -m mini_llm export gguf runs/gpt\n
-  python -m mini_llm export gguf runs/gpt --type q8_0 --out gpt.gguf\n
-  python -m mini_llm export check runs/gpt gpt.gguf\n
+  {ME} gguf runs/gpt
+  {ME} gguf runs/gpt --type q8_0 --out gpt.gguf
+  {ME} check runs/gpt gpt.gguf
   llama-cli -m gpt.gguf -p "def read_lines(path):"
 
 {EXIT_CODES}"""
-CHECK_HELP = """Prove that FILE holds the model of MODEL_DIR: print a table, and exit with 4 where something differs.
+CHECK_HELP = """Check that FILE holds the model of MODEL_DIR: print a table, and exit with 4 if something differs.
 
-Every tensor: equal for F32, else within the rounding of its type. The tokenizer: llama.cpp's algorithm over the \
-vocabulary in FILE gives our ids for hostile and random strings. With llama-cpp-python installed (pip install \
-llama-cpp-python): llama.cpp's own ids, and its greedy text for five prompts, which for an F32 file must be ours."""
+Tensors must be equal for F32, else within the rounding error of their type. Tokenizer: llama.cpp's algorithm with the \
+vocabulary of FILE must give our ids for hostile and random strings. With llama-cpp-python (pip install \
+llama-cpp-python), llama.cpp's own ids are compared too, and its greedy text for five prompts, which must equal ours \
+for an F32 file."""
 
 app = command_app(HELP)
 ModelDir = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Model or run directory.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 class TensorType(str, Enum):
-    """The types that a file may be written in; `gguf` names them in capitals."""
+    """Tensor types of a GGUF file; the `gguf` package writes their names in capitals."""
 
     f32 = "f32"
     f16 = "f16"
@@ -41,7 +42,7 @@ class TensorType(str, Enum):
 
 
 @app.callback(help=HELP)
-def main() -> None:
+def main(version: Version = False) -> None:
     pass
 
 
@@ -49,11 +50,13 @@ def main() -> None:
 def gguf(
     model_dir: ModelDir,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File to write; MODEL_DIR/NAME-TYPE.gguf by default.")
+        Path | None, typer.Option(metavar="FILE", help="File to write. [default: MODEL_DIR/NAME-TYPE.gguf]")
     ] = None,
     tensor_type: Annotated[
         TensorType,
-        typer.Option("--type", help="Type of the matrices. q8_0: half of f16, each block of 32 rounded to 8 bits."),
+        typer.Option(
+            "--type", help="Type of the matrices. q8_0: 8 bits with a scale per 32 weights, half the size of f16."
+        ),
     ] = TensorType.f16,
     debug: Debug = False,
 ) -> None:
@@ -74,4 +77,4 @@ def check(
 
 
 if __name__ == "__main__":
-    run_app(app, "export")
+    run_app(app, "mini_llm export")

@@ -1,1 +1,1 @@
-"""What every run leaves and needs, without torch: its directory, files, metrics, environment, signals, progress."""
+"""The parts of a run that need no torch: its directory, files, metrics, environment, signals and progress."""

@@ -1,10 +1,13 @@
-"""The directory of one run: who holds it, what it was started with, and whether it is finished.
+"""The directory of one run: its lock, its configuration, and whether it is finished.
 
-runs/<name>/ config.yaml      the resolved configuration
+runs/<name>/ requested.yaml   the configuration as requested; a resumed run must request the same
+             config.yaml      the configuration as used: the requested one with every choice filled in
              command.txt      every command that ran here, with its time
              environment.json machine, versions and commit of the latest launch
              finished.json    present when the run is complete, with its scores
-             lock.json        process and host while a run is live (`.lock` is the lock itself)
+             lock.json        process and host of a live run (`.lock` is the lock itself)
+
+Runs of earlier releases have no requested.yaml, and old names in config.yaml: both are read as such.
 """
 
 import json
@@ -24,14 +27,16 @@ from mini_llm.engine.config import read_yaml
 from mini_llm.engine.errors import ConfigError
 from mini_llm.engine.run.environment import command_line, describe_environment, redact_tree
 from mini_llm.engine.run.files import read_json, remove_leftovers, write_atomic, write_json
+from mini_llm.engine.run.key_names import translate
 
-# Changing these never changes what is learned, so a run continues under the new value.
+# Never affects what is learned: a run may be resumed with other values.
 ALWAYS_HARMLESS = ("tracking",)
 
 _BOOKKEEPING = {
     ".lock",
     "lock.json",
     "config.yaml",
+    "requested.yaml",
     "command.txt",
     "environment.json",
     "report.html",
@@ -52,11 +57,10 @@ def now() -> str:
 
 
 class RunDirectory:
-    """Create or reopen the directory of a run and hold it until `close`; a context manager.
+    """Create or reopen the directory of a run and lock it until `close`; a context manager.
 
-    Only the main process writes and locks; other ranks (`main_process=False`) read. Raises ConfigError when the
-    directory belongs to something else, cannot be written, or is held by a live run. A lock left by a killed run is
-    taken over.
+    Only the main process locks and writes; other ranks (`main_process=False`) read. Raises ConfigError if the directory
+    is not a run, cannot be written, or is locked by a live run. A lock left by a killed run is taken over.
     """
 
     def __init__(self, path: Path | str, main_process: bool = True):
@@ -78,32 +82,33 @@ class RunDirectory:
 
     @property
     def model(self) -> Path:
-        """Where the trained model lies, as a Hugging Face directory."""
+        """The trained model, a Hugging Face directory."""
         return self.path / "model"
 
     @property
     def checkpoints(self) -> Path:
-        """Where step-00000100/ and its siblings lie."""
+        """The folder of checkpoints, step-00000100/ and so on."""
         return self.path / "checkpoints"
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """What `finish` recorded ({"finished", "seconds", "scores"}), or None while there is training left."""
+        """What `finish` recorded ({"finished", "seconds", "scores"}), or None before the end of the run."""
         return read_json(self.path / "finished.json")
 
     def compare_config(self, config: Mapping[str, Any], harmless: Iterable[str] = ()) -> list[str]:
-        """Compare the resolved `config` (plain values) with the one this run was started with.
+        """Compare `config` (plain values) with the configuration that this run was started with.
 
-        `harmless` lists dotted keys or sections that may change between launches, beside ALWAYS_HARMLESS; each change
-        of one gives a note. Any other change raises ConfigError, unless the directory holds no work yet.
+        `harmless` lists dotted keys or sections that may change between launches, besides ALWAYS_HARMLESS; each such
+        change gives a note. Any other change raises ConfigError, unless the directory holds no work yet. Requesting a
+        value that the run has chosen itself is not a change.
         """
-        stored = self.path / "config.yaml"
-        if not stored.is_file():
+        if not (self.path / "config.yaml").is_file():
             return []
-        old, new = _flatten(read_yaml(stored)), _flatten(_plain(config))
-        changes = {key: (old.get(key), new.get(key)) for key in [*old, *new] if old.get(key) != new.get(key)}
+        old, new = _flatten(self.requested()), _flatten(_plain(config))
+        used = _flatten(translate(read_yaml(self.path / "config.yaml")))
+        changes = [key for key in dict.fromkeys([*old, *new]) if new.get(key) not in (old.get(key), used.get(key))]
         allowed = (*ALWAYS_HARMLESS, *harmless)
-        harmful = {key: change for key, change in changes.items() if not _under(key, allowed)}
+        harmful = [key for key in changes if not _under(key, allowed)]
         lines = [f"  {key}: {_show(key, old)} -> {_show(key, new)}" for key in harmful]
         if harmful and self._holds_work():
             raise ConfigError(
@@ -115,8 +120,13 @@ class RunDirectory:
             return [f"{self.path}: nothing was trained here yet; starting with the new configuration:", *lines]
         return [f"{self.path}: {key} changed: {_show(key, old)} -> {_show(key, new)}" for key in changes]
 
+    def requested(self) -> dict[str, Any]:
+        """The configuration as requested, under today's keys. Raises ConfigError when there is none."""
+        stored = self.path / "requested.yaml"
+        return translate(read_yaml(stored if stored.is_file() else self.path / "config.yaml"))
+
     def record(self, config: Mapping[str, Any], stage: str | None = None) -> None:
-        """Write config.yaml, add the command to command.txt, and describe machine and stage in environment.json."""
+        """Write requested.yaml and config.yaml, add the command to command.txt, and write environment.json."""
         if not self.main_process:
             return
         try:
@@ -125,20 +135,55 @@ class RunDirectory:
             raise self._cannot_write(error) from None
 
     def _record(self, config: Mapping[str, Any], stage: str | None) -> None:
-        write_atomic(self.path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+        self._write_yaml("requested.yaml", config)
+        self._write_yaml("config.yaml", config)
         commands = self.path / "command.txt"
         earlier = commands.read_text(encoding="utf-8") if commands.is_file() else ""
         write_atomic(commands, f"{earlier}# {now()}\n{command_line()}\n")
         write_json(self.path / "environment.json", redact_tree({"stage": stage, **describe_environment()}))
 
+    def as_requested(self, config: Mapping[str, Any], harmless: Iterable[str] = ()) -> dict[str, Any]:
+        """`config`, but keys that repeat a choice of this run get their requested value ("auto", null) back.
+
+        So a run resumes in the same way when its own config.yaml is given to it. Keys in `harmless` stay as they are.
+        """
+        if not (self.path / "config.yaml").is_file():
+            return _plain(config)
+        old, used = _flatten(self.requested()), _flatten(translate(read_yaml(self.path / "config.yaml")))
+
+        def restore(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+            restored = {}
+            for name, value in tree.items():
+                key = f"{prefix}{name}"
+                if isinstance(value, dict) and value:
+                    restored[name] = restore(value, f"{key}.")
+                else:
+                    chosen = key in old and value != old[key] and value == used.get(key)
+                    restored[name] = old[key] if chosen and not _under(key, harmless) else value
+            return restored
+
+        return restore(_plain(config), "")
+
+    def resolve(self, config: Mapping[str, Any]) -> None:
+        """Replace values of config.yaml by those that the run has chosen. `config`: any of the top-level keys."""
+        if not self.main_process or not (self.path / "config.yaml").is_file():
+            return
+        try:
+            self._write_yaml("config.yaml", {**read_yaml(self.path / "config.yaml"), **config})
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _write_yaml(self, name: str, config: Mapping[str, Any]) -> None:
+        write_atomic(self.path / name, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+
     def finish(self, scores: Mapping[str, Any]) -> None:
-        """Mark the run complete, so that the same command becomes a no-op. Call it last, when all else is on disk."""
+        """Mark the run complete, so that the same command does nothing. Call it last, when all else is on disk."""
         if self.main_process:
             seconds = round(time.monotonic() - self._started, 1)
             write_json(self.path / "finished.json", {"finished": now(), "seconds": seconds, "scores": scores})
 
     def describe_finished(self) -> str:
-        """One line for a user whose run is complete already."""
+        """One line that says that the run is complete, with its scores."""
         record = self.finished or {}
         scores = record.get("scores", {})
         shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, (int, float)))
@@ -148,7 +193,7 @@ class RunDirectory:
         )
 
     def close(self) -> None:
-        """Give the directory free for the next run."""
+        """Release the lock."""
         if self._lock is not None:
             (self.path / "lock.json").unlink(missing_ok=True)
             self._lock.release()
@@ -176,13 +221,13 @@ class RunDirectory:
         entries = {entry.name for entry in self.path.iterdir()}
         if entries and not entries & _BOOKKEEPING:
             raise ConfigError(
-                f"{self.path}: holds files but is no run directory (no config.yaml), and a run would mix with them. "
+                f"{self.path}: contains files but is not a run directory (no config.yaml). "
                 "Choose another name (RUN=...)"
             )
 
     def _acquire(self) -> FileLock:
-        # The system frees the lock of a process that was killed, and the library closes it in forked children: what is
-        # left in lock.json then is taken over.
+        # The operating system releases the lock of a killed process, and the library closes it in forked children, so a
+        # lock.json that is left over does not matter.
         lock = FileLock(self.path / ".lock", timeout=0, thread_local=False)
         try:
             lock.acquire()
@@ -198,7 +243,7 @@ class RunDirectory:
         return lock
 
     def _owner(self) -> dict[str, Any]:
-        # The winner writes lock.json just after it takes the lock.
+        # The owner writes lock.json just after taking the lock.
         for _ in range(20):
             if owner := read_json(self.path / "lock.json"):
                 return owner
@@ -215,7 +260,7 @@ class RunDirectory:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree as YAML gives it back (tuples become lists), without secrets."""
+    """The tree as read back from YAML (tuples become lists), without secrets."""
     return redact_tree(yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(dict(config))), sort_keys=False)))
 
 

@@ -1,4 +1,4 @@
-"""What a run ran on and how it was called, with nothing secret in it."""
+"""The machine, software and command line of a run, without secrets."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ PACKAGES = [
     "matplotlib",
 ]
 
-# Only these variables are recorded: they change what is computed or where, and never hold a key.
+# Only these variables are recorded: they affect what is computed or where, and never contain a key.
 VARIABLES = [
     "ACCELERATE_DEEPSPEED_ZERO_STAGE",
     "ACCELERATE_MIXED_PRECISION",
@@ -60,12 +60,12 @@ _SECRET_ARGUMENT = re.compile(
 
 
 def command_line() -> str:
-    """The command that started this process, quoted for a shell, with secrets replaced by `***`."""
+    """The command that started this process, quoted for a shell, with `***` in place of secrets."""
     return shlex.join(redact(_SECRET_ARGUMENT.sub(r"\1***", argument)) for argument in sys.orig_argv)
 
 
 def secrets_at_hand() -> list[str]:
-    """Values of the environment variables whose name says that they are secret, longest first."""
+    """Values of environment variables whose name marks them as secret, longest first."""
     found = {
         value
         for name, value in os.environ.items()
@@ -75,7 +75,7 @@ def secrets_at_hand() -> list[str]:
 
 
 def redact(text: str, secrets: list[str] | None = None) -> str:
-    """Replace what is or looks like a key, token, password or URL user by `***`."""
+    """Replace keys, tokens, passwords and URL users, and what looks like one, by `***`."""
     for secret in secrets_at_hand() if secrets is None else secrets:
         text = text.replace(secret, "***")
     text = _SECRET_SHAPES.sub("***", text)
@@ -83,7 +83,7 @@ def redact(text: str, secrets: list[str] | None = None) -> str:
 
 
 def redact_tree(tree: Any) -> Any:
-    """`redact` for every string in a tree of plain values."""
+    """Apply `redact` to every string in a tree of plain values."""
     return _redact_tree(tree, secrets_at_hand())
 
 
@@ -98,7 +98,7 @@ def _redact_tree(tree: Any, secrets: list[str]) -> Any:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Python, platform, processor, memory (GB), GPUs where torch is loaded already, versions, commit, variables."""
+    """Python, platform, processor, memory in GB, GPUs if torch is loaded, package versions, git commit, variables."""
     import psutil
 
     return {
@@ -116,7 +116,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def git_commit(directory: Path) -> str | None:
-    """Commit of the checkout at `directory`, with `+changes` when tracked files differ from it; None outside of one."""
+    """Git commit at `directory`, with `+changes` if tracked files differ from it; None outside a repository."""
     commit = _git(directory, "rev-parse", "HEAD")
     if not commit:
         return None
@@ -142,7 +142,7 @@ def _cpu_name() -> str:
 
 
 def _gpu_names() -> list[str]:
-    # Importing torch for this alone would cost seconds in a stage that has no use for it.
+    # Do not import torch for this: it takes seconds in a stage that does not need it.
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return []

@@ -1,8 +1,8 @@
-"""Named points at which this process can be made to fail: how recovery is tried, on the code that users run.
+"""Named points at which a process fails on request, to test recovery on the code that users run.
 
-    LLM_FAULT=NAME[:RANK[:NTH]]=kill|raise|enospc|sleep     at the NTH time (1) that RANK (any) comes to NAME
+    LLM_FAULT=NAME[:RANK[:NTH]]=kill|raise|enospc|sleep     the NTH time (1) that RANK (any) reaches NAME
 
-Nothing happens where the variable is not set. `python -m chaos` sets it.
+Without the variable nothing happens. `python -m chaos` sets it.
 """
 
 import errno
@@ -14,17 +14,17 @@ from collections.abc import Callable
 VARIABLE = "LLM_FAULT"
 SLEEP_SECONDS = 3.0
 
-# Called with the name of every point that is passed.
+# Called with the name of every point reached.
 listeners: list[Callable[[str], None]] = []
 _passed: dict[str, int] = {}
 
 
 class InjectedError(RuntimeError):
-    """What a fault of kind "raise" raises."""
+    """Raised by a fault of kind "raise"."""
 
 
 def fault_point(name: str) -> None:
-    """Fail here when LLM_FAULT says so. Raises ValueError for a setting that cannot be read."""
+    """Fail here if LLM_FAULT says so. Raises ValueError for an unknown kind of fault."""
     for listen in listeners:
         listen(name)
     setting = os.environ.get(VARIABLE)
@@ -48,4 +48,4 @@ def _fail(name: str, kind: str) -> None:
         case "sleep":
             time.sleep(SLEEP_SECONDS)
         case _:
-            raise ValueError(f"{VARIABLE}: '{kind}' is none of kill, raise, enospc, sleep")
+            raise ValueError(f"{VARIABLE}: unknown fault '{kind}': use kill, raise, enospc or sleep")

@@ -1,4 +1,4 @@
-"""Writing a file or directory so that a reader sees the old one or the whole new one, and values as strict JSON."""
+"""Atomic writes of files and directories, strict JSON, and hashes."""
 
 import ctypes
 import hashlib
@@ -20,9 +20,9 @@ _RENAME_EXCHANGE = 2
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) so that `path` is the old file or the whole new one, after a kill or power cut too.
+    """Write `data` (text as UTF-8). A kill or power cut leaves either the old file or the whole new one.
 
-    Raises OSError; a failed write leaves no temporary file and the old content in place.
+    Raises OSError; a failed write keeps the old content and leaves no temporary file.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
@@ -30,7 +30,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A path to write a file at, which becomes `path` at the end of the block; see write_atomic."""
+    """Yield a temporary path to write to; the file there becomes `path` at the end of the block. See write_atomic."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -46,9 +46,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """A directory to fill, which becomes `target` at the end of the block, in place of one that is there.
+    """Yield an empty directory to fill, which replaces `target` at the end of the block.
 
-    All of it is on disk before it gets its name. Raises OSError; a failure leaves the old one and nothing else.
+    All files are on disk before the rename. Raises OSError; a failure keeps the old directory and leaves nothing else.
     """
     temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -70,14 +70,14 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def remove_directory(path: Path) -> None:
-    """Remove a directory, which loses its name first: there is never half of it under that name."""
+    """Rename a directory, then remove it, so that a kill never leaves half of it under its name."""
     aside = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
     os.rename(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what writers killed on their way left in `directory`; put a directory back that was being replaced."""
+    """Remove what killed writers left in `directory`, and restore a directory whose replacement was interrupted."""
     for path in directory.glob(".*tmp-*"):
         aside = re.fullmatch(r"\.tmp-(.+)-[0-9a-f]{8}-old", path.name)
         if aside and not path.with_name(aside[1]).exists():
@@ -89,7 +89,7 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two directories: in one step where the system can (Linux, renameat2), else in two renames."""
+    """Swap two directories: atomically on Linux (renameat2), elsewhere with three renames."""
     library = ctypes.CDLL(None, use_errno=True)
     names = (os.fsencode(one), os.fsencode(other))
     if hasattr(library, "renameat2") and not library.renameat2(
@@ -103,7 +103,7 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    # The new name is safe on disk only once the directory is: POSIX systems alone can open one.
+    # A rename is on disk only once its parent directory is synced. Only POSIX systems can open a directory.
     if os.name == "posix":
         _sync(path)
 
@@ -122,7 +122,7 @@ def write_json(path: Path | str, tree: Any) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """The tree in a JSON file, or None when the file is missing or damaged."""
+    """The content of a JSON file, or None if the file is missing or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -130,7 +130,7 @@ def read_json(path: Path | str) -> Any:
 
 
 def content_hash(rows: Iterable[Any]) -> str:
-    """sha256 of rows of plain values, which differs when one of them or their order does."""
+    """sha256 over rows of plain values, in order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row).encode() + b"\n")
@@ -138,9 +138,9 @@ def content_hash(rows: Iterable[Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as strict JSON can hold it: scalars of NumPy and torch become numbers, NaN and infinities become null.
+    """Convert a value to strict JSON types: NumPy and torch scalars to numbers, NaN and infinities to None.
 
-    Null, not the text "NaN": a column of numbers then stays one for every reader (pandas gives NaN back).
+    None rather than the text "NaN" keeps a column numeric for every reader; pandas turns it back into NaN.
     """
     if isinstance(value, (bool, str)) or value is None:
         return value
@@ -156,7 +156,7 @@ def plain(value: Any) -> Any:
 
 
 def sha256(path: Path | str) -> str:
-    """Hexadecimal digest of a file's content."""
+    """Hexadecimal sha256 of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""A file of JSON lines that survives being killed while a line is written, and that can be rewound."""
+"""A JSON Lines file that survives a kill in the middle of a write and can be rewound to an earlier step."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from mini_llm.engine.run.files import plain, write_atomic
 
 
 def read_rows(path: Path | str) -> list[dict[str, Any]]:
-    """All whole rows of a file; none when it does not exist. A torn or damaged line is left out."""
+    """All complete rows of a file, none if it does not exist. Torn and damaged lines are skipped."""
     path = Path(path)
     return [row for _, row in _lines(path.read_bytes())] if path.is_file() else []
 
 
 class JsonLines:
-    """Append rows to `path`; opening repairs a line torn by a kill. Raises OSError where the disk does."""
+    """Appends rows to `path`. Opening removes a line torn by a kill. Methods raise OSError."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -24,12 +24,12 @@ class JsonLines:
         self._open()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one line with a single system call. Key order is the caller's; the bytes depend on the values alone."""
+        """Write one line with a single system call. Keys keep their order; the bytes depend only on the values."""
         assert self._handle is not None, "the file is closed"
         line = (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
         whole = os.fstat(self._handle).st_size
         try:
-            # A full disk takes a part of the line; the rest then fails.
+            # A full disk accepts part of the line and then refuses the rest.
             while line:
                 line = line[os.write(self._handle, line) :]
         except OSError:
@@ -37,7 +37,7 @@ class JsonLines:
             raise
 
     def rewind(self, step: int) -> int:
-        """Drop the rows whose "step" is greater than `step`, atomically. Returns how many went."""
+        """Remove rows whose "step" is greater than `step`, atomically. Returns their number."""
         assert self._handle is not None, "the file is closed"
         lines = list(_lines(self.path.read_bytes()))
         kept = [line for line, row in lines if row.get("step", 0) <= step]
@@ -63,7 +63,7 @@ class JsonLines:
         self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
 
     def _repair(self) -> None:
-        """Cut a last line without its newline; a damaged line before it (a disk fault) goes too."""
+        """Remove a last line without newline, and damaged lines before it (a disk fault)."""
         if not self.path.is_file():
             return
         data = self.path.read_bytes()

@@ -1,4 +1,4 @@
-"""Polite stops: SIGTERM, SIGINT, SIGHUP finish the step, save, and end with 128 + signal; a later one ends at once."""
+"""Stop on SIGTERM, SIGINT or SIGHUP: finish the step, save, exit with 128 + signal. A second signal exits at once."""
 
 import os
 import signal
@@ -9,13 +9,13 @@ from types import FrameType
 from mini_llm.engine.errors import UserError
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# One wish to stop may come as several signals: from the terminal and the launcher, or once from each thread of a
-# launcher that is killed.
-SAME_WISH_SECONDS = 1.0
+# One request to stop may arrive as several signals: from the terminal and the launcher, or from each thread of a killed
+# launcher.
+SAME_REQUEST_SECONDS = 1.0
 
 
 class Interrupted(UserError):
-    """Training stopped on a signal, with its state saved."""
+    """A signal stopped training after its state was saved."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -23,7 +23,7 @@ class Interrupted(UserError):
 
 
 class StopRequest:
-    """Context: `number` is the signal asked for so far, or 0."""
+    """Context manager that catches the signals; `number` is the first one received, or 0."""
 
     def __init__(self) -> None:
         self.number, self._since = 0, 0.0
@@ -37,7 +37,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _catch(self, number: int, _: FrameType | None) -> None:
-        if self.number and time.monotonic() - self._since > SAME_WISH_SECONDS:
+        if self.number and time.monotonic() - self._since > SAME_REQUEST_SECONDS:
             os._exit(128 + number)
         if not self.number:
             self.number, self._since = number, time.monotonic()
@@ -46,9 +46,9 @@ class StopRequest:
 
 
 def _leave_terminal() -> None:
-    """Once the terminal is closed, writing to it would fail: what is still said goes nowhere."""
+    """Redirect output to /dev/null once the terminal is closed, because writing to it would fail."""
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
-        # A terminal that has hung up is a character device that answers no more.
+        # A terminal that has hung up is still a character device but no longer a tty.
         if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
             os.dup2(null, descriptor)

@@ -1,12 +1,12 @@
-"""The record of a run: files that are the truth, mirrored to Weights & Biases.
+"""The record of a run: its files, with a copy in Weights & Biases.
 
-    metrics.jsonl    {"step": 10, "train/loss": 3.2, ...}   values that the same run gives again, bit for bit
-    timing.jsonl     {"step": 10, "tokens_per_second": ...} values that it does not
+    metrics.jsonl    {"step": 10, "train/loss": 3.2, ...}    bit-identical when the run is repeated
+    timing.jsonl     {"step": 10, "tokens_per_second": ...}  different each time
     summary.json     final figures, merged over launches
     tables/NAME.json {"name", "step", "columns", "rows"}
     artifacts.jsonl  {"name", "kind", "path", "sha256", "files", "metadata"}
 
-A number that is not finite is null in every file. W&B gets it as it is.
+Files store a non-finite number as null; W&B gets it unchanged.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mini_llm.engine.run.environment import redact_tree
@@ -26,10 +25,10 @@ from mini_llm.engine.settings import TrackingConfig
 
 
 class Tracker:
-    """Record one launch of a run; a context manager. Ranks other than the main one record nothing.
+    """Records one launch of a run; a context manager. Ranks with `main_process=False` record nothing.
 
-    Trouble with W&B or a full disk is said once and never raised. `run_config` is the resolved configuration as plain
-    values; `job_type` is the stage: "tokenizer", "pretrain" or "finetune".
+    job_type: the stage, such as "pretrain". run_config: the resolved configuration as plain values.
+    A full disk or a problem with W&B is reported once and never raised.
     """
 
     def __init__(
@@ -40,9 +39,7 @@ class Tracker:
         run_config: Mapping[str, Any],
         main_process: bool = True,
     ):
-        self.directory = Path(directory)
-        self.main_process = main_process
-        self.job_type = job_type
+        self.directory, self.job_type, self.main_process = Path(directory), job_type, main_process
         self._warned = False
         self._files: dict[str, JsonLines] = {}
         self._mirror: WandbMirror | None = None
@@ -52,52 +49,57 @@ class Tracker:
         self._guard(self._open_files)
         mode = resolve_mode(config.wandb)
         if mode != "disabled":
-            self._mirror = WandbMirror(
-                self.directory, mode, config.project, config.group, config.tags, job_type, plain(run_config)
-            )
+            self._mirror = WandbMirror(self.directory, mode, config, job_type, plain(run_config))
+
+    def config(self, values: Mapping[str, Any]) -> None:
+        """Replace values of the configuration that W&B shows: those chosen after the start of the run."""
+        if self._mirror is not None:
+            self._mirror.config(plain(values))
 
     def log(self, step: int, metrics: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> None:
-        """Record `metrics` (deterministic numbers, named like "train/loss") and `timing` (all others) at `step`."""
+        """Record reproducible numbers in `metrics` (named like "train/loss") and all others in `timing`."""
         if not self.main_process:
             return
-        if metrics:
-            self._append("metrics", {"step": step, **metrics})
-        if timing:
-            self._append("timing", {"step": step, **timing})
+        timing = timing or {}
+        for name, values in (("metrics", metrics), ("timing", timing)):
+            if values:
+                self._append(name, {"step": step, **values})
         if self._mirror is not None:
-            clock = {name if "/" in name else f"timing/{name}": value for name, value in (timing or {}).items()}
-            self._mirror.log({name: _number(value) for name, value in {STEP: step, **metrics, **clock}.items()})
+            timing = {name if "/" in name else f"timing/{name}": value for name, value in timing.items()}
+            row = {STEP: step, **metrics, **timing}
+            self._mirror.log({name: getattr(value, "item", lambda value=value: value)() for name, value in row.items()})
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]], step: int | None = None) -> None:
-        """Write tables/NAME.json, in place of an earlier one of that name."""
+        """Write tables/NAME.json, replacing an earlier table of that name. Raises ValueError for a bad name."""
         if not self.main_process:
             return
         if not re.fullmatch(r"[\w-]+", name):
-            raise ValueError(f"table name {name!r}: letters, digits, _ and - only")
+            raise ValueError(f"table name {name!r}: use letters, digits, _ and - only")
         content = {"name": name, "step": step, "columns": list(columns), "rows": plain(rows)}
         self._guard(lambda: self._write_table(content))
         if self._mirror is not None:
             self._mirror.table(name, content["columns"], content["rows"], step)
 
     def alert(self, title: str, text: str) -> None:
-        """Tell whoever follows the run on W&B."""
+        """Send a W&B alert."""
         if self._mirror is not None:
             self._mirror.alert(title, text)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Merge final figures into summary.json. The keys that reports read are listed in mini_llm/engine/report/page.py."""
+        """Merge final figures into summary.json. mini_llm/engine/report/page.py lists the keys that reports read."""
         if not self.main_process:
             return
         path = self.directory / "summary.json"
-        merged = {**(read_json(path) or {}), "job_type": self.job_type, **plain(redact_tree(dict(values)))}
+        merged = {**(read_json(path) or {}), "job_type": self.job_type, **plain(redact_tree(values))}
         self._guard(lambda: write_json(path, merged))
         if self._mirror is not None:
             self._mirror.summary(plain(values))
 
     def artifact(self, name: str, kind: str, path: Path | str, metadata: Mapping[str, Any] | None = None) -> None:
-        """Record a file, or all files of a directory, with the sha256 of each, and log it as a W&B artifact.
+        """Record a file, or every file of a directory, with its sha256, and log it as a W&B artifact.
 
-        The files must stay as they are. `kind` is "tokenizer", "dataset" or "model".
+        kind: "tokenizer", "dataset" or "model". The files must not change afterwards, since W&B does not copy them.
+        Raises FileNotFoundError.
         """
         if not self.main_process:
             return
@@ -112,22 +114,23 @@ class Tracker:
             "path": path.resolve().relative_to(self.directory.resolve()).as_posix() if inside_run else str(path),
             "sha256": hashes[path.name]["sha256"] if path.is_file() else whole,
             "files": hashes,
-            "metadata": plain(redact_tree(dict(metadata or {}))),
+            "metadata": plain(redact_tree(metadata or {})),
         }
         if record not in read_rows(self.directory / "artifacts.jsonl"):
             self._append("artifacts", record)
         if self._mirror is not None:
-            extra = {"sha256": record["sha256"], "files": hashes}
-            self._mirror.artifact(name, kind, files, {**record["metadata"], **extra})
+            self._mirror.artifact(
+                name, kind, files, {**record["metadata"], "sha256": record["sha256"], "files": hashes}
+            )
 
     def rewind(self, step: int) -> None:
-        """On resume from a checkpoint at `step`: drop what was recorded after it, so that no step appears twice."""
+        """Drop what was recorded after `step`, the checkpoint a run resumes from, so that no step appears twice."""
         for name in ("metrics", "timing"):
             if name in self._files:
                 self._guard(lambda name=name: self._files[name].rewind(step))
 
     def sync(self) -> None:
-        """Wait until the rows are on disk: called before a checkpoint is published, which must not be ahead of them."""
+        """Wait until the rows are on disk. Call it before a checkpoint, which must not be newer than the rows."""
         for file in self._files.values():
             self._guard(file.sync)
 
@@ -143,9 +146,7 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self.finish(_exit_code(error))
 
     def _open_files(self) -> None:
@@ -167,12 +168,9 @@ class Tracker:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                print(
-                    f"{self.directory}: the record of the run is incomplete ({error.strerror or error}); "
-                    "the run goes on",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                reason = error.strerror or error
+                message = f"{self.directory}: the record of the run is incomplete ({reason}); the run continues"
+                print(message, file=sys.stderr, flush=True)
 
 
 def _regular_files(directory: Path) -> dict[str, Path]:
@@ -182,16 +180,8 @@ def _regular_files(directory: Path) -> dict[str, Path]:
     return {path.relative_to(directory).as_posix(): path for path in found}
 
 
-def _number(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
 def _exit_code(error: BaseException | None) -> int:
-    if error is None:
-        return 0
     if isinstance(error, KeyboardInterrupt):
         return 130
-    code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", 1)
-    if code is None:
-        return 0
-    return code if isinstance(code, int) else 1
+    code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", 1 if error else 0)
+    return code if isinstance(code, int) else int(code is not None)
