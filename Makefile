@@ -1,7 +1,8 @@
-# Every target does the set-up it needs. `make help` lists targets and variables.
+# Every target sets up the environment it needs. `make help` lists the targets and variables.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help pipeline tokenizer pretrain finetune generate report test chaos bench lint clean
+.PHONY: help pipeline tokenizer pretrain finetune generate report test test-fast chaos bench lint typecheck \
+  requirements clean .venv tools .venv-bench
 
 PYTHON ?= python3
 LAUNCH ?= python
@@ -14,39 +15,51 @@ RUN    ?=
 ONLY   ?=
 ARGS   ?=
 
-READY := .venv/.ready
+# An environment is up to date when it holds a copy of exactly the requirements it was built from; then these are empty.
+READY := $(shell cmp -s requirements.txt .venv/.ready || echo .venv)
+TOOLS := $(or $(READY:.venv=tools),$(shell cmp -s requirements-dev.txt .venv/.ready-dev || echo tools))
+PEERS := $(or $(READY:.venv=.venv-bench),$(shell cmp -s benchmarks/requirements.txt .venv-bench/.ready || echo .venv-bench))
+# What the type checker covers: a folder joins when it is clean.
+TYPED := mini_llm/api.py mini_llm/__main__.py mini_llm/corpus mini_llm/stages mini_llm/tokenization tokenizer
 export NANOGPT NANOCHAT
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 quoted = '$(subst ','\'',$(1))'
 given  = $(if $(strip $($(1))),$(2) $(call quoted,$($(1))))
-# run=NAME rather than --run NAME: torchrun takes --run for an abbreviation of its own options.
+# run=NAME rather than --run NAME, which torchrun would read as an abbreviation of one of its own options.
 named  = $(if $(strip $(RUN)),run=$(call quoted,$(RUN)))
 common = $(CONFIG) $(call given,DATA,--data) $(call given,BUDGET,--budget) $(named)
 
-# The text that the pretrained models are of, as their runs' names show it: nothing for the built-in corpus.
+# The text that the pretrained models were trained on. It is part of their runs' names, except for the built-in corpus.
 ON     ?= $(if $(filter pipeline,$(MAKECMDGOALS)),$(DATA))
-suffix  = $(if $(strip $(ON)),$(shell .venv/bin/python -c 'import sys; from corpus.config import CorpusConfig; print("-" + CorpusConfig(sources=sys.argv[1:]).name)' $(call quoted,$(ON))))
+suffix  = $(if $(strip $(ON)),$(shell .venv/bin/python -c 'import sys; from mini_llm.corpus.config import CorpusConfig; print("-" + CorpusConfig(sources=sys.argv[1:]).name)' $(call quoted,$(ON))))
 
-help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\n  %s\n' \
-	  'MODEL="gpt mlm"  which models (both by default); pretrain: transformer gpt2 bert llama qwen3 modernbert t5 too' \
-	  'DATA=PATH        your text: file, folder, glob or dataset org/name (finetune: a labelled table)' \
-	  'BUDGET=10m       wall time of each training (30s, 10m, 4h)' \
-	  'CONFIG=FILE      a YAML file of configs/   RUN=NAME  name under runs/   PROMPT="text" to continue' \
-	  'LAUNCH=python    or "accelerate launch --config_file configs/accelerate/zero2.yaml"' \
-	  'ARGS="key=value" anything else the stage takes; `python -m pretrain --help` lists it' \
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '  %s\n' '' \
+	  'MODEL="gpt mlm"  models to train; pretrain also knows transformer gpt2 bert llama qwen3 modernbert t5' \
+	  'DATA=PATH        your text: a file, folder, glob or dataset org/name (finetune: a labelled table)' \
+	  'BUDGET=10m       wall time of each training run (30s, 10m, 4h)' \
+	  'CONFIG=FILE      a YAML file from configs/' \
+	  'RUN=NAME         name of the run, under runs/' \
+	  'PROMPT="text"    text to continue' \
+	  'LAUNCH=python    or torchrun, or "accelerate launch --config_file configs/accelerate/zero2.yaml"' \
+	  'ARGS="key=value" any other setting of the stage; `python -m pretrain --help` lists them' \
 	  '' 'Completion in bash: source configs/completion.bash'
 
-# Rebuilt from nothing when requirements.txt changes; moved into place only when complete.
-$(READY): requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; use make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
+# Built from nothing when requirements.txt changes. The copy is written last, so an interrupted build starts again.
+.venv:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, but $(PYTHON) is " + sys.version.split()[0] + "; use make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
 	@echo "setting up .venv (once, a few minutes)"
 	@rm -rf .venv && $(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@touch $@
+	@cp requirements.txt .venv/.ready
 
-pipeline: $(READY) ## text -> tokenizer, GPT and MLM, two classifiers, a sample, a report
+tools: $(READY)
+	@echo "installing the tools for tests and lint into .venv"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@cp requirements-dev.txt .venv/.ready-dev
+
+pipeline: $(READY) ## train a tokenizer, a GPT, an MLM encoder and two classifiers; write a sample and a report
 	@$(MAKE) --no-print-directory tokenizer RUN= CONFIG= ARGS=
 	@$(MAKE) --no-print-directory pretrain RUN= CONFIG=
 	@$(MAKE) --no-print-directory finetune DATA= RUN= CONFIG= ARGS= ON=$(call quoted,$(DATA))
@@ -54,43 +67,55 @@ pipeline: $(READY) ## text -> tokenizer, GPT and MLM, two classifiers, a sample,
 	@$(MAKE) --no-print-directory report
 	@python -m mini_llm summary runs/tokenizer$(suffix) $(foreach m,$(MODEL),runs/$(m)$(suffix)) $(foreach m,$(MODEL),runs/$(m)$(suffix)-classifier)
 
-tokenizer: $(READY) ## train a SentencePiece tokenizer, check and measure it
+tokenizer: $(READY) ## train, check and measure a SentencePiece tokenizer
 	@python -m tokenizer $(CONFIG) $(call given,DATA,--data) $(named) $(ARGS)
 
 pretrain: $(READY) ## pretrain MODEL on DATA within BUDGET
 	@for model in $(MODEL); do $(LAUNCH) -m pretrain $(common) --model $$model $(ARGS) || exit $$?; done
 
-finetune: $(READY) ## fine-tune the pretrained MODEL into a classifier of DATA
+finetune: $(READY) ## fine-tune the pretrained MODEL as a classifier on DATA
 	@for model in $(MODEL); do \
 	  if [ ! -d runs/$$model$(suffix)/model ]; then $(LAUNCH) -m pretrain --model $$model $(call given,ON,--data) || exit $$?; fi; \
 	  $(LAUNCH) -m finetune $(common) --model runs/$$model$(suffix) $(ARGS) || exit $$?; done
 
-generate: $(READY) ## continue PROMPT with runs/gpt, or RUN
+generate: $(READY) ## continue PROMPT with the model in runs/gpt, or RUN
 	@python -m generate runs/$(or $(RUN),gpt) $(call quoted,$(PROMPT)) $(ARGS)
 
-report: $(READY) ## one self-contained report.html per run
+report: $(READY) ## write one self-contained report.html per run
 	@python -m mini_llm report
 
-test: $(READY) ## the test suite
+test: $(TOOLS) ## run the whole test suite
 	@python -m pytest $(ARGS)
 
-chaos: $(READY) ## do to runs what can happen to them (kills, full disks, flipped bits) and compare what is left
+test-fast: $(TOOLS) ## run the tests that are not marked slow, in under 90 seconds
+	@python -m pytest -m "not slow" $(ARGS)
+
+chaos: $(TOOLS) ## break running trainings (kill -9, full disks, flipped bits) and check what they leave
 	@python -m chaos $(ARGS)
 
-# The project's packages and the peers', which the project itself does not need.
-.venv-bench/.ready: $(READY) benchmarks/requirements.txt
+# The project's own packages, and the peers that only benchmarks need.
+.venv-bench: $(READY)
 	@echo "setting up .venv-bench (peers)"
 	@rm -rf .venv-bench && .venv/bin/python -m venv .venv-bench
 	@.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
-	@touch $@
+	@cp benchmarks/requirements.txt .venv-bench/.ready
 
-bench: .venv-bench/.ready ## speed, memory and quality beside peers (DATA=FOLDER, ONLY="name ...", NANOGPT=PATH, NANOCHAT=PATH)
+bench: $(PEERS) $(TOOLS) ## compare speed, memory and quality with peers (DATA=FOLDER, ONLY="name ...", NANOGPT=PATH, NANOCHAT=PATH)
 	@.venv-bench/bin/python -m benchmarks $(call given,DATA,--data) $(foreach name,$(ONLY),--only $(name)) $(ARGS)
 
-lint: $(READY) ## style and mistakes
+lint: $(TOOLS) typecheck ## check style, common mistakes and types
 	@ruff check . && ruff format --check .
 
+typecheck: $(TOOLS) ## check types only (ARGS=FOLDER for one folder)
+	@ty check $(or $(ARGS),$(TYPED))
+
+# For maintainers: pin every package of pyproject.toml and all that they need; versions stay unless ARGS=--upgrade.
+requirements:
+	@command -v uv > /dev/null || { echo "uv is needed: pip install uv"; exit 1; }
+	@uv pip compile --quiet pyproject.toml --output-file requirements.txt $(ARGS) > /dev/null
+	@uv pip compile --quiet --group dev --constraint requirements.txt --output-file requirements-dev.txt $(ARGS) > /dev/null
+
 clean: ## remove .venv and caches; runs/ stays
-	@rm -rf .venv .venv-bench .pytest_cache .ruff_cache && find . -name __pycache__ -prune -exec rm -rf {} +
+	@rm -rf .venv .venv-bench .pytest_cache .ruff_cache .coverage* && find . -name __pycache__ -prune -exec rm -rf {} +
 	@echo "removed .venv and caches; your runs are in runs/"
