@@ -3,10 +3,11 @@
     python -m benchmarks.memory table
     python -m benchmarks.memory table --tensors
 
-Three sizes on one process, one of them on two ranks without ZeRO and at each stage, each with and without gradient
-checkpointing. Three steps of two micro-batches on random tokens; the peak of the process's resident memory (VmHWM),
-and what of it came after there was a model. --tensors: every large tensor gets pages of its own and gives them back, so
-that resident memory is what tensors hold, without the holes that glibc's heap keeps.
+Three sizes on one process, and one of them on two ranks with DDP and each ZeRO stage, all with and without gradient
+checkpointing. Each case trains three steps of two micro-batches on random tokens and reports the peak resident memory
+of the process (VmHWM) and the part of it that was added after the model existed. With --tensors every large tensor gets
+its own pages and returns them when freed: resident memory is then that of live tensors, without the fragmentation of
+glibc's heap.
 """
 
 import json
@@ -29,15 +30,15 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def table(
-    only: Annotated[str, typer.Option(help="Sizes whose name begins so.")] = "",
-    optimizer: Annotated[str, typer.Option(help="adamw or muon")] = "muon",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
-    ranks: Annotated[int, typer.Option(help="Only cases of so many ranks.")] = 0,
-    tensors: Annotated[bool, typer.Option("--tensors", help="Without the heap's holes.")] = False,
+    only: Annotated[str, typer.Option(help="Run sizes whose name starts with this.")] = "",
+    optimizer: Annotated[str, typer.Option(help="Optimizer: adamw or muon.")] = "muon",
+    precision: Annotated[str, typer.Option(help="Precision: fp32 or bf16.")] = "fp32",
+    ranks: Annotated[int, typer.Option(help="Run only cases with this many ranks; 0: all.")] = 0,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Measure live tensors only.")] = False,
 ) -> None:
-    """Run every case in processes of its own and print predicted, measured and their ratio."""
+    """Run every case in its own processes and print predicted and measured memory and their ratio."""
     cases = [(name, 1, 0) for name in SIZES] + [(TWO_RANKS, 2, stage) for stage in range(4)]
-    print("                                   whole process                 of it the model")
+    print("                                   whole process                 model")
     print("size      ranks ZeRO checkpointing predicted  measured  ratio   predicted  measured  ratio")
     for name, processes, stage in cases:
         for every in (0, 1):
@@ -72,7 +73,7 @@ def _run(settings: list[str], ranks: int, stage: int, tensors: bool) -> list[dic
 
 @app.command()
 def case(name: str, ranks: int, stage: int, every: int, optimizer: str, precision: str) -> None:
-    """One case in this process (or rank); prints a line of JSON."""
+    """Internal: run one case in this process (or rank) and print a line of JSON."""
     from dataclasses import replace
 
     import torch
@@ -81,10 +82,11 @@ def case(name: str, ranks: int, stage: int, every: int, optimizer: str, precisio
     from mini_llm.engine.distributed import processes as runtime
     from mini_llm.model import HEADS, ModelConfig
     from pretrain.config import PretrainConfig
-    from pretrain.plan.memory import memory
+    from pretrain.plan.draft import DraftTokenizer, memory_setup
+    from pretrain.plan.fit import process_bytes
+    from pretrain.plan.memory import predict_memory
     from pretrain.plan.sizes import make_plan
-    from pretrain.plan.trial_steps import rehearse
-    from pretrain.plan_command import DraftTokenizer, process_bytes, setup_of
+    from pretrain.plan.trial_steps import run_trial_steps
 
     width, layers, vocabulary, length, rows = SIZES[name]
     tree = {
@@ -97,33 +99,33 @@ def case(name: str, ranks: int, stage: int, every: int, optimizer: str, precisio
     }
     config, device = build_config(PretrainConfig, tree, "benchmark"), torch.device("cpu")
     plan = make_plan(config, None, DraftTokenizer(vocabulary), 10**9, None, ranks, device)
-    setup = setup_of(config, plan, ranks, stage, device)
+    setup = memory_setup(config, plan, ranks, stage, device)
     process = process_bytes(setup)
     if os.environ.get("BENCHMARK_TENSORS"):
         runtime.keep_freed_memory = lambda: None
     runtime.start_processes(config.runtime)
-    # What the first step imports and loads is the process's, not the model's.
+    # What the first step imports and loads belongs to the process, not to the model.
     tiny = ModelConfig(64, 64, 1, 1, 8, causal=True)
     if stage:
-        # Accelerate prepares one model under DeepSpeed.
+        # With DeepSpeed, Accelerate prepares only one model.
         import deepspeed  # noqa: F401
         import torch._dynamo
 
         HEADS["causal"](tiny)(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
     else:
-        rehearse(config, tiny, replace(setup, rows=1, length=8, labels=8), 2, 1e9)
+        run_trial_steps(config, tiny, replace(setup, rows=1, length=8, labels=8), 2, 1e9)
     before = _resident("VmRSS")
-    found = memory(plan.config, setup)
+    found = predict_memory(plan.config, setup)
     predicted = found.tensors if os.environ.get("BENCHMARK_TENSORS") else found.resident
-    rehearse(config, plan.config, setup, STEPS, 1e9)
+    run_trial_steps(config, plan.config, setup, STEPS, 1e9)
     peak = _resident("VmHWM")
     line = {"process": (process + predicted, peak), "model": (predicted, peak - before)}
-    # One write, so that the lines of two ranks do not mix.
+    # A single write keeps the lines of two ranks from mixing.
     sys.stdout.write(json.dumps(line) + "\n")
 
 
 def _resident(key: str) -> float:
-    """Bytes, from /proc: VmRSS now, VmHWM at most so far (ru_maxrss would count the parent's too)."""
+    """Bytes from /proc: VmRSS is the current value, VmHWM the peak (ru_maxrss would include the parent)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * float(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))
 

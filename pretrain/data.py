@@ -1,4 +1,4 @@
-"""What a run trains on: the tokenizer, and the token stores of the corpus or pairs of texts."""
+"""Training data of a run: its tokenizer, and the token stores of a corpus or encoded pairs of texts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +28,14 @@ from .objectives.spans import SENTINELS, SpanObjective, span_shape
 from .pairs import TextPairs, load_pairs
 from .plan.sizes import Plan, expected_width
 from .presets import Shape, config_of, read_preset, shape_of
-from .warm_start.choose import begin
+from .warm_start.choose import apply_warm_start
 
 Objective = CausalObjective | MaskedObjective | SpanObjective | PairsObjective
 
 
 @dataclass
 class Source:
-    """The model directory to go on from, and what it says of its architecture."""
+    """The model directory to continue pretraining from, and its configuration."""
 
     directory: Path
     config: ModelConfig
@@ -43,7 +43,7 @@ class Source:
 
 @dataclass
 class Data:
-    """Token stores by part, or pairs and their token ids by part."""
+    """Token stores of a corpus, or pairs of texts and their token ids; by part (train, validation)."""
 
     tokenizer: Any
     shape: Shape
@@ -54,15 +54,18 @@ class Data:
 
 
 def prepare_data(config: PretrainConfig, processes: PartialState, runs: Path) -> Data:
-    """The tokenizer (trained on the corpus unless one is given) and the token stores, reused where they are current.
+    """Train or load the tokenizer and build the token stores, or encode the pairs; up-to-date files are reused.
 
-    Raises the errors of mini_llm/engine/errors.py: a tokenizer that lacks what the objective needs, a corpus without text.
+    Raises ConfigError for settings, or a tokenizer, that do not suit the model; CheckpointError and ModelDirectoryError
+    for `init`; DataError for a corpus without text.
     """
     source = find_source(config.init) if config.init else None
     architecture = source.config if source else None
     shape = shape_of(**(vars(architecture) if architecture else read_preset(config.model)))
     if config.pairs and shape != "seq2seq":
-        raise ConfigError(f"pairs need an encoder-decoder; {config.init or config.model} is none. Try --model t5")
+        raise ConfigError(
+            f"pairs need an encoder-decoder, and {config.init or config.model} is not one. Try --model t5"
+        )
     tokenizer = _tokenizer(config, source, shape, processes, runs)
     if shape == "masked":
         missing = [name for name in ("mask", "cls", "sep") if getattr(tokenizer, f"{name}_id") is None]
@@ -81,12 +84,12 @@ def prepare_data(config: PretrainConfig, processes: PartialState, runs: Path) ->
 
 
 def find_source(init: str) -> Source:
-    """The model directory at `init`, or in the run there. Raises CheckpointError, ModelDirectoryError."""
+    """The model directory at `init`, which may also be a run. Raises CheckpointError or ModelDirectoryError."""
     directory = find_model(Path(init))
     if directory is None:
         raise CheckpointError(
-            f"{init}: no model there to go on from (no config.json, no model/config.json). Name a model directory or a "
-            "run, or leave init out to start anew"
+            f"{init}: no model to continue from (no config.json, no model/config.json). Name a model directory or a "
+            "run, or leave init out to train from scratch"
         )
     return Source(directory, config_of(directory))
 
@@ -96,8 +99,8 @@ def _tokenizer(config: PretrainConfig, source: Source | None, shape: Shape, proc
         tokenizer = load_tokenizer(source.directory)
         if tokenizer.vocab_size > source.config.vocab_size:
             raise CheckpointError(
-                f"{source.directory}: its tokenizer has {tokenizer.vocab_size} tokens, its model "
-                f"{source.config.vocab_size}: they do not belong together"
+                f"{source.directory}: the tokenizer has {tokenizer.vocab_size} tokens, but the model has "
+                f"{source.config.vocab_size} embeddings. Take both from the same model"
             )
         return tokenizer
     if config.tokenizer:
@@ -115,28 +118,28 @@ def _tokenizer(config: PretrainConfig, source: Source | None, shape: Shape, proc
 
 
 def tokenizer_name(config: PretrainConfig, settings: TokenizerConfig) -> str:
-    """Of the directory under runs/: a task has a vocabulary of its own, beside that of the same text."""
+    """Name of the tokenizer's directory under runs/; a task has its own tokenizer beside the corpus's."""
     task = config.pairs.task if config.pairs else None
     return f"{settings.directory.name}-{task}" if task else settings.directory.name
 
 
 def make_model(plan: Plan, data: Data, runtime: RuntimeConfig) -> nn.Module:
-    """The model to train: that of the source, or a new one."""
+    """The model to train: loaded from the source, or new."""
     if data.source is None:
         model = HEADS[data.shape](plan.config)
-        if plan.beginning.tokens:
+        if plan.warm_start.tokens:
             device = default_device(runtime.device)
             dtype = DTYPES[resolve_precision(runtime.precision, device)]
-            # Nothing scales the gradients here.
+            # fp16 gradients would need a loss scale, which this fit does not have.
             dtype = torch.float32 if dtype == torch.float16 else dtype
-            begin(model, data.stores["train"], plan.beginning, device, dtype)
+            apply_warm_start(model, data.stores["train"], plan.warm_start, device, dtype)
         return model
     return load_model(data.source.directory, head=data.shape, dropout=plan.config.dropout)
 
 
 def make_objective(config: PretrainConfig, plan: Plan, data: Data) -> tuple[Objective, list[Batch]]:
-    """The objective of the model's shape, and the held-out batches. Raises DataError when there are none of these."""
-    # Two forward passes of this size need no more memory than one with its gradients.
+    """The training objective and the validation batches. Raises DataError when there are no validation batches."""
+    # Evaluation keeps no activations, so that twice the rows need no more memory.
     rows, start = 2 * plan.micro_batch_size, plan.config.decoder_start_token_id
     if data.encoded is not None:
         pad_id = plan.config.pad_token_id or 0
@@ -159,6 +162,7 @@ def make_objective(config: PretrainConfig, plan: Plan, data: Data) -> tuple[Obje
 
 
 def objective_name(plan: Plan, data: Data) -> str:
+    """The objective in words, for reports."""
     if data.encoded is not None:
         return "text to text"
     if data.shape == "seq2seq":

@@ -1,4 +1,4 @@
-"""One pretraining run: tokenizer, token store or pairs, plan, loop, scores."""
+"""One pretraining run: tokenizer, token store or pairs, plan, training loop, scores."""
 
 import math
 import time
@@ -12,8 +12,8 @@ from accelerate import PartialState
 from rich.console import Console
 from torch import nn
 
-from mini_llm.engine.batch import Share
-from mini_llm.engine.config import load_config
+from mini_llm.engine.batch import BatchSplit
+from mini_llm.engine.config import build_config
 from mini_llm.engine.device import default_device
 from mini_llm.engine.distributed.collectives import broadcast
 from mini_llm.engine.distributed.processes import make_accelerator, start_processes
@@ -33,13 +33,17 @@ from .config import PretrainConfig
 from .data import Data, make_model, make_objective, objective_name, prepare_data
 from .objectives.causal import CausalObjective
 from .plan.sizes import Plan, make_plan
+from .resolved import resolved_config
 
 RUNS = Path("runs")
 CHOICES = "choices.json"
 
 
 def pretrain(config: PretrainConfig) -> dict[str, float]:
-    """Run `config` to its end, or go on with it; returns the final scores. Raises the errors of mini_llm/engine/errors.py."""
+    """Train to the end of the run, resuming it where it exists. Returns the final scores.
+
+    Raises the errors of mini_llm/engine/errors.py.
+    """
     processes = start_processes(config.runtime)
     main = processes.is_main_process
     console = Console(stderr=True, quiet=not main, soft_wrap=True)
@@ -50,9 +54,10 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         if run.finished:
             console.print(run.describe_finished())
             return run.finished["scores"]
-        config = with_choices(config, run)
+        tree = run.as_requested(tree, HARMLESS)
+        config = with_choices(build_config(PretrainConfig, tree, str(run.path)), run)
         run.record(tree, "pretrain")
-        # The other ranks find the tokenizer and the token store finished.
+        # The main process builds the tokenizer and token store; the other ranks then load them.
         with processes.main_process_first():
             data = prepare_data(config, processes, RUNS)
         plan = broadcast(_plan(config, data, processes), processes)
@@ -61,7 +66,9 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
             write_json(run.path / CHOICES, choices(plan))
         for note in _remarks(plan, data):
             console.print(note, markup=False)
-        with Tracker(run.path, config.tracking, "pretrain", tree, main) as tracker:
+        resolved = resolved_config(config, plan, data)
+        run.resolve(resolved)
+        with Tracker(run.path, config.tracking, "pretrain", resolved, main) as tracker:
             scores = _train(config, plan, data, processes, run, tracker, console)
             if main:
                 if data.pairs is not None:
@@ -73,9 +80,9 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
 
 
 def replay(path: Path, step: int, dump: Path | None) -> None:
-    """Compute `step` of the run at `path` again. Raises ConfigError."""
+    """Recompute `step` of the run at `path` and compare; see mini_llm/engine/replay.py. Raises ConfigError."""
     run = RunDirectory(path, main_process=False)
-    config = with_choices(load_config(PretrainConfig, path / "config.yaml"), run)
+    config = with_choices(build_config(PretrainConfig, run.requested(), str(path)), run)
     processes = start_processes(config.runtime)
     with processes.main_process_first():
         data = prepare_data(config, processes, path.parent)
@@ -86,14 +93,14 @@ def replay(path: Path, step: int, dump: Path | None) -> None:
 
 
 def choices(plan: Plan) -> dict[str, Any]:
-    """What a plan chose by the budget and the speed of the machine, which another launch may measure otherwise."""
+    """The choices of a plan that depend on the measured speed of the machine, so that a resumed run keeps them."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
     sizes = {name: getattr(plan.config, name) for name in names} | {"max_position_embeddings": plan.length}
     return {"sizes": sizes, "global_batch_size": plan.global_batch_size, "compile": plan.compile}
 
 
 def with_choices(config: PretrainConfig, run: RunDirectory) -> PretrainConfig:
-    """The configuration with what the run's first launch chose, once it has left a checkpoint."""
+    """`config` with the choices of the run's first launch, if that has left a checkpoint."""
     chosen = read_json(run.path / CHOICES)
     if chosen is None or config.init or not any(run.checkpoints.glob("step-*")):
         return config
@@ -115,14 +122,14 @@ def _plan(config: PretrainConfig, data: Data, processes: PartialState) -> Plan:
 
 
 def _remarks(plan: Plan, data: Data) -> list[str]:
-    """What a reader of the figures should know beforehand."""
+    """Notes for reading the losses: the baseline, and what was cut off."""
     if data.stores is not None:
         entropy = data.stores["train"].unigram_entropy()
-        return [f"The line to beat: {entropy:.3f} nats per token, the unigram entropy of the corpus."]
+        return [f"Baseline: {entropy:.3f} nats per token, the unigram entropy of the corpus."]
     sides = data.encoded["train"]
     cut = sum(len(ids) > plan.length for side in (sides.sources, sides.targets) for ids in side)
     notes = list(data.pairs.notes)
-    return [*notes, f"{cut:,} texts are longer than {plan.length} tokens: they are cut"] if cut else notes
+    return [*notes, f"{cut:,} texts are longer than {plan.length} tokens and are cut"] if cut else notes
 
 
 def _train(
@@ -135,11 +142,11 @@ def _train(
     console: Console,
     loop: Callable[..., dict[str, float]] = train,
 ) -> dict[str, float]:
-    share = Share(plan.global_batch_size, plan.micro_batch_size, processes.num_processes, processes.process_index)
+    split = BatchSplit(plan.global_batch_size, plan.micro_batch_size, processes.num_processes, processes.process_index)
     runtime = config.runtime.model_copy(update={"compile": plan.compile})
     config = config.model_copy(update={"runtime": runtime, "max_steps": plan.max_steps})
     accelerator = make_accelerator(
-        config.runtime, share.accumulation, share.micro_batch_size, config.optim.max_grad_norm
+        config.runtime, split.accumulation, split.micro_batch_size, config.optim.max_grad_norm
     )
     objective, held_out = make_objective(config, plan, data)
 
@@ -147,7 +154,7 @@ def _train(
         sums = evaluate_loss(model, held_out, accelerator)
         metrics = {"val/loss": sums["loss"], "val/ppl": math.exp(min(sums["loss"], 700.0))}
         if data.shape == "causal":
-            # Tokenizers differ in what a token is; bytes are the same for all.
+            # Bits per byte compare across tokenizers; losses per token do not.
             metrics["val/bpb"] = sums["loss"] * sums["count"] / math.log(2) / data.stores["validation"].num_bytes
         name = "val/masked_accuracy" if data.shape == "masked" else "val/accuracy"
         metrics[name] = sums["accuracy"]
@@ -157,11 +164,11 @@ def _train(
 
     early, first = None, None
     starts_anew = data.shape == "masked" and data.source is None
-    if starts_anew and config.causal_start and not plan.config.next_sentence:
-        # Every token is a label there, three times as many as masked ones; with few tokens seen, that decides
-        # (Gisserot-Boukhlef et al. 2025, "Should We Still Pretrain Encoders with Masked Language Modeling?").
+    if starts_anew and config.clm_warmup and not plan.config.next_sentence:
+        # Next-token prediction has a label at every position, three times as many as masking; that helps short runs
+        # most (Gisserot-Boukhlef et al. 2025, "Should We Still Pretrain Encoders with Masked Language Modeling?").
         first = CausalObjective(data.stores["train"], plan.length, config.seed, causal=True)
-        early = partial(first.batches, share=share)
+        early = partial(first.batches, split=split)
 
     torch.manual_seed(config.seed)
     start = time.monotonic()
@@ -170,7 +177,7 @@ def _train(
         console.print(f"{data.source.directory}: newly initialised: {', '.join(model.newly_initialized)}", markup=False)
     return loop(
         model,
-        lambda step: objective.batches(step, share),
+        lambda step: objective.batches(step, split),
         evaluate,
         config,
         accelerator,
@@ -178,12 +185,12 @@ def _train(
         tracker,
         lambda directory: save_tokenizer(data.tokenizer, directory, data.shape, plan.config.max_position_embeddings),
         evaluation_in_steps=sum(batch["input_ids"].numel() for batch in held_out)
-        / (plan.global_batch_size * plan.rows.length),
-        spent=time.monotonic() - start,
-        early_batches=early,
-        flops_per_token=lambda share: flops_per_token(plan.config, plan.rows.length, share),
-        documents=make_documents(data, objective, first, share),
-        facts={
+        / (plan.global_batch_size * plan.row.length),
+        seconds_used=time.monotonic() - start,
+        clm_batches=early,
+        flops_per_token=lambda head_share: flops_per_token(plan.config, plan.row.length, head_share),
+        documents=make_documents(data, objective, first, split),
+        metadata={
             "tokenizer_sha256": data.tokenizer.sha256,
             "data_fingerprint": _fingerprint(data),
             "global_batch_size": plan.global_batch_size,
@@ -200,7 +207,7 @@ def _fingerprint(data: Data) -> str:
 def _score(
     config: PretrainConfig, plan: Plan, data: Data, run: RunDirectory, tracker: Tracker, console: Console
 ) -> dict[str, float]:
-    """BLEU and chrF of run.model, as it lies on disk, on the test pairs (validation when there are none)."""
+    """BLEU and chrF of the saved model on the test pairs, or on the validation pairs when there are no test pairs."""
     from .translation_scores import score_pairs, score_table
 
     part, pairs = ("test", data.pairs.test) if data.pairs.test else ("val", data.pairs.validation)

@@ -1,1 +1,1 @@
-"""What a run will be: sizes, memory and time, before any work."""
+"""What a run will be: its sizes, memory and time, before any work is done."""

@@ -1,4 +1,4 @@
-"""A few real steps of a planned run on random tokens: how fast it will be, and how much memory it takes."""
+"""A few real training steps of a planned run on random tokens, to measure its speed and memory."""
 
 import time
 
@@ -11,11 +11,11 @@ from mini_llm.model import HEADS, ModelConfig
 
 from ..config import PretrainConfig
 from ..presets import shape_of
-from .memory import Setup
+from .setup import MemorySetup
 
 
-def random_batch(model: ModelConfig, setup: Setup) -> Batch:
-    """One micro-batch of the shapes that the objective of `model` makes."""
+def random_batch(model: ModelConfig, setup: MemorySetup) -> Batch:
+    """One micro-batch with the shapes that the training objective of `model` produces."""
 
     def ids(*shape: int) -> torch.Tensor:
         return torch.randint(model.vocab_size, shape)
@@ -33,8 +33,13 @@ def random_batch(model: ModelConfig, setup: Setup) -> Batch:
     return batch | {"labels": ids(rows, setup.labels)}
 
 
-def rehearse(config: PretrainConfig, model: ModelConfig, setup: Setup, steps: int, seconds: float) -> list[float]:
-    """Seconds of each optimizer step, at most `steps` and no new one after `seconds`; after start_processes."""
+def run_trial_steps(
+    config: PretrainConfig, model: ModelConfig, setup: MemorySetup, steps: int, seconds: float
+) -> list[float]:
+    """Seconds taken by each of at most `steps` optimizer steps; starts no step after `seconds`.
+
+    Call start_processes first.
+    """
     accelerator = make_accelerator(config.runtime, setup.accumulation, setup.rows, config.optim.max_grad_norm)
     torch.manual_seed(config.seed)
     head = HEADS[shape_of(model.causal, model.is_encoder_decoder)]

@@ -1,1 +1,1 @@
-"""Initial embeddings from corpus statistics."""
+"""Warm start: initial embeddings from corpus statistics."""

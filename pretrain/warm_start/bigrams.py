@@ -1,8 +1,8 @@
-"""Embedding and head to begin with: a bigram model, fitted to the counts of the corpus.
+"""Warm start of embedding and head: a bigram model, fitted to the counts of the corpus.
 
-While its blocks are the identity, a decoder is a bigram model: embedding, norm, head (Elhage et al. 2021, "A
-Mathematical Framework for Transformer Circuits"). Which token follows which is counted over a whole corpus in a second,
-and the counts of one token stand for all its occurrences: in seconds the fit reaches what training takes minutes for.
+A new decoder whose blocks are the identity is a bigram model: embedding, norm, head (Elhage et al. 2021, "A
+Mathematical Framework for Transformer Circuits"). The bigrams of a whole corpus are counted in a second, and the counts
+of one token summarize all its occurrences, so that the fit reaches in seconds a loss for which training needs minutes.
 """
 
 from dataclasses import dataclass
@@ -17,70 +17,72 @@ from mini_llm.engine.optim import MuonAdamW
 from mini_llm.model import ModelConfig
 from mini_llm.model.gradients import passing
 
-ROWS = 512  # tokens whose followers are predicted in one step
-STRETCH = 1 << 22  # tokens that are counted at once
-# The rest is measured on reviews (benchmarks/RESULTS.md).
-LEARNING_RATE, TIED_LEARNING_RATE = 0.03, 0.003  # of a table with a root mean square of 1, and of one that is small
+ROWS = 512  # tokens whose successors are predicted in one step
+CHUNK = 1 << 22  # tokens counted at a time
+# The following values were tuned on reviews (docs/LOG.md).
+LEARNING_RATE, TIED_LEARNING_RATE = 0.03, 0.003  # for an embedding scaled to a root mean square of 1; for a tied one
 BETAS, WARMUP_STEPS, FLAT = (0.9, 0.95), 5, 0.3
-SAMPLING = 0.5  # power of a token's frequency with which it is drawn; the rest of it weights its gradient
-PRIOR = 150.0  # occurrences of each token that are taken to be followed as any token is
-# Root mean square of an untied embedding that training begins with: larger ones learn text a little faster and
-# short fine-tunings of them more slowly.
-EMBEDDING_SIZE = 0.1
+SAMPLING = 0.5  # tokens are drawn by frequency ** SAMPLING; their gradients are weighted by the rest of the frequency
+PRIOR = 150.0  # pseudo-counts per token, distributed like the unigrams
+# Root mean square of the untied embedding after the fit: larger values learn text a little faster but make short
+# fine-tuning slower.
+EMBEDDING_RMS = 0.1
 
 
 def is_bigram_model(config: ModelConfig) -> bool:
-    """Whether a new model of this kind, read as a decoder, is one, and can tell followers from what comes before.
+    """Whether a new model with this configuration is a bigram model that can tell successors from predecessors.
 
-    A decoder's head does not unless it is untied; an encoder's has a matrix of its own.
+    A decoder needs an untied head for that; an encoder's prediction head has a matrix of its own.
     """
-    alone = config.init == "identity" and config.norm_place == "pre" and config.position == "rotary"
+    is_bigram = config.init == "identity" and config.norm_place == "pre" and config.position == "rotary"
     asymmetric = not config.causal or not config.tie_word_embeddings
-    return alone and asymmetric and not config.is_encoder_decoder and not config.type_vocab_size
+    return is_bigram and asymmetric and not config.is_encoder_decoder and not config.type_vocab_size
 
 
 @dataclass
 class Bigrams:
-    """How often each token follows each, as a CSR matrix; `totals` of its rows, and `shares` of its columns in all."""
+    """Bigram counts as a CSR matrix: row = token, column = its successor. V is the vocabulary size, N the number of
+    different bigrams."""
 
-    starts: Tensor
-    followers: Tensor
-    counts: Tensor
-    totals: Tensor
-    shares: Tensor
+    starts: Tensor  # V + 1
+    successors: Tensor  # N
+    counts: Tensor  # N
+    totals: Tensor  # V: sums of rows
+    unigrams: Tensor  # V: sums of columns, as shares of all
 
     @classmethod
     def count(cls, store: TokenStore, tokens: int, vocabulary: int, device: torch.device | None = None) -> "Bigrams":
-        """Of the first `tokens` of `store`."""
-        from scipy.sparse import coo_matrix, csr_matrix  # most runs begin without
+        """Count the bigrams of the first `tokens` tokens of `store`."""
+        from scipy.sparse import coo_matrix, csr_matrix  # slow to import, and most runs do not need it
 
         tokens = min(tokens, len(store))
         table = csr_matrix((vocabulary, vocabulary), dtype=np.float32)
-        for start in range(0, tokens - 1, STRETCH):
-            ids = store.read(start, min(STRETCH + 1, tokens - start)).astype(np.int32)
+        for start in range(0, tokens - 1, CHUNK):
+            ids = store.read(start, min(CHUNK + 1, tokens - start)).astype(np.int32)
             pairs = np.ones(len(ids) - 1, np.float32), (ids[:-1], ids[1:])
             table = table + coo_matrix(pairs, table.shape).tocsr()
-        totals, shares = (torch.from_numpy(np.asarray(table.sum(axis)).ravel()) for axis in (1, 0))
-        starts, followers = torch.from_numpy(table.indptr).long(), torch.from_numpy(table.indices).long()
-        parts = starts, followers, torch.from_numpy(table.data), totals, shares / shares.sum()
+        totals, unigrams = (torch.from_numpy(np.asarray(table.sum(axis)).ravel()) for axis in (1, 0))
+        starts, successors = torch.from_numpy(table.indptr).long(), torch.from_numpy(table.indices).long()
+        parts = starts, successors, torch.from_numpy(table.data), totals, unigrams / unigrams.sum()
         return cls(*(part.to(device) for part in parts))
 
-    def subtract_followers(self, probabilities: Tensor, tokens: Tensor) -> None:
-        """Take from `probabilities` (R, V) what follows `tokens` (R,): (count + PRIOR share) / (total + PRIOR)."""
+    def subtract_targets(self, probabilities: Tensor, tokens: Tensor) -> None:
+        """Subtract in place from `probabilities` (R, V) the smoothed successor distribution of `tokens` (R,):
+        (count + PRIOR unigram) / (total + PRIOR)."""
         scale = 1 / (self.totals[tokens] + PRIOR)
-        probabilities.addcmul_(scale[:, None], self.shares, value=-PRIOR)
+        probabilities.addcmul_(scale[:, None], self.unigrams, value=-PRIOR)
         lengths = self.starts[tokens + 1] - self.starts[tokens]
         rows = torch.repeat_interleave(lengths)
         ahead = self.starts[tokens] - (lengths.cumsum(0) - lengths)
         places = torch.arange(len(rows), device=rows.device) + ahead[rows]
-        probabilities[rows, self.followers[places]] -= self.counts[places] * scale[rows]
+        probabilities[rows, self.successors[places]] -= self.counts[places] * scale[rows]
 
 
-def begin_as_bigrams(model: nn.Module, bigrams: Bigrams, steps: int, dtype: torch.dtype) -> None:
-    """Fit embedding and head of a new CausalLM or MaskedLM (is_bigram_model) on the device of `bigrams`.
+def fit_bigrams(model: nn.Module, bigrams: Bigrams, steps: int, dtype: torch.dtype) -> None:
+    """Fit embedding and head of a new CausalLM or MaskedLM (see is_bigram_model) on the device of `bigrams`.
 
-    Each step draws ROWS tokens and takes the cross-entropy of all that follows them, weighted so that its expectation
-    is that of the corpus. `dtype`: of the products.
+    Each step draws ROWS tokens and minimizes the cross-entropy against their successor distributions, weighted so that
+    its expectation is the cross-entropy of the corpus. `dtype`: for matrix products.
     """
     trunk, device = model.trunk, bigrams.counts.device
     parts = [part for name, part in model.named_children() if name != "trunk"]
@@ -88,10 +90,10 @@ def begin_as_bigrams(model: nn.Module, bigrams: Bigrams, steps: int, dtype: torc
     for part in parts:
         part.to(device)
     table, tied = trunk.embed.weight, model.config.tie_word_embeddings
-    # Tied, a table is in two of them.
+    # A tied table belongs to two modules.
     learned = list(dict.fromkeys(p for part in parts[:-2] for p in part.parameters()))
     if not tied:
-        _resize(table, rms_norm(table.detach(), table.shape[1:]), 1.0)
+        _rescale(table, rms_norm(table.detach(), table.shape[1:]), 1.0)
     rate = TIED_LEARNING_RATE if tied else LEARNING_RATE
     optimizer = MuonAdamW([{"params": learned, "lr": rate, "betas": BETAS, "eps": 1e-8}])
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -105,19 +107,19 @@ def begin_as_bigrams(model: nn.Module, bigrams: Bigrams, steps: int, dtype: torc
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = model.predict(trunk.norm(trunk.embed_norm(trunk.embed(tokens))))
         gradient = torch.softmax(logits.detach(), -1, dtype=torch.float32)
-        bigrams.subtract_followers(gradient, tokens)
+        bigrams.subtract_targets(gradient, tokens)
         passing(logits, gradient.mul_(weights[:, None]).to(logits.dtype)).backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
     if not tied:
-        _resize(table, table.detach(), EMBEDDING_SIZE)
+        _rescale(table, table.detach(), EMBEDDING_RMS)
     for part in parts:
         part.zero_grad()
         part.to("cpu")
 
 
 @torch.no_grad()
-def _resize(table: nn.Parameter, rows: Tensor, size: float) -> None:
-    """Set `table` to `rows`, scaled to this root mean square."""
-    table.copy_(rows * (size / rows.pow(2).mean().sqrt()))
+def _rescale(table: nn.Parameter, rows: Tensor, rms: float) -> None:
+    """Set `table` to `rows`, scaled to the root mean square `rms`."""
+    table.copy_(rows * (rms / rows.pow(2).mean().sqrt()))

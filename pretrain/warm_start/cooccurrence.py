@@ -1,8 +1,8 @@
-"""Token embeddings to begin with: which tokens stand near each other in the corpus, factorized.
+"""Warm start of token embeddings: factorized co-occurrence counts of the corpus.
 
-What word2vec learns is a factorization of the pointwise mutual information of tokens and their neighbours (Levy and
-Goldberg 2014, "Neural Word Embedding as Implicit Matrix Factorization"). That matrix can be counted and factorized in
-seconds, over several times as many tokens as a short training reads.
+word2vec implicitly factorizes the pointwise mutual information of tokens and their neighbours (Levy and Goldberg 2014,
+"Neural Word Embedding as Implicit Matrix Factorization"). Counting and factorizing that matrix takes seconds, for
+several times the tokens that a short training reads.
 """
 
 import torch
@@ -10,23 +10,24 @@ from torch import Tensor, nn
 
 from mini_llm.corpus.token_store import TokenStore
 
-WINDOW = 5  # neighbours on each side; one at distance d counts (WINDOW + 1 - d) / WINDOW (Mikolov et al. 2013)
-SMOOTHING = 0.75  # of the neighbours' frequencies (Levy, Goldberg and Dagan 2015)
-# Neighbours are the most frequent tokens, as many as keep the matrix within so many cells (134 MB, twice).
+WINDOW = 5  # neighbours on each side; a neighbour at distance d counts (WINDOW + 1 - d) / WINDOW (Mikolov et al. 2013)
+SMOOTHING = 0.75  # exponent of the neighbours' frequencies (Levy, Goldberg and Dagan 2015)
+# Only the most frequent tokens count as neighbours, so that the matrix has at most MOST_CELLS (134 MB, held twice).
 MOST_NEIGHBOURS, MOST_CELLS = 2048, 1 << 25
-SCALE = 4.0  # of the standard deviation that the model begins with (benchmarks/RESULTS.md)
-OVERSAMPLING, ITERATIONS = 16, 2  # of the randomized factorization (Halko et al. 2011)
-STRETCH = 1 << 20  # tokens that are counted at once
+# Root mean square of the result over the standard deviation of the random embedding (docs/LOG.md).
+SCALE = 4.0
+OVERSAMPLING, ITERATIONS = 16, 2  # randomized SVD (Halko et al. 2011)
+CHUNK = 1 << 20  # tokens counted at a time
 
 
 def neighbours_for(vocabulary: int) -> int:
-    """How many tokens count as neighbours."""
+    """Number of tokens that count as neighbours in a vocabulary of this size."""
     return min(MOST_NEIGHBOURS, vocabulary, MOST_CELLS // vocabulary)
 
 
 @torch.no_grad()
-def begin_with_cooccurrences(embedding: nn.Embedding, store: TokenStore, tokens: int) -> None:
-    """Overwrite the rows of tokens that occur among the first `tokens` of `store`; others stay random."""
+def init_from_cooccurrences(embedding: nn.Embedding, store: TokenStore, tokens: int) -> None:
+    """Overwrite the rows of tokens that occur among the first `tokens` tokens of `store`; others stay random."""
     counts = count_neighbours(store, tokens, embedding.num_embeddings)
     seen = counts.any(1)
     vectors = factorize(counts, embedding.embedding_dim)[seen]
@@ -34,15 +35,15 @@ def begin_with_cooccurrences(embedding: nn.Embedding, store: TokenStore, tokens:
 
 
 def count_neighbours(store: TokenStore, tokens: int, vocabulary: int) -> Tensor:
-    """How often each token stands near each of the most frequent ones, weighted: (vocabulary, neighbours + 1) fp32."""
+    """Distance-weighted counts of each token near each of the most frequent tokens: (V, neighbours + 1) in fp32."""
     tokens, size = min(tokens, len(store)), neighbours_for(vocabulary)
-    frequencies = torch.from_numpy(store.read(0, min(tokens, STRETCH))).bincount(minlength=vocabulary)
-    # One column more takes what is no neighbour; it ends as zero.
+    frequencies = torch.from_numpy(store.read(0, min(tokens, CHUNK))).bincount(minlength=vocabulary)
+    # The last column collects all other tokens and is cleared at the end.
     column = torch.full((vocabulary,), size)
     column[frequencies.argsort(descending=True, stable=True)[:size]] = torch.arange(size)
     counts = torch.zeros(vocabulary, size + 1)
-    for start in range(0, tokens, STRETCH):
-        ids = torch.from_numpy(store.read(start, min(STRETCH, tokens - start)))
+    for start in range(0, tokens, CHUNK):
+        ids = torch.from_numpy(store.read(start, min(CHUNK, tokens - start)))
         rows, columns = ids * (size + 1), column[ids]
         for distance in range(1, WINDOW + 1):
             weight = torch.tensor((WINDOW + 1 - distance) / WINDOW)
@@ -53,10 +54,10 @@ def count_neighbours(store: TokenStore, tokens: int, vocabulary: int) -> Tensor:
 
 
 def factorize(counts: Tensor, width: int) -> Tensor:
-    """Rows of U sqrt(S) of the positive pointwise mutual information, (vocabulary, width); overwrites `counts`."""
+    """U sqrt(S) of the positive pointwise mutual information (PPMI), (V, width). Overwrites `counts`."""
     of_neighbours = counts.sum(0).pow(SMOOTHING)
     expected = counts.sum(1, keepdim=True) * (of_neighbours / of_neighbours.sum())
-    # 0/0 gives NaN, and log 0 -inf: neither is a positive association.
+    # 0/0 gives NaN and log 0 gives -inf; both become 0, no association.
     information = counts.div_(expected).log_().nan_to_num_(0.0).clamp_(min=0)
     u, s, _ = torch.svd_lowrank(information, min(width + OVERSAMPLING, *counts.shape), ITERATIONS)
     return u[:, :width] * s[:width].sqrt()

@@ -1,4 +1,4 @@
-"""Embeddings to begin with: counts are those of the definition, and tokens in the same places are near each other."""
+"""Embeddings from co-occurrence counts: the counts, the factorization, and that similar tokens get similar vectors."""
 
 import pytest
 import torch
@@ -11,19 +11,19 @@ from pretrain.warm_start import cooccurrence
 from pretrain.warm_start.cooccurrence import (
     SCALE,
     WINDOW,
-    begin_with_cooccurrences,
     count_neighbours,
     factorize,
+    init_from_cooccurrences,
     neighbours_for,
 )
-from tests.corpus.test_token_store import Bytes
+from tests.byte_tokenizer import ByteEncoder
 
 VOCABULARY = 300
 
 
 @pytest.fixture
 def store(tmp_path):
-    """Sentences in which b and c stand in the same places, as do x and y."""
+    """Sentences in which b and c are interchangeable, and x and y too."""
     generator = torch.Generator().manual_seed(0)
 
     def choice(letters: str) -> str:
@@ -32,10 +32,10 @@ def store(tmp_path):
     lines = ("".join(f"a{choice('bc')}defghijk{choice('xy')}opqrstu" for _ in range(20)) for _ in range(200))
     (tmp_path / "text.txt").write_text("\n\n".join(lines))
     corpus = CorpusConfig(sources=str(tmp_path / "text.txt"), validation_fraction=0.1)
-    return build_store(corpus, Bytes(), tmp_path / "tokens")["train"]
+    return build_store(corpus, ByteEncoder(), tmp_path / "tokens")["train"]
 
 
-def test_counts_are_those_of_the_definition(store, monkeypatch):
+def test_counts_match_the_definition(store, monkeypatch):
     monkeypatch.setattr(cooccurrence, "MOST_NEIGHBOURS", 6)
     tokens = 500
     ids = store.read(0, tokens).tolist()
@@ -50,7 +50,7 @@ def test_counts_are_those_of_the_definition(store, monkeypatch):
     assert torch.allclose(order(counts), order(expected), atol=1e-3)
 
 
-def test_the_factors_are_those_of_the_mutual_information():
+def test_the_factors_approximate_the_mutual_information():
     counts = torch.randint(0, 9, (12, 8), generator=torch.Generator().manual_seed(0)).float()
     smoothed = counts.sum(0) ** 0.75 / (counts.sum(0) ** 0.75).sum()
     information = (counts / counts.sum(1, keepdim=True) / smoothed).log().clamp(min=0)
@@ -61,12 +61,12 @@ def test_the_factors_are_those_of_the_mutual_information():
     assert torch.allclose(gram @ gram, information @ information.T, atol=1e-4)
 
 
-def test_tokens_in_the_same_places_begin_near_each_other(store):
+def test_interchangeable_tokens_get_similar_vectors(store):
     torch.manual_seed(0)
     embedding = nn.Embedding(VOCABULARY, 4)
     nn.init.normal_(embedding.weight, std=0.02)
     before = embedding.weight.detach().clone()
-    begin_with_cooccurrences(embedding, store, len(store))
+    init_from_cooccurrences(embedding, store, len(store))
     b, c, x, y = (embedding.weight[ord(letter) + 3] for letter in "bcxy")
     assert min(cosine_similarity(b, c, 0), cosine_similarity(x, y, 0)) > 0.95
     assert cosine_similarity(b, x, 0) < 0.5
@@ -76,5 +76,5 @@ def test_tokens_in_the_same_places_begin_near_each_other(store):
     assert embedding.weight[seen].pow(2).mean().sqrt().item() == pytest.approx(SCALE * before.std().item(), rel=1e-4)
 
 
-def test_the_matrix_is_bounded():
+def test_the_matrix_size_is_bounded():
     assert all(size * neighbours_for(size) <= 1 << 25 for size in (300, 8192, 50_000, 250_000))

@@ -1,4 +1,4 @@
-"""`python -m pretrain plan`: its arithmetic against what autograd, the optimizers and ZeRO's authors say."""
+"""`python -m pretrain plan`: its arithmetic against autograd, the optimizers and the ZeRO paper."""
 
 import subprocess
 import sys
@@ -20,14 +20,19 @@ from mini_llm.engine.optim import make_optimizer, parameter_groups
 from mini_llm.engine.settings import OptimConfig
 from mini_llm.model import HEADS, ModelConfig
 from pretrain.config import PretrainConfig
-from pretrain.plan.memory import Setup, activations, fit, memory, muon_bytes
+from pretrain.plan.activations import activation_bytes
+from pretrain.plan.fit import fit
+from pretrain.plan.memory import muon_bytes, predict_memory
 from pretrain.plan.parameters import count_parameters
-from pretrain.plan.trial_steps import random_batch, rehearse
+from pretrain.plan.setup import MemorySetup
+from pretrain.plan.trial_steps import random_batch, run_trial_steps
 from pretrain.plan_command import parse_count
+from pretrain.preset_files import preset_names
 from pretrain.presets import build_config as preset
 from pretrain.presets import shape_of
 from tests.alive import Alive
 
+ROOT = Path(__file__).parents[2]
 ROWS, LENGTH = 6, 24
 
 
@@ -44,12 +49,13 @@ def config(**changes) -> ModelConfig:
     return ModelConfig(**{**sizes, **changes})
 
 
-def setup(**changes) -> Setup:
-    return Setup(**{"rows": ROWS, "length": LENGTH, "labels": LENGTH, **changes})
+def setup(**changes) -> MemorySetup:
+    return MemorySetup(**{"rows": ROWS, "length": LENGTH, "labels": LENGTH, **changes})
 
 
 def saved_bytes(model: torch.nn.Module, batch: dict, precision: str, casts: bool) -> int:
-    """Bytes of what autograd keeps in a forward pass, each storage once, without weights, and without their `casts`."""
+    """Bytes that autograd keeps from a forward pass: each storage once, without weights and, if `casts`, without their
+    autocast copies."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     shapes = {tuple(parameter.shape) for parameter in model.parameters() if parameter.dim() == 2}
     shapes |= {shape[::-1] for shape in shapes}
@@ -106,7 +112,7 @@ ARCHITECTURES = {
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "half"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_activations_are_what_autograd_keeps(name, precision, kernels, monkeypatch):
+def test_activations_match_what_autograd_saves(name, precision, kernels, monkeypatch):
     model_config = config(**ARCHITECTURES[name])
     model = HEADS["causal" if model_config.causal else "masked"](model_config).train()
     if kernels and load_kernels() is None:
@@ -119,9 +125,9 @@ def test_activations_are_what_autograd_keeps(name, precision, kernels, monkeypat
     if precision == "half":
         model = model.bfloat16()
     ids = torch.randint(model_config.vocab_size, (ROWS, LENGTH))
-    # Beside kernels the large weights of blocks, here all, are not kept cast.
+    # The kernels keep no cast copies of large weights; here all weights count as large.
     found = saved_bytes(model, {"input_ids": ids}, precision, casts=not kernels or not model_config.causal)
-    assert activations(model_config, chosen) == pytest.approx(found, rel=0.02)
+    assert activation_bytes(model_config, chosen) == pytest.approx(found, rel=0.02)
 
 
 SHAPES = {
@@ -148,8 +154,47 @@ SHAPES = {
 }
 
 
+# Total and matrices for V 384, C 64, 2 layers and 4 heads, computed by formula from the architectures.
+COUNTS = {
+    "gpt": (131_456, 106_496),
+    "mlm": (135_936, 106_496),
+    "bert": (135_810, 98_304),
+    "gpt2": (126_720, 98_304),
+    "llama": (131_392, 106_496),
+    "modernbert": (135_936, 106_496),
+    "qwen3": (131_456, 106_496),
+    "t5": (295_936, 245_760),
+    "transformer": (258_432, 229_376),
+}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_have_the_expected_number_of_parameters(name):
+    sizes = {"vocab_size": 384, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model_config = preset(name, {**sizes, "max_position_embeddings": 32})
+    counted = count_parameters(model_config)
+    assert (counted.total, counted.hidden) == COUNTS[name]
+    model = HEADS[shape_of(model_config.causal, model_config.is_encoder_decoder)](model_config)
+    assert counted.total == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.slow
+def test_counting_parameters_imports_no_compiler():
+    program = """
+import sys
+from pretrain.plan.parameters import count_parameters
+from pretrain.presets import build_config
+sizes = {"vocab_size": 384, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+for name in ("gpt", "mlm", "t5", "transformer"):
+    count_parameters(build_config(name, {**sizes, "max_position_embeddings": 32}))
+print(*{"sympy", "torch._dynamo"} & set(sys.modules))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == ""
+
+
 @pytest.mark.parametrize("name", SHAPES)
-def test_parameters_are_those_of_the_model(name):
+def test_parameter_counts_match_the_model(name):
     model_config = config(**SHAPES[name])
     model = HEADS[shape_of(model_config.causal, model_config.is_encoder_decoder)](model_config)
     counted = count_parameters(model_config)
@@ -160,11 +205,11 @@ def test_parameters_are_those_of_the_model(name):
         matrices[cut_shape(parameter.shape, WHOLE)[1:]] += parameter.numel()
         pieces[cut_shape(parameter.shape, cuts.get(parameter, WHOLE))[1:]] += parameter.numel()
     assert (counted.matrices, counted.pieces) == (matrices, pieces)
-    assert counted.table == max(parameter.numel() for parameter in model.parameters())
+    assert counted.largest == max(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("muon", [False, True])
-def test_optimizer_state_is_what_the_optimizer_keeps(muon):
+def test_optimizer_state_matches_what_the_optimizer_keeps(muon):
     model_config = config()
     model = HEADS["causal"](model_config)
     optimizer = make_optimizer(model, OptimConfig(name="muon" if muon else "adamw"), None)
@@ -172,20 +217,20 @@ def test_optimizer_state_is_what_the_optimizer_keeps(muon):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     kept = sum(v.numel() * v.element_size() for s in optimizer.state.values() for v in s.values() if v.dim())
-    assert memory(model_config, setup(muon=muon)).parts["optimizer"] == kept
+    assert predict_memory(model_config, setup(muon=muon)).parts["optimizer"] == kept
 
 
 def test_with_kernels_the_casts_of_large_matrices_are_not_kept():
-    """768 x 768 is large, also where Muon cuts it into heads; 512 x 512 is not."""
+    """768 x 768 is large, even when Muon splits it into heads; 512 x 512 is not."""
     for width, kept in ((768, 0), (512, 4 * 512 * 512)):
         model_config = config(hidden_size=width, num_hidden_layers=1, intermediate_size=4 * width)
-        casts = memory(model_config, setup(precision="bf16", kernels=True)).parts["bf16 copies of weights"]
+        casts = predict_memory(model_config, setup(precision="bf16", kernels=True)).parts["bf16 copies of weights"]
         assert casts == 2 * (kept + width * model_config.vocab_size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows, pieces", [(64, WHOLE), (192, WHOLE), (64, (4, 1)), (64, (1, 4))])
-def test_the_room_of_muon_is_what_its_tensors_take(rows, pieces, dtype):
+def test_muon_memory_matches_its_tensors(rows, pieces, dtype):
     shape = torch.Size((rows, 64))
     gradients = [torch.randn(shape) for _ in range(6)]
     with Alive() as alive:
@@ -195,38 +240,38 @@ def test_the_room_of_muon_is_what_its_tensors_take(rows, pieces, dtype):
 
 
 @pytest.mark.parametrize("ranks", [1, 8])
-def test_states_per_parameter_are_those_of_the_zero_paper(ranks):
-    """Rajbhandari et al. 2020, figure 1, in half precision with AdamW: 2 (weights) + 12 (fp32 weights and moments)."""
+def test_bytes_per_parameter_match_the_zero_paper(ranks):
+    """Rajbhandari et al. 2020, figure 1: half precision, AdamW: 2 (weights) + 12 (fp32 weights and moments) bytes."""
     model_config = config()
     total = count_parameters(model_config).total
     for stage, sharded_weights in ((1, False), (2, False), (3, True)):
-        parts = memory(model_config, setup(stage=stage, ranks=ranks, precision="bf16", cast=True)).parts
+        parts = predict_memory(model_config, setup(stage=stage, ranks=ranks, precision="bf16", cast=True)).parts
         assert parts["fp32 master weights"] + parts["optimizer"] == pytest.approx(12 * total / ranks)
         # Stage 3 keeps weights gathered up to DeepSpeed's stage3_max_live_parameters, a billion.
         assert parts["weights"] == pytest.approx(2 * total * (1 + 1 / ranks if sharded_weights else 1))
 
 
-def test_a_large_model_is_gathered_in_part_only():
+def test_a_large_model_is_gathered_only_in_part():
     model_config = config(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11008)
     total = count_parameters(model_config).total
-    parts = memory(model_config, setup(stage=3, ranks=64, precision="bf16", cast=True, device="cuda")).parts
+    parts = predict_memory(model_config, setup(stage=3, ranks=64, precision="bf16", cast=True, device="cuda")).parts
     assert total > 6e9
     assert parts["weights"] == pytest.approx(2 * total / 64 + 2e9)
 
 
 def test_checkpointing_keeps_the_input_of_every_block_instead():
     model_config = config(num_hidden_layers=12)
-    kept, every, second = (activations(model_config, setup(checkpoint_every=n)) for n in (0, 1, 2))
+    kept, every, second = (activation_bytes(model_config, setup(checkpoint_every=n)) for n in (0, 1, 2))
     inputs = 4 * 64 * ROWS * LENGTH
     blocks = kept - every + 12 * inputs
     assert second == pytest.approx(kept - blocks / 2 + 6 * inputs)
-    assert memory(model_config, setup(checkpoint_every=1)).peak < memory(model_config, setup()).peak
+    assert predict_memory(model_config, setup(checkpoint_every=1)).peak < predict_memory(model_config, setup()).peak
 
 
-def test_what_does_not_fit_is_refused_with_what_would():
+def test_a_run_that_does_not_fit_is_refused_with_one_that_does():
     model_config = config()
     wanted = setup(rows=128)
-    needed = memory(model_config, wanted).peak
+    needed = predict_memory(model_config, wanted).peak
     assert fit(model_config, wanted, needed, 0.0, 1, "here").peak == needed
     with pytest.raises(ConfigError, match=r"largest part: .*gradient_checkpointing=1 would fit"):
         fit(model_config, wanted, 0.95 * needed, 0.0, 1, "here")
@@ -238,8 +283,8 @@ def test_what_does_not_fit_is_refused_with_what_would():
         fit(model_config, wanted, needed, 0.0, 2, "here")
 
 
-def test_what_is_said_to_fit_fits():
-    model_config, limit = config(), memory(config(), setup(rows=128)).peak / 4
+def test_a_run_that_is_said_to_fit_does():
+    model_config, limit = config(), predict_memory(config(), setup(rows=128)).peak / 4
     with pytest.raises(ConfigError) as refusal:
         fit(model_config, setup(rows=128), limit, 0.0, 1, "here")
     said = dict(word.split("=") for word in str(refusal.value).split() if "=" in word)
@@ -247,19 +292,19 @@ def test_what_is_said_to_fit_fits():
     assert 128 % rows == 0
     every = int("runtime.gradient_checkpointing" in said)
     remedy = setup(rows=rows, accumulation=128 // rows, checkpoint_every=every)
-    assert memory(model_config, remedy).peak <= limit
+    assert predict_memory(model_config, remedy).peak <= limit
 
 
 @pytest.mark.parametrize("ranks, every", [(8, 0), (8, 1), (64, 0), (64, 1)])
-def test_the_table_of_a_billion_parameters_is_what_the_plan_computes(ranks, every):
+def test_the_table_for_a_billion_parameters_matches_the_plan(ranks, every):
     sizes = {"hidden_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 16, "max_position_embeddings": 2048}
     model_config = preset("gpt", {**sizes, "vocab_size": 32768})
-    trial = {"rows": 4, "length": 2048, "labels": 4 * 2048, "precision": "bf16", "device": "cuda", "iterate": 2}
+    trial = {"rows": 4, "length": 2048, "labels": 4 * 2048, "precision": "bf16", "device": "cuda", "muon_itemsize": 2}
     trial |= {"ranks": ranks, "accumulation": 2**19 // (8192 * ranks), "checkpoint_every": every, "muon": True}
-    found = [memory(model_config, setup(**trial, stage=stage)).tensors / 1e9 for stage in range(4)]
+    found = [predict_memory(model_config, setup(**trial, stage=stage)).tensors / 1e9 for stage in range(4)]
     name = f"{ranks} GPUs" + (", gradient checkpointing" if every else "")
     row = f"| {name} | {' | '.join(f'{number:.1f}' for number in found)} |"
-    assert row in (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    assert row in (ROOT / "docs" / "scale.md").read_text()
 
 
 RANDOM = {
@@ -272,37 +317,37 @@ RANDOM = {
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_the_rehearsal_takes_real_steps_of_every_shape(name):
+def test_trial_steps_train_models_of_every_shape(name):
     changes, batch = RANDOM[name]
     model_config, trial = config(**changes), setup(**batch)
     labels = random_batch(model_config, trial)["labels"]
     assert labels.shape == (ROWS, trial.labels)
     tree = {"runtime": {"device": "cpu", "precision": "fp32"}}
-    assert len(rehearse(build_config(PretrainConfig, tree, "test"), model_config, trial, 2, 60)) == 2
+    assert len(run_trial_steps(build_config(PretrainConfig, tree, "test"), model_config, trial, 2, 60)) == 2
 
 
 @pytest.mark.parametrize("text, number", [("80GB", 80e9), ("300M", 3e8), ("10B", 1e10), ("7", 7), ("1.5 T", 1.5e12)])
-def test_counts_are_read(text, number):
+def test_counts_are_parsed(text, number):
     assert parse_count(text, "--tokens") == number
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-3", "1.2.3", "0", "10 apples"])
-def test_a_count_that_is_none_is_refused(text):
+def test_an_invalid_count_is_refused(text):
     with pytest.raises(ConfigError, match="--tokens"):
         parse_count(text, "--tokens")
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pretrain", *arguments]
-    root = str(Path(__file__).parents[2])
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 TINY = ["sizes.hidden_size=32", "sizes.max_position_embeddings=32", "micro_batch_size=2", "global_batch_size=4"]
 
 
-def test_the_command_prints_memory_speed_and_disk_and_leaves_nothing(tmp_path):
+@pytest.mark.slow
+def test_the_command_prints_memory_speed_and_disk_and_leaves_no_files(tmp_path):
     result = run(tmp_path, "plan", *TINY, "--ranks", "2", "--zero", "2", "--tokens", "1M")
     assert result.returncode == 0, result.stderr
     for words in ("ZeRO 2 *", "activations", "peak", "parameters", "measured here", "a checkpoint", "token store"):
@@ -310,6 +355,7 @@ def test_the_command_prints_memory_speed_and_disk_and_leaves_nothing(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["plan", "--tokens", "1M"], []])
 def test_a_run_that_cannot_fit_is_refused_before_any_work(tmp_path, command):
     sizes = ["sizes.hidden_size=16384", "sizes.num_hidden_layers=500", "vocab_size=4096"]

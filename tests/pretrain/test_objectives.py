@@ -1,4 +1,4 @@
-"""Objectives and data order: pure functions of (seed, step), whatever the ranks and micro-batches."""
+"""Objectives and data order are pure functions of (seed, step), for any number of ranks and micro-batches."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mini_llm.engine.batch import IGNORE_INDEX, Share
+from mini_llm.engine.batch import IGNORE_INDEX, BatchSplit
 from mini_llm.engine.errors import ConfigError, DataError
 from pretrain.objectives.causal import CausalObjective
 from pretrain.objectives.masked import MaskedObjective
@@ -55,11 +55,11 @@ def test_every_epoch_visits_every_window_once_in_another_order():
 
 def test_a_step_needs_no_earlier_step():
     straight, jump = CausalObjective(Store(3000), 16, 0), CausalObjective(Store(3000), 16, 0)
-    share = Share(8, 8)
-    batches = [straight.batches(step, share)[0]["input_ids"] for step in range(60)]
+    split = BatchSplit(8, 8)
+    batches = [straight.batches(step, split)[0]["input_ids"] for step in range(60)]
     for step in (59, 3, 40):
-        assert torch.equal(jump.batches(step, share)[0]["input_ids"], batches[step])
-    assert not torch.equal(CausalObjective(Store(3000), 16, 1).batches(0, share)[0]["input_ids"], batches[0])
+        assert torch.equal(jump.batches(step, split)[0]["input_ids"], batches[step])
+    assert not torch.equal(CausalObjective(Store(3000), 16, 1).batches(0, split)[0]["input_ids"], batches[0])
 
 
 @pytest.mark.parametrize(
@@ -73,23 +73,23 @@ def test_a_step_needs_no_earlier_step():
 )
 @pytest.mark.parametrize("micro, ranks", [(8, 1), (2, 1), (4, 2), (1, 4)])
 def test_ranks_and_micro_batches_share_the_same_rows(make, micro, ranks):
-    whole = make().batches(5, Share(8, 8))[0]
-    parts = [batch for rank in range(ranks) for batch in make().batches(5, Share(8, micro, ranks, rank))]
+    whole = make().batches(5, BatchSplit(8, 8))[0]
+    parts = [batch for rank in range(ranks) for batch in make().batches(5, BatchSplit(8, micro, ranks, rank))]
     assert len(parts) == 8 // micro
     for key in whole:
         expected = sorted(whole[key].reshape(8, -1).tolist())
         assert sorted(row for batch in parts for row in batch[key].reshape(micro, -1).tolist()) == expected
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused():
+def test_a_batch_that_does_not_divide_by_the_ranks_is_refused():
     with pytest.raises(ConfigError, match="global_batch_size"):
-        Share(8, 3)
+        BatchSplit(8, 3)
     with pytest.raises(ConfigError, match="2"):
-        Share(6, 2, 2)
+        BatchSplit(6, 2, 2)
 
 
 def test_causal_labels_are_the_next_tokens():
-    batch = CausalObjective(Store(3000), 16, 0).batches(0, Share(4, 4))[0]
+    batch = CausalObjective(Store(3000), 16, 0).batches(0, BatchSplit(4, 4))[0]
     assert torch.equal(batch["labels"][:, :-1], batch["input_ids"][:, 1:])
 
 
@@ -104,9 +104,9 @@ def test_causal_evaluation_predicts_every_token_but_the_first_once(count):
 
 
 def test_masking_rates():
-    """Exactly 30 % of a row; 80/10/10 within four standard errors over 25,000 masked positions."""
+    """Exactly 30 % of each row; 80/10/10 within four standard errors over 25,000 masked positions."""
     objective = masked()
-    rows = [objective.batches(step, Share(50, 50))[0] for step in range(56)]
+    rows = [objective.batches(step, BatchSplit(50, 50))[0] for step in range(56)]
     inputs, positions, labels = (torch.cat([r[k] for r in rows]) for k in ("input_ids", "positions", "labels"))
     assert labels.shape == positions.shape == (56 * 50, round(0.3 * 30))
     assert (labels != IGNORE_INDEX).all()
@@ -120,7 +120,7 @@ def test_masking_rates():
 
 
 def test_no_special_token_is_masked_or_inserted():
-    batch = masked().batches(0, Share(100, 100))[0]
+    batch = masked().batches(0, BatchSplit(100, 100))[0]
     special = torch.tensor(sorted(TOKENIZER.special_ids))
     assert not torch.isin(batch["labels"], special).any()
     shown = batch["input_ids"].gather(1, batch["positions"])
@@ -134,12 +134,12 @@ def test_no_special_token_is_masked_or_inserted():
 def test_unmasked_tokens_are_untouched():
     objective = masked()
     windows = objective.windows.batch(3, 20)
-    batch = objective.batches(3, Share(20, 20))[0]
+    batch = objective.batches(3, BatchSplit(20, 20))[0]
     restored = batch["input_ids"].scatter(1, batch["positions"], batch["labels"])
     assert restored[:, 1:-1].tolist() == windows.tolist()
 
 
-def test_a_row_of_special_tokens_counts_nothing():
+def test_a_row_of_special_tokens_has_no_labels():
     objective = masked()
     rows = np.full((2, 32), 1)
     rows[0, 5:9] = 50
@@ -155,7 +155,7 @@ def test_masked_evaluation_is_the_same_every_time_and_masks_fifteen_percent():
     assert sum(len(batch["input_ids"]) for batch in first) == 1000 // 30
 
 
-def test_too_little_text_is_an_error_with_the_way_out():
+def test_too_little_text_is_an_error_with_a_fix():
     with pytest.raises(DataError, match="max_position_embeddings"):
         CausalObjective(Store(20), 16, 0)
 
@@ -163,7 +163,7 @@ def test_too_little_text_is_an_error_with_the_way_out():
 SENTINELS = list(range(100, 140))
 SPAN_TOKENIZER = SimpleNamespace(
     **vars(TOKENIZER) | {"special_ids": frozenset([*range(7), *SENTINELS]), "directory": "somewhere"},
-    piece=lambda i: f"<extra_id_{i - 100}>" if i in SENTINELS else f"<{i}>",
+    id_to_token=lambda i: f"<extra_id_{i - 100}>" if i in SENTINELS else f"<{i}>",
 )
 
 
@@ -190,10 +190,10 @@ def test_a_corrupted_window_fits_the_context_exactly(length):
 
 
 def test_the_target_restores_the_window():
-    """Putting each span of the target in the place of its sentinel gives the text back."""
+    """Replacing each sentinel by its span of the target restores the text."""
     objective = spans()
     windows = objective.windows.batch(2, 20)
-    batch = objective.batches(2, Share(20, 20))[0]
+    batch = objective.batches(2, BatchSplit(20, 20))[0]
     assert batch["input_ids"].shape == (20, 32)
     for window, source, target in zip(windows, batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
         assert source[-1] == target[-1] == TOKENIZER.eos_id
@@ -212,7 +212,7 @@ def test_the_target_restores_the_window():
 
 
 def test_the_decoder_reads_the_target_shifted():
-    batch = spans().batches(0, Share(4, 4))[0]
+    batch = spans().batches(0, BatchSplit(4, 4))[0]
     assert (batch["decoder_input_ids"][:, 0] == 3).all()
     assert torch.equal(batch["decoder_input_ids"][:, 1:], batch["labels"][:, :-1])
 
@@ -224,29 +224,29 @@ def test_span_evaluation_is_the_same_every_time():
 
 
 def test_random_lengths_are_uniform():
-    """All 10 ways to write 6 as three positive parts, equally often."""
+    """All 10 ways to write 6 as a sum of three positive parts are equally frequent."""
     rows = random_lengths(20_000, 6, 3, np.random.default_rng(0))
     assert (rows.sum(1) == 6).all() and (rows >= 1).all()
     _, counts = np.unique(rows, axis=0, return_counts=True)
     assert len(counts) == 10 and abs(counts - 2000).max() < 4 * 2000**0.5
 
 
-def test_too_few_sentinels_are_an_error_with_the_way_out():
+def test_too_few_sentinels_are_an_error_with_a_fix():
     with pytest.raises(ConfigError, match=r"2 sentinels.*sentinels=100"):
-        SpanObjective(Store(5000), 32, 0, SimpleNamespace(**vars(TOKENIZER), piece=str, directory="d"), 3)
+        SpanObjective(Store(5000), 32, 0, SimpleNamespace(**vars(TOKENIZER) | {"id_to_token": str}, directory="d"), 3)
 
 
 def pairs_of_sentences() -> NextSentenceObjective:
     return NextSentenceObjective(Store(20_000), 32, 0, TOKENIZER, 0.15)
 
 
-def test_half_of_the_second_sentences_follow():
-    """The label says whether B goes on where A ended; types say which is which."""
+def test_half_of_the_second_sentences_are_the_next_ones():
+    """The label says whether B follows A; token types say which is which."""
     objective = pairs_of_sentences()
     follows = 0
     for step in range(20):
         windows = objective.windows.batch(step, 50)
-        batch = objective.batches(step, Share(50, 50))[0]
+        batch = objective.batches(step, BatchSplit(50, 50))[0]
         restored = batch["input_ids"].scatter(1, batch["positions"], batch["labels"].clamp(min=0))
         restored = torch.where(
             torch.zeros_like(restored, dtype=torch.bool).scatter(1, batch["positions"], batch["labels"] >= 0),

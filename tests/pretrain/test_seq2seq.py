@@ -1,4 +1,4 @@
-"""Encoder-decoders: sentinels, pairs of texts, the restore task, greedy decoding, whole runs and what follows."""
+"""Encoder-decoders: sentinels, pairs of texts, the restore task, greedy decoding, whole runs and classifiers."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from finetune.run import finetune
 from generate.config import GenerateConfig
 from generate.load import load_generator
 from mini_llm.corpus.config import CorpusConfig
-from mini_llm.engine.batch import IGNORE_INDEX, Share
+from mini_llm.engine.batch import IGNORE_INDEX, BatchSplit
 from mini_llm.engine.config import load_config
 from mini_llm.engine.errors import CheckpointError, ConfigError, DataError
 from mini_llm.model import Seq2SeqLM, load_model, save_model
@@ -31,8 +31,8 @@ from pretrain.pairs import Pair, load_pairs, set_aside
 from pretrain.restore import restore_pairs, sentences, strip
 from pretrain.run import pretrain
 from pretrain.translation_scores import compare
-from tests.model.test_layouts import make_config
-from tests.model.test_model import randomized
+from tests.families import make_config
+from tests.models import randomized
 from tokenizer.sample import draw_sample
 from tokenizer.train import train_model
 
@@ -127,18 +127,19 @@ def test_auto_tokenizer_gives_the_same_ids_and_an_end_token(sentinel_tokenizer, 
     assert sentinel_ids(sentinel_tokenizer)[3] in marked
 
 
-def test_tokenizers_with_and_without_sentinels_lie_apart():
+def test_tokenizers_with_and_without_sentinels_have_separate_directories():
     assert TokenizerConfig().directory != TokenizerConfig(sentinels=100).directory
 
 
-def test_restore_takes_sentences_of_prose():
+def test_restore_uses_sentences_of_prose():
     text = "I said: no! <br />It's Ann's dog, isn't it?\nimport os\nToo short.\nthis has no capital at all here.\n"
     text += "Return the value of `name` or None.\nThe last one, here, is (just) fine.  But a = b + c is not."
     assert list(sentences(text)) == ["It's Ann's dog, isn't it?", "The last one, here, is (just) fine."]
     assert strip("It's Ann's dog-house, isn't it?") == "its anns dog house isnt it"
 
 
-def test_restore_never_trains_on_what_it_scores(inside):
+@pytest.mark.slow
+def test_restore_never_trains_on_its_evaluation_pairs(inside):
     pairs = load_pairs(PairsConfig(task="restore"), CorpusConfig(sources="text.jsonl"), 0)
     targets = {pair.target for pair in pairs.train}
     assert len(pairs.train) > 1000 and len(pairs.validation) > 10
@@ -168,7 +169,7 @@ def test_pairs_are_set_aside_by_their_source():
         ("source,target\nx,y\nz,w\n", ["pairs.validation=given.csv"], "also the training pairs"),
     ],
 )
-def test_wrong_pairs_are_named(content, arguments, message, tmp_path, monkeypatch):
+def test_invalid_pairs_are_named(content, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("given.csv").write_text(content)
     config = load_config(PretrainConfig, None, ["model=t5", "pairs.path=given.csv", *arguments])
@@ -209,7 +210,9 @@ def test_ranks_share_the_same_pairs(micro, ranks):
     for rank in range(ranks):
         objective = PairsObjective(pairs, 16, 0, 3, 3)
         seen += [
-            batch["input_ids"] for step in range(5) for batch in objective.batches(step, Share(8, micro, ranks, rank))
+            batch["input_ids"]
+            for step in range(5)
+            for batch in objective.batches(step, BatchSplit(8, micro, ranks, rank))
         ]
     assert len(seen) == 5 * 8 // micro
     ends = sorted(i for ids in seen for i in ids.flatten().tolist() if i >= 100)
@@ -271,12 +274,13 @@ def test_a_prompt_longer_than_the_context_keeps_its_beginning_and_end_token(sent
     assert len(sample.prompt_ids) == 48 and sample.prompt_ids[-1] == 2 and sample.prompt_tokens_dropped > 50
 
 
-def test_figures_of_a_perfect_copy_and_of_none():
+def test_scores_of_equal_and_of_different_texts():
     texts = ["The dog is here now.", "It is not in the house, is it?"]
     assert compare(texts, texts) == {"bleu": pytest.approx(100), "chrf": pytest.approx(100), "exact": 100}
     assert compare(["x", "y"], texts)["bleu"] < 5
 
 
+@pytest.mark.slow
 def test_span_corruption_learns_and_is_a_t5_directory(inside):
     found = summary("t5")
     assert found["objective"] == "span corruption" and found["val/loss"] < found["unigram_loss"]
@@ -288,7 +292,8 @@ def test_span_corruption_learns_and_is_a_t5_directory(inside):
     assert len(sentinel_ids(load_tokenizer("runs/t5/model"))) == 100
 
 
-def test_going_on_from_a_run_keeps_its_sizes_and_scores_the_pairs(inside):
+@pytest.mark.slow
+def test_continuing_from_a_run_keeps_its_sizes_and_scores_the_pairs(inside):
     found = summary("restore")
     assert found["objective"] == "text to text"
     assert {"val/bleu", "val/chrf", "val/copy_bleu", "val/copy_chrf", "val/exact"} <= set(found)
@@ -299,21 +304,23 @@ def test_going_on_from_a_run_keeps_its_sizes_and_scores_the_pairs(inside):
     assert "source" in json.dumps(rows)
 
 
-def test_a_task_has_a_vocabulary_of_its_own_beside_that_of_its_text(inside):
+@pytest.mark.slow
+def test_a_task_has_its_own_tokenizer_beside_that_of_its_corpus(inside):
     config = {**settings(2), "vocab_size": 420, "corpus": {"sources": "text.jsonl"}, "pairs": {"task": "restore"}}
     pretrain(PretrainConfig(model="transformer", run="beside", **config))
     found = {name: load_tokenizer(f"runs/{name}/model").vocab_size for name in ("t5", "beside")}
     assert found == {"t5": 480, "beside": 420}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"sizes": {"hidden_size": 64}}, ConfigError, "sizes.hidden_size=64, but runs/t5 has 32"),
-        ({"init": "runs/none"}, CheckpointError, "no model there to go on from"),
+        ({"init": "runs/none"}, CheckpointError, "no model to continue from"),
     ],
 )
-def test_what_contradicts_the_model_gone_on_from_is_an_error(inside, changes, error, message):
+def test_an_init_that_contradicts_or_is_missing_is_an_error(inside, changes, error, message):
     base = {k: v for k, v in settings(5).items() if k not in ("sizes", "vocab_size")}
     config = PretrainConfig(
         **{"init": "runs/t5", "run": "wrong", "corpus": {"sources": "text.jsonl"}, **base, **changes}
@@ -322,13 +329,15 @@ def test_what_contradicts_the_model_gone_on_from_is_an_error(inside, changes, er
         pretrain(config)
 
 
+@pytest.mark.slow
 def test_pairs_need_an_encoder_decoder(inside):
     with pytest.raises(ConfigError, match="encoder-decoder"):
         pretrain(PretrainConfig(model="gpt", run="no", pairs={"path": "pairs.csv"}, **settings(2)))
 
 
+@pytest.mark.slow
 def test_pairs_of_a_table_are_learned(inside):
-    """A tokenizer of both columns, a run of its own name, and a loss far below that of chance."""
+    """The tokenizer covers both columns, the run is named after the table, and the loss is far below chance."""
     config = PretrainConfig(
         model="transformer", pairs={"path": "pairs.csv", "source": "question", "target": "answer"}, **settings(80)
     )
@@ -338,6 +347,7 @@ def test_pairs_of_a_table_are_learned(inside):
     assert AutoModelForSeq2SeqLM.from_pretrained("runs/transformer-pairs/model").config.model_type == "marian"
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_becomes_a_classifier(inside):
     found = summary("classifier")
     assert found["labels"] == ["cat", "dog"]
