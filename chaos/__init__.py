@@ -1,1 +1,1 @@
-"""The fault campaign: what can happen to a run is done to it, and what is left is compared with an undisturbed run."""
+"""Fault campaign: injects faults into real runs and compares the result byte by byte with an undisturbed run."""

@@ -1,4 +1,4 @@
-"""`python -m chaos`: run the fault campaign and print what was expected and what was seen."""
+"""`python -m chaos`: run the fault campaign and print expected and observed behaviour of every fault."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-# Before torch: many processes on few cores, forked without threads.
+# Set before torch is imported: many processes share few cores, and the parent forks, so it must not start threads.
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", LLM_FAULT="")
 
 MODULES = [
@@ -30,7 +30,7 @@ MODULES = [
     "ranks",
     "controls",
 ]
-# Enough to see that the campaign and what it tries still work, in less than a minute.
+# The short campaign of `make test`: it takes less than a minute and covers kills, damage, disks and broken savers.
 SHORT = ("3", "4", "8", "13", "15", "17", "40", "B1", "B4")
 
 app = typer.Typer(add_completion=False)
@@ -38,17 +38,17 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def campaign(
-    only: Annotated[str, typer.Option(help="Numbers of faults, separated by commas: 4,13,B1. 'short': a few.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the moments at which things happen.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="A sample of each fault's cases.")] = False,
-    kills: Annotated[int, typer.Option(help="Kills at random moments.")] = 200,
-    output: Annotated[Path, typer.Option(help="Where the results go, as JSON.")] = Path("runs/chaos.json"),
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the folders of faults that differ.")] = False,
+    only: Annotated[str, typer.Option(help="Fault numbers, separated by commas: 4,13,B1. 'short' runs a few.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the random moments.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Run only a sample of the cases of each fault.")] = False,
+    kills: Annotated[int, typer.Option(help="Number of kills at random moments (fault H3).")] = 200,
+    output: Annotated[Path, typer.Option(help="JSON file for the results.")] = Path("runs/chaos.json"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the working folders if a fault differs.")] = False,
 ) -> None:
-    """Do to runs what can happen to them and compare what is left with an undisturbed run.
+    """Inject faults into runs (kill -9, full disk, bit flips, dead ranks) and compare them with an undisturbed run.
 
-    Exit code 1 when anything differs from what is expected, also when a broken saver is not caught. Faults that this
-    machine cannot try are listed as such.
+    The exit code is 1 if anything differs from the expected behaviour or a broken saver is not caught. Faults that
+    cannot be tested on this machine are reported as such.
     """
     from rich.console import Console
     from rich.table import Table
@@ -63,7 +63,7 @@ def campaign(
     wanted = set(SHORT if only == "short" else filter(None, only.split(",")))
     unknown = wanted - {str(fault.number) for fault in FAULTS}
     if unknown:
-        raise typer.BadParameter(f"no such fault: {', '.join(sorted(unknown))}", param_hint="--only")
+        raise typer.BadParameter(f"unknown fault: {', '.join(sorted(unknown))}", param_hint="--only")
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
     lab = Lab(root, seed, quick, kills)
     console = Console()
@@ -90,9 +90,9 @@ def campaign(
             markup=False,
             highlight=False,
         )
-    # Without a terminal the table is as wide as it needs to be to be read.
+    # Without a terminal rich would use 80 columns, too few for this table.
     console = Console(width=None if console.is_terminal else 160)
-    table = Table("fault", "", "expected", "seen", "lost steps", "s", title=f"Fault campaign, seed {seed}")
+    table = Table("fault", "", "expected", "observed", "lost steps", "s", title=f"Fault campaign, seed {seed}")
     for row in rows:
         lost = "" if row["lost_steps"] is None else str(row["lost_steps"])
         seen = row["seen"] if row["result"] == "as expected" else f"{row['result']}: {row['seen'][:300]}"
@@ -105,7 +105,7 @@ def campaign(
     console.print(
         f"{len(rows)} faults in {sum(row['seconds'] for row in rows):.0f} s: "
         f"{sum(row['result'] == 'as expected' for row in rows)} as expected, {len(differing)} differ, "
-        f"{sum(row['result'] == 'not here' for row in rows)} cannot be tried here",
+        f"{sum(row['result'] == 'not here' for row in rows)} cannot be tested here",
         markup=False,
     )
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Savers that break the contract, each in one way: a campaign that does not find them proves nothing.
+"""Savers that each violate one guarantee. The campaign must catch them, otherwise it proves nothing.
 
-Each function is called in a child before its command and replaces a part of the engine there.
+Each function is called in a child before its command and replaces a part of the engine in that process.
 """
 
 import os
@@ -14,7 +14,7 @@ from mini_llm.engine.run import files
 
 
 def in_place() -> None:
-    """One checkpoint, written over: while the new one is written there is none."""
+    """Overwrite a single checkpoint in place: while it is being written, no complete checkpoint exists."""
 
     @contextmanager
     def publish(target: Path) -> Iterator[Path]:
@@ -31,7 +31,7 @@ def in_place() -> None:
 
 
 def delete_before_write() -> None:
-    """Room is made for the new checkpoint first."""
+    """Delete the old checkpoints before the new one is written."""
     correct = format.atomic_directory
 
     @contextmanager
@@ -46,7 +46,7 @@ def delete_before_write() -> None:
 
 
 def name_before_data() -> None:
-    """The directory gets its name first and its files afterwards; the reader takes what has the highest number."""
+    """Create the directory under its final name before its files; the reader takes the highest number unchecked."""
 
     @contextmanager
     def publish(target: Path) -> Iterator[Path]:
@@ -58,12 +58,12 @@ def name_before_data() -> None:
 
 
 def no_sync() -> None:
-    """Nothing waits for the disk: after a power cut a name may have no content."""
+    """Never call fsync: after a power failure a file may have a name but no content."""
     files._sync = lambda path: None
 
 
 def no_check() -> None:
-    """The reader does not look at hashes."""
+    """Do not verify hashes on reading."""
     format.find_damage = lambda directory: None
     format.damage_of_best = lambda root, step: None
     resume.damage_of_best = lambda root, step: None

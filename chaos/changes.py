@@ -24,7 +24,7 @@ def largest_difference(lab: Lab, folder: object) -> float:
     return max(abs(one - other) / one for one, other in pairs)
 
 
-@fault(19, "configuration edited: harmless keys; harmful keys", "goes on with a note; exit 2 with the difference")
+@fault(19, "configuration changed: harmless and harmful keys", "note and resume; exit 2 with the difference")
 def edited(lab: Lab) -> Seen:
     folder = halted(lab)
     harmful = {
@@ -40,33 +40,33 @@ def edited(lab: Lab) -> Seen:
     outcome = lab.finish(folder, RUN, "save_every=5", "keep_last=3")
     check("save_every changed: 3 -> 5" in outcome.text, outcome.text[-500:])
     check(largest_difference(lab, folder) == 0, "the losses differ")
-    return Seen(f"{len(harmful)} harmful keys refused, 2 harmless ones noted, the same losses")
+    return Seen(f"{len(harmful)} harmful keys refused, 2 harmless ones noted, same losses")
 
 
-@fault(23, "precision changed: fp32 to bf16", "goes on with a note, losses within 2e-2")
+@fault(23, "precision changed from fp32 to bf16", "note and resume, losses within 2e-2")
 def precision(lab: Lab) -> Seen:
     folder = halted(lab)
     outcome = lab.finish(folder, RUN, "runtime.precision=bf16")
-    check("precision" in outcome.text, "nothing was said")
+    check("precision" in outcome.text, "the change was not reported")
     difference = largest_difference(lab, folder)
     check(0 < difference < 2e-2, f"losses differ by {difference}")
     return Seen(f"noted; losses within {difference:.0e}")
 
 
-@fault(24, "accumulation changed at the same batch size", "same samples, losses within 1e-4")
+@fault(24, "accumulation changed, same batch size", "same samples, losses within 1e-4")
 def accumulation(lab: Lab) -> Seen:
     folder = halted(lab)
     outcome = lab.finish(folder, RUN, "micro_batch_size=2")
-    check("micro_batch_size changed" in outcome.text, "nothing was said")
+    check("micro_batch_size changed" in outcome.text, "the change was not reported")
     difference = largest_difference(lab, folder)
     check(difference < 1e-4, f"losses differ by {difference}")
     return Seen(f"noted; losses within {difference:.0e}")
 
 
-@fault(25, "gradient checkpointing switched on", "goes on, same final bytes")
+@fault(25, "gradient checkpointing enabled", "note and resume, same final bytes")
 def checkpointing(lab: Lab) -> Seen:
     folder = halted(lab)
     outcome = lab.finish(folder, RUN, "runtime.gradient_checkpointing=1")
-    check("gradient_checkpointing changed" in outcome.text, "nothing was said")
+    check("gradient_checkpointing changed" in outcome.text, "the change was not reported")
     lab.compare(folder, RUN)
     return Seen("noted; 0 bytes differ")

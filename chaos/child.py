@@ -1,4 +1,4 @@
-"""What a forked child does before and while it runs a command: its own output, counted file events, a real exit."""
+"""Setup of a forked child: it redirects its output, counts file events, runs a command and exits."""
 
 import os
 import signal
@@ -20,15 +20,15 @@ EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.l
 
 
 def preload() -> None:
-    """Import in the parent what the commands need, so that children start at once."""
+    """Import in the parent what the commands need, so that children start immediately."""
     for name in PRELOADED:
         import_module(name)
-    # `transformers` imports its parts when they are asked for.
+    # `transformers` imports its submodules lazily.
     assert import_module("transformers").LlamaTokenizer
 
 
 def become(folder: Path, output: Path, environment: dict[str, str]) -> None:
-    """Make this process a launch of its own."""
+    """Give this process its own working directory, output and environment."""
     os.chdir(folder)
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
@@ -39,9 +39,9 @@ def become(folder: Path, output: Path, environment: dict[str, str]) -> None:
 
 
 def count_events(counter: Path, kill_at: int | None, only_saving: bool) -> None:
-    """Count what changes files: audited calls, fsync, write and truncate, and the engine's fault points.
+    """Count file events: audited calls that change files, fsync, write, truncate, and the engine's fault points.
 
-    The count is written to `counter` at the end. SIGKILL comes in place of event `kill_at`.
+    `counter` receives the count when the command ends. The process is killed (SIGKILL) instead of event `kill_at`.
     """
     from mini_llm.engine.run import fault_points as faults
 
@@ -80,13 +80,13 @@ _report: Callable[[], object] = lambda: None  # noqa: E731
 
 
 def run(stage: str, arguments: list[str], prepare: Callable[[], None] | None) -> NoReturn:
-    """Run `python -m <stage> <arguments>` in this process and end it."""
+    """Run `python -m <stage> <arguments>` in this process, then exit."""
     from mini_llm.engine import loop
     from mini_llm.engine.cli import run_app
 
     code = 1
     try:
-        # It times matrix products for 0.3 s, for a figure that is not compared.
+        # Timing matrix products takes 0.3 s and only gives a figure that is not compared.
         loop.matmul_ceiling = lambda *_: 1e12
         if prepare is not None:
             prepare()
@@ -98,7 +98,7 @@ def run(stage: str, arguments: list[str], prepare: Callable[[], None] | None) ->
     except BaseException:
         traceback.print_exc()
     finally:
-        # Its folder or its output may be closed to it.
+        # The fault may have made the folder or the output unusable.
         for action in (_report, sys.stdout.flush, sys.stderr.flush):
             with suppress(OSError, ValueError):
                 action()

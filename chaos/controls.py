@@ -1,4 +1,4 @@
-"""The order of writing (H2), and the broken savers (B1 to B5) that the campaign has to find."""
+"""H2: the order of fsync and rename. B1 to B5: broken savers and readers that the campaign must catch."""
 
 import os
 import re
@@ -17,12 +17,15 @@ from chaos.registry import Differs, NotHere, Seen, check, fault
 
 # An event: ("write" | "sync", path) or ("rename", source, target).
 Event = tuple[str, ...]
-CAUGHT = "the campaign finds it"
+CAUGHT = "the campaign catches it"
 
 
 def check_order(events: list[Event], root: Path) -> int:
-    """Directories renamed into place below `root`. Differs unless their files were synced after they were written,
-    then renamed, then the directory around them synced."""
+    """The number of directories renamed into place below `root`.
+
+    Raises Differs unless the files of each directory were written, then synced, the directory renamed, and its parent
+    synced, in this order.
+    """
     renamed = 0
     for i, event in enumerate(events):
         if event[0] != "rename" or not event[1].startswith(str(root)):
@@ -30,7 +33,7 @@ def check_order(events: list[Event], root: Path) -> int:
         source, target = Path(event[1]), Path(event[2])
         if not source.name.startswith(".tmp-"):
             continue
-        # A file that gets its own name inside counts as written then.
+        # Renaming a file within the directory counts as writing it.
         before = [(kind, paths[-1]) for kind, *paths in events[:i]]
         inside = [("sync" if kind == "sync" else "write", path) for kind, path in before]
         moved = {event[1] for event in events[:i] if event[0] == "rename"}
@@ -39,18 +42,20 @@ def check_order(events: list[Event], root: Path) -> int:
         for path in written:
             last = max(n for n, found in enumerate(inside) if found == ("write", path))
             synced = ("sync", path) in inside[last:]
-            check(synced, f"{target.name}: {Path(path).relative_to(source)} got its name before it was on disk")
+            check(synced, f"{target.name}: {Path(path).relative_to(source)} was not synced before the rename")
         check(written, f"{target.name}: nothing was written into it")
         after = events[i + 1 :]
         until = next((n for n, later in enumerate(after) if later[0] == "rename"), len(after))
-        check(("sync", str(target.parent)) in after[:until], f"{target.name}: its new name was not put on disk")
+        check(
+            ("sync", str(target.parent)) in after[:until], f"{target.name}: its parent was not synced after the rename"
+        )
         renamed += 1
     check(renamed >= 2, f"only {renamed} directories were renamed into place")
     return renamed
 
 
 def record_order(log: Path) -> None:
-    """In a child: write what it syncs and renames to `log`, and which files a directory has when it is renamed."""
+    """Make this process write every fsync and rename to `log`."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     fsync, rename, write = os.fsync, os.rename, os.write
 
@@ -66,7 +71,7 @@ def record_order(log: Path) -> None:
 
 
 def recorded_events(lab: Lab, prepare: Callable[[], None] | None) -> tuple[list[Event], Path]:
-    """Order of one run by what Python calls. A file counts as written at the start: all are there before a sync."""
+    """Events of one run as Python calls them, and the directory they concern. Writes are placed at the start."""
     folder = lab.folder("order", ready="gpt")
     log = folder / "order.txt"
 
@@ -79,7 +84,7 @@ def recorded_events(lab: Lab, prepare: Callable[[], None] | None) -> tuple[list[
     events: list[Event] = [tuple(line.split("\t")) for line in log.read_text().splitlines()]
     named = sorted(path for path in (folder / "runs/gpt/checkpoints").rglob("*") if path.is_file())
     for path in named:
-        # Under the name that the file had while it was written.
+        # Use the name that the file had while it was written.
         top = path.relative_to(folder / "runs/gpt/checkpoints").parts[0]
         for event in list(events):
             if event[0] == "rename" and Path(event[2]).name == top:
@@ -89,13 +94,13 @@ def recorded_events(lab: Lab, prepare: Callable[[], None] | None) -> tuple[list[
     return [e for e in events if e[0] != "rename" or Path(e[2]).name in kept], folder / "runs/gpt/checkpoints"
 
 
-@fault("H2a", "order of fsync and rename, as Python calls them", "files synced, renamed, directory synced")
+@fault("H2a", "order of fsync and rename as called by Python", "files synced, directory renamed, parent synced")
 def order(lab: Lab) -> Seen:
     events, root = recorded_events(lab, None)
-    return Seen(f"{check_order(events, root)} directories in order")
+    return Seen(f"{check_order(events, root)} directories, correct order")
 
 
-@fault("H2b", "order of fsync and rename, as the kernel sees them (strace)", "files synced, renamed, directory synced")
+@fault("H2b", "order of fsync and rename as system calls (strace)", "files synced, directory renamed, parent synced")
 def order_of_system_calls(lab: Lab) -> Seen:
     if shutil.which("strace") is None:
         raise NotHere("needs strace (apt-get install strace)")
@@ -107,16 +112,18 @@ def order_of_system_calls(lab: Lab) -> Seen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     if result.returncode and "ptrace" in result.stderr:
-        raise NotHere("strace may not trace here")
+        raise NotHere("strace is not permitted to trace")
     check(result.returncode == 0, result.stderr[-500:])
-    return Seen(f"{check_order(traced_events(log.read_text(), folder), folder / 'runs/gpt')} directories in order")
+    return Seen(
+        f"{check_order(traced_events(log.read_text(), folder), folder / 'runs/gpt')} directories, correct order"
+    )
 
 
 def traced_events(text: str, folder: Path) -> list[Event]:
-    """Events in an strace log with paths (-y)."""
+    """The events in an strace log with paths (-y)."""
     events: list[Event] = []
     for line in text.splitlines():
-        # A call that another thread's interrupts in the log is "unfinished": its arguments are there.
+        # Skip failed calls. A call interrupted by another thread is logged as "unfinished", with its arguments.
         if " = -1 " in line:
             continue
         if match := re.search(r"fsync\(\d+<([^>]*)>", line):
@@ -133,14 +140,14 @@ def caught(lab: Lab, attempt: Callable[[], object]) -> Seen:
         attempt()
     except Differs as error:
         return Seen(f"caught: {str(error)[:160]}")
-    raise Differs("the broken saver was not found")
+    raise Differs("the broken saver was not caught")
 
 
 def _kills(lab: Lab, saver: Callable[[], None]) -> Seen:
     return caught(lab, lambda: at_every_event(lab, "gpt", True, 24, prepare=saver))
 
 
-@fault("B1", "broken saver: one checkpoint, written in place", CAUGHT)
+@fault("B1", "broken saver: overwrites one checkpoint in place", CAUGHT)
 def in_place(lab: Lab) -> Seen:
     return _kills(lab, broken.in_place)
 
@@ -150,7 +157,7 @@ def delete_before_write(lab: Lab) -> Seen:
     return _kills(lab, broken.delete_before_write)
 
 
-@fault("B3", "broken saver: names the directory before its data, does not check it", CAUGHT)
+@fault("B3", "broken saver: publishes the directory before its data, reader does not check", CAUGHT)
 def name_before_data(lab: Lab) -> Seen:
     return _kills(lab, broken.name_before_data)
 
@@ -160,6 +167,6 @@ def no_sync(lab: Lab) -> Seen:
     return caught(lab, lambda: check_order(*recorded_events(lab, broken.no_sync)))
 
 
-@fault("B5", "broken reader: looks at no hash", CAUGHT)
+@fault("B5", "broken reader: verifies no hash", CAUGHT)
 def no_check(lab: Lab) -> Seen:
     return caught(lab, partial(flip_every_file, lab, flip, prepare=broken.no_check))

@@ -1,4 +1,4 @@
-"""Faults 12 to 14, 34, 35, 40, 41, 53: what lies on the disk is damaged, mixed up or exchanged."""
+"""Faults 12 to 14, 34, 35, 40, 41, 53: files on disk are damaged, mixed up or replaced."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ def remove(path: Path) -> None:
 
 
 def swap(path: Path) -> None:
-    """With the next file of the same checkpoint."""
+    """Swap the file with the next one of the same checkpoint."""
     top = next(parent for parent in path.parents if parent.name.startswith(("step-", "best-")))
     files = sorted(file for file in top.rglob("*") if file.is_file())
     other = files[(files.index(path) + 1) % len(files)]
@@ -44,7 +44,7 @@ def swap(path: Path) -> None:
 
 
 def mix(path: Path) -> None:
-    """Take the file of the checkpoint before it; the tokenizer's are the same there, so those get a byte more."""
+    """Use the file of the previous checkpoint. Files that are the same there (the tokenizer's) get one byte more."""
     other = Path(str(path).replace(NEWEST, BEFORE))
     same = not other.is_file() or other.read_bytes() == path.read_bytes()
     path.write_bytes(path.read_bytes() + b" " if same else other.read_bytes())
@@ -57,7 +57,7 @@ def link(path: Path) -> None:
 
 
 def unfinished(lab: Lab, name: str, run: str = RUN) -> Path:
-    """A folder with a run killed just before its model was written."""
+    """A folder with a run that was killed just before it wrote its model."""
     folder = lab.folder(name, run=run)
     (folder / "runs" / run / "finished.json").unlink()
     shutil.rmtree(folder / "runs" / run / "model")
@@ -65,7 +65,7 @@ def unfinished(lab: Lab, name: str, run: str = RUN) -> Path:
 
 
 def flip_every_file(lab: Lab, mutate: Mutation, prepare: Callable[[], None] | None = None) -> Seen:
-    """Damage each file of the newest checkpoint and of its best weights in turn; look, then run to the end."""
+    """Damage each file of the newest checkpoint and its best weights in turn, check detection, finish the run."""
     reference = lab.reference(RUN) / "runs" / RUN / "checkpoints"
     best = sorted(reference.glob("best-*"))[-1].name
     names = [f.relative_to(reference) for top in (NEWEST, best) for f in sorted((reference / top).rglob("*"))]
@@ -79,22 +79,22 @@ def flip_every_file(lab: Lab, mutate: Mutation, prepare: Callable[[], None] | No
         if prepare is None:
             said: list[str] = []
             found = latest_checkpoint(folder / "runs" / RUN, said.append)
-            check(found is not None and found.name == BEFORE, f"{name}: {found} was taken")
+            check(found is not None and found.name == BEFORE, f"{name}: {found} was used")
             check(mutate is swap or Path(name).name in said[0], f"{name} is not named: {said}")
         outcome = lab.launch(folder, RUN, prepare=prepare)
         check(outcome.code == 0, f"{name}: exit code {outcome.code}: {outcome.text[-300:]}")
-        check(f"{NEWEST}: " in outcome.text, f"{name}: nothing was said")
+        check(f"{NEWEST}: " in outcome.text, f"{name}: the damage was not reported")
         lab.compare(folder, RUN)
         shutil.rmtree(folder)
 
     lab.share(names, one)
-    return Seen(f"{len(names)} files, each found, the checkpoint before it taken, 0 bytes differ", 3)
+    return Seen(f"{len(names)} files, all detected, previous checkpoint used, 0 bytes differ", 3)
 
 
-EXPECTED = "found before use, file named, checkpoint before it taken"
+EXPECTED = "detected before use, file named, previous checkpoint used"
 
 
-@fault(12, "a file truncated, or zeroed: every file of a checkpoint and of the best weights", EXPECTED)
+@fault(12, "every file of a checkpoint and of the best weights truncated, zeroed", EXPECTED)
 def truncated(lab: Lab) -> Seen:
     flip_every_file(lab, truncate)
     return flip_every_file(lab, zero)
@@ -105,7 +105,7 @@ def flipped(lab: Lab) -> Seen:
     return flip_every_file(lab, flip)
 
 
-@fault(14, "files removed, swapped, linked, added, of two checkpoints mixed; none intact", f"{EXPECTED}; else exit 4")
+@fault(14, "files removed, swapped, linked, added, mixed; no checkpoint intact", f"{EXPECTED}; none intact: exit 4")
 def mixed(lab: Lab) -> Seen:
     for mutate in (remove, swap, mix, link):
         seen = flip_every_file(lab, mutate)
@@ -113,25 +113,25 @@ def mixed(lab: Lab) -> Seen:
     checkpoints = folder / "runs" / RUN / "checkpoints"
     (checkpoints / NEWEST / "model" / "model-00002.safetensors").write_bytes(b"more")
     outcome = lab.finish(folder, RUN)
-    check("model-00002.safetensors is not part of it" in outcome.text, outcome.text[-500:])
+    check("model-00002.safetensors is not listed in the manifest" in outcome.text, outcome.text[-500:])
     lab.compare(folder, RUN)
     folder = unfinished(lab, "renamed")
     checkpoints = folder / "runs" / RUN / "checkpoints"
     shutil.rmtree(checkpoints / NEWEST)
     shutil.copytree(checkpoints / BEFORE, checkpoints / NEWEST)
     outcome = lab.finish(folder, RUN)
-    check("is of step 9" in outcome.text, outcome.text[-500:])
+    check("belongs to step 9" in outcome.text, outcome.text[-500:])
     lab.compare(folder, RUN)
     folder = unfinished(lab, "none")
     for path in (folder / "runs" / RUN / "checkpoints").glob("step-*"):
         flip(path / "optimizer.safetensors")
     outcome = lab.launch(folder, RUN)
     expect(outcome, 4, "no checkpoint is intact", "optimizer.safetensors")
-    return Seen(f"{seen.what}; an added file, a renamed checkpoint; none intact: exit 4", 3)
+    return Seen(f"{seen.what}; added file and renamed checkpoint detected; none intact: exit 4", 3)
 
 
 def train_other_tokenizer(lab: Lab) -> Path:
-    """A tokenizer of the same size, of another text."""
+    """Train a tokenizer of the same size on another text."""
     folder = lab.folder("other")
     text = (folder / "text.txt").read_text()
     (folder / "text.txt").write_text(" ".join(word[::-1] for word in text.split()))
@@ -139,7 +139,7 @@ def train_other_tokenizer(lab: Lab) -> Path:
     return folder / "runs" / "tokenizer-text"
 
 
-@fault(34, "another tokenizer than the checkpoint's, of the same size", "exit 4, both sha256 and the way out")
+@fault(34, "a tokenizer other than the checkpoint's, same size", "exit 4, names both hashes and the fix")
 def other_tokenizer(lab: Lab) -> Seen:
     tokenizer = train_other_tokenizer(lab)
     folder = lab.folder("tokenizer", ready=RUN)
@@ -153,7 +153,7 @@ def other_tokenizer(lab: Lab) -> Seen:
     return Seen("exit 4, both hashes named")
 
 
-@fault(35, "tokenizer.model truncated, zeroed, random bytes", "exit 4 naming the file, no crash")
+@fault(35, "tokenizer.model truncated, zeroed, random bytes", "exit 4, file named, no crash")
 def bad_tokenizer(lab: Lab) -> Seen:
     cases = ["truncate", "zero", *(f"random-{lab.random.randrange(1 << 30)}" for _ in range(2 if lab.quick else 20))]
 
@@ -171,10 +171,10 @@ def bad_tokenizer(lab: Lab) -> Seen:
         shutil.rmtree(folder)
 
     lab.share(cases, one)
-    return Seen(f"{len(cases)} files, each exit 4 naming it")
+    return Seen(f"{len(cases)} files: exit 4 each, file named")
 
 
-@fault(40, "text or table changed between launches, same size and time", "exit 2 or 4 with both fingerprints")
+@fault(40, "text or table changed between launches, same size and mtime", "exit 2 or 4, both fingerprints named")
 def changed_data(lab: Lab) -> Seen:
     for run, file in ((RUN, "text.txt"), ("classifier", "labels.csv")):
         folder = lab.folder("data", ready=run)
@@ -188,7 +188,7 @@ def changed_data(lab: Lab) -> Seen:
         check(path.stat().st_size == times.st_size, "the size changed")
         outcome = lab.launch(folder, run)
         check(outcome.code in (2, 4) and "fingerprint" in outcome.text, f"{run}: {outcome.code} {outcome.text[-500:]}")
-        # With the tokenizer given, nothing but the text itself can be noticed.
+        # With a given tokenizer, only the fingerprint of the data can reveal the change (below).
         shutil.rmtree(folder)
     folder = lab.folder("data", ready=RUN)
     shutil.copytree(folder / "runs/tokenizer-text", folder / "runs/mine")
@@ -199,7 +199,7 @@ def changed_data(lab: Lab) -> Seen:
     return Seen("text, table, text with a given tokenizer: refused, both fingerprints named")
 
 
-@fault(41, "token store damaged", "found before training, said, built again, same final bytes")
+@fault(41, "token store damaged", "detected before training, reported, rebuilt, same final bytes")
 def damaged_store(lab: Lab) -> Seen:
     shards = 0
     for mutate in (flip, truncate, zero, remove):
@@ -211,16 +211,16 @@ def damaged_store(lab: Lab) -> Seen:
             else:
                 mutate(path)
             outcome = lab.finish(folder, RUN)
-            # A changed hash in the manifest is seen at the file that it is of.
+            # A changed hash in the manifest shows up as damage of the file it belongs to.
             named = "tokens-00000.bin" if mutate is flip and pattern == "manifest.json" else path.name
-            said = named in outcome.text and "building it again" in outcome.text
+            said = named in outcome.text and "rebuilding the store" in outcome.text
             check(said, f"{mutate.__name__} {path.name}: {outcome.text[:500]}")
             lab.compare(folder, RUN)
             shards += 1
-    return Seen(f"{shards} damages, each named and mended, 0 bytes differ")
+    return Seen(f"{shards} damaged files, each named and rebuilt, 0 bytes differ")
 
 
-@fault(53, "clock: file times reversed, years 1970 and 2100, time jumps back", "order by step, same bytes")
+@fault(53, "file times reversed, years 1970 and 2100, clock jumps back", "checkpoints ordered by step, same bytes")
 def clocks(lab: Lab) -> Seen:
     folder = lab.folder("clock", ready=RUN)
     lab.launch(folder, RUN, environment={"LLM_FAULT": "step::11=kill"})
@@ -235,6 +235,6 @@ def clocks(lab: Lab) -> Seen:
 
     lost, saved = check_nothing_lost(folder / "runs" / RUN), saved_step(folder / "runs" / RUN)
     outcome = lab.launch(folder, RUN, prepare=jump)
-    check(outcome.code == 0 and f"going on from step {saved}\n" in outcome.text, outcome.text[-500:])
+    check(outcome.code == 0 and f"resuming from step {saved}\n" in outcome.text, outcome.text[-500:])
     lab.compare(folder, RUN)
-    return Seen("went on from the newest step, 0 bytes differ", lost)
+    return Seen("resumed from the newest step, 0 bytes differ", lost)

@@ -1,4 +1,4 @@
-"""Faults 15 to 18, 31: no room, no right to write, another run, no memory."""
+"""Faults 15 to 18, 31: full disk, read-only directories, another live run, out of memory."""
 
 import ctypes
 import errno
@@ -19,10 +19,10 @@ CLONE_NEWNS = 0x20000
 
 
 def own_mounts() -> None:
-    """Give this process mounts of its own. Raises NotHere where that is not allowed."""
+    """Give this process its own mount namespace. Raises NotHere where that is not permitted."""
     library = ctypes.CDLL(None, use_errno=True)
     if library.unshare(CLONE_NEWNS):
-        raise NotHere(f"needs the right to mount ({os.strerror(ctypes.get_errno())})")
+        raise NotHere(f"needs permission to mount ({os.strerror(ctypes.get_errno())})")
     subprocess.run(["mount", "--make-rprivate", "/"], check=False, capture_output=True)
 
 
@@ -34,12 +34,12 @@ def mount(directory: Path, size: int) -> None:
 def _mount(*arguments: str) -> None:
     result = subprocess.run(["mount", *arguments], capture_output=True, text=True)
     if result.returncode:
-        raise NotHere(f"needs the right to mount ({result.stderr.strip()})")
+        raise NotHere(f"needs permission to mount ({result.stderr.strip()})")
 
 
-@fault(15, "disk full at a save, at every size", "warns, goes on, checkpoint before intact; at the last save exit 4")
+@fault(15, "disk full during a save, many disk sizes", "warning, training continues; exit 4 if the last save fails")
 def full_disk(lab: Lab) -> Seen:
-    """In a small tmpfs under checkpoints/, of a size that grows until all fits."""
+    """Mounts a tmpfs at checkpoints/, with sizes from too small to large enough."""
     reference = lab.reference(RUN) / "runs" / RUN / "checkpoints"
     whole = sum(path.stat().st_size for path in reference.rglob("*") if path.is_file())
     count = 3 if lab.quick else 16
@@ -50,7 +50,7 @@ def full_disk(lab: Lab) -> Seen:
             own_mounts()
             folder = lab.folder(f"full-{size}", ready=RUN)
             run = folder / "runs" / RUN
-            # A run directory is recognised by what is in it.
+            # A run directory is recognized by its files.
             run.mkdir(parents=True)
             (run / "command.txt").touch()
             mount(run / "checkpoints", size)
@@ -67,17 +67,17 @@ def full_disk(lab: Lab) -> Seen:
         lab.finish(folder, RUN)
         lab.compare(folder, RUN)
         subprocess.run(["umount", str(run / "checkpoints")], check=True)
-        return f"exit {outcome.code}, {said} said, step {saved} saved"
+        return f"exit {outcome.code}, {said} warnings, step {saved} saved"
 
     found = lab.share(sizes, one)
     if any(text.startswith("needs") for text in found):
         raise NotHere(found[0])
     codes = [text.split(",")[0] for text in found]
-    check({"exit 0", "exit 4"} <= set(codes), f"the sizes show one outcome alone: {found}")
-    return Seen(f"{len(sizes)} sizes: {codes.count('exit 4')} ended with 4, all went on to 0 differing bytes")
+    check({"exit 0", "exit 4"} <= set(codes), f"all sizes have the same outcome: {found}")
+    return Seen(f"{len(sizes)} sizes: {codes.count('exit 4')} with exit 4, all resumed, 0 bytes differ")
 
 
-@fault("15b", "too little room before the start", "exit 2 with figures, before any training")
+@fault("15b", "not enough disk space at the start", "exit 2 with the sizes, before any training")
 def no_room(lab: Lab) -> Seen:
     def one(_: int) -> str:
         try:
@@ -87,16 +87,16 @@ def no_room(lab: Lab) -> Seen:
         except NotHere as error:
             return str(error)
         outcome = lab.launch(folder, RUN)
-        expect(outcome, 2, "too little room", "keep_last=2", "MB")
+        expect(outcome, 2, "not enough disk space", "keep_last=2", "MB")
         subprocess.run(["umount", str(folder / "runs" / RUN)], check=True)
         return ""
 
     if reason := lab.share([0], one)[0]:
         raise NotHere(reason)
-    return Seen("exit 2, what is needed and what is free are named")
+    return Seen("exit 2, needed and free space are named")
 
 
-@fault(16, "disk full for metrics and their kin", "one warning, same model")
+@fault(16, "disk full for metrics", "one warning, same model")
 def no_room_for_metrics(lab: Lab) -> Seen:
     folder = lab.folder("metrics", ready=RUN)
 
@@ -116,16 +116,16 @@ def no_room_for_metrics(lab: Lab) -> Seen:
     expected, found = (final_bytes(path / "runs" / RUN) for path in (lab.reference(RUN), folder))
     different = [name for name in expected if name != "metrics.jsonl" and expected[name] != found.get(name)]
     check(not different, f"{different} differ")
-    return Seen("1 warning, exit 0, the same model and checkpoints")
+    return Seen("1 warning, exit 0, same model and checkpoints")
 
 
 def obey_permissions() -> None:
-    """Root may write everywhere: give up the two capabilities that say so. Raises OSError where that fails."""
+    """Drop the two capabilities that let root ignore file permissions. Raises OSError if that fails."""
     if os.getuid():
         return
     library = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    # Twice (effective, permitted, inheritable), for 64 capabilities.
+    # Two groups of (effective, permitted, inheritable), for 64 capabilities.
     data = (ctypes.c_uint32 * 6)()
     if library.capget(header, data):
         raise OSError(ctypes.get_errno(), "capget")
@@ -136,7 +136,7 @@ def obey_permissions() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-@fault(17, "working folder, run or checkpoints read-only", "exit 2 at the start naming it; at a save as if full")
+@fault(17, "working folder, run or checkpoints read-only", "exit 2 at the start, exit 4 at a save, path named")
 def read_only(lab: Lab) -> Seen:
     folder = lab.folder("readonly")
     folder.chmod(0o555)
@@ -150,18 +150,18 @@ def read_only(lab: Lab) -> Seen:
     (checkpoints.parent / "command.txt").touch()
     checkpoints.chmod(0o555)
     outcome = lab.launch(folder, RUN, prepare=obey_permissions)
-    expect(outcome, 4, "could not be saved", "Permission denied", "The training goes on")
+    expect(outcome, 4, "could not be saved", "Permission denied", "Training continues")
     for path in lab.root.iterdir():
         path.chmod(0o755)
-    return Seen("exit 2, exit 2, exit 4, each naming the directory")
+    return Seen("exit 2, 2 and 4, directory named each time")
 
 
-@fault(18, "a directory that is not ours; another live run; a lock left by a killed one", "exit 2, 2; taken over")
+@fault(18, "foreign directory; another live run; stale lock of a killed run", "exit 2; exit 2; lock taken over")
 def another_run(lab: Lab) -> Seen:
     folder = lab.folder("foreign", ready=RUN)
     (folder / "runs" / RUN).mkdir()
     (folder / "runs" / RUN / "thesis.txt").write_text("mine")
-    expect(lab.launch(folder, RUN), 2, "holds files but is no run directory")
+    expect(lab.launch(folder, RUN), 2, "contains files but is not a run directory")
     folder = lab.folder("live", ready=RUN)
     first = lab.start(folder, RUN, environment={"LLM_FAULT": "step::3=sleep"})
     lock = folder / "runs" / RUN / "lock.json"
@@ -171,17 +171,17 @@ def another_run(lab: Lab) -> Seen:
     shutil.copytree(folder, beside := folder.with_name(folder.name + "-beside"), ignore=lambda *_: {"gpt"})
     (beside / "runs" / RUN).symlink_to(folder / "runs" / RUN)
     expect(lab.launch(beside, RUN), 2, "another run is using it", str(first))
-    check(lab.join(first, folder, RUN, time.monotonic()).code == 0, "the first run was disturbed")
+    check(lab.join(first, folder, RUN, time.monotonic()).code == 0, "the first run failed")
     lab.compare(folder, RUN)
     folder = lab.folder("stale", ready=RUN)
     lab.launch(folder, RUN, environment={"LLM_FAULT": "step::8=kill"})
     check((folder / "runs" / RUN / "lock.json").is_file(), "no lock was left")
     lab.finish(folder, RUN)
     lab.compare(folder, RUN)
-    return Seen("exit 2 naming the process; the stale lock was taken over")
+    return Seen("exit 2 names the process; the stale lock was taken over")
 
 
-@fault(31, "no memory for a step", "exit 2 suggesting micro_batch_size, checkpoint intact")
+@fault(31, "out of memory in a step", "exit 2 suggests micro_batch_size, checkpoint intact")
 def no_memory(lab: Lab) -> Seen:
     folder = lab.folder("memory", ready=RUN)
 
@@ -218,4 +218,4 @@ def no_memory(lab: Lab) -> Seen:
     lost = check_nothing_lost(folder / "runs" / RUN)
     lab.finish(folder, RUN)
     lab.compare(folder, RUN)
-    return Seen("exit 2, went on, 0 bytes differ", lost)
+    return Seen("exit 2, resumed, 0 bytes differ", lost)

@@ -1,4 +1,4 @@
-"""Faults 49 to 51: what lies on the disk was made by an attacker, with hashes that fit."""
+"""Faults 49 to 51: files made by an attacker, with matching hashes."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ class _Touch:
         return (open, (str(self.canary), "w"))
 
 
-@fault(49, "pickles in place of weights, optimizer, state, tokenizer, with a manifest that fits", "exit 4, nothing run")
+@fault(49, "pickles instead of weights, optimizer, state, tokenizer; matching manifest", "exit 4, no pickle executed")
 def pickles(lab: Lab) -> Seen:
     names = ["model/model.safetensors", "optimizer.safetensors", "state.json", "model/config.json"]
 
@@ -35,7 +35,7 @@ def pickles(lab: Lab) -> Seen:
             (checkpoint / name).write_bytes(poison)
             forge(checkpoint)
         outcome = lab.launch(folder, RUN)
-        check(not canary.exists(), f"{name}: the pickle was run")
+        check(not canary.exists(), f"{name}: the pickle was executed")
         expect(outcome, 4, Path(name).name)
 
     lab.share(names, one)
@@ -43,18 +43,18 @@ def pickles(lab: Lab) -> Seen:
     canary = folder / "canary"
     (folder / "runs/tokenizer-text/tokenizer.model").write_bytes(pickle.dumps(_Touch(canary)))
     expect(lab.launch(folder, RUN), 4, "tokenizer.model")
-    check(not canary.exists(), "tokenizer.model: the pickle was run")
-    return Seen(f"{len(names) + 1} files, exit 4 each, nothing was run")
+    check(not canary.exists(), "tokenizer.model: the pickle was executed")
+    return Seen(f"{len(names) + 1} files: exit 4 each, no pickle executed")
 
 
 def forge(directory: Path) -> None:
-    """Make the manifest fit what lies there, as an attacker would."""
+    """Rewrite the manifest to match the files, as an attacker would."""
     step = int(directory.name[5:])
     (directory / "manifest.json").unlink()
     write_manifest(directory, {"step": step})
 
 
-@fault(50, "hostile safetensors, with a manifest that fits", "exit 4 naming file or tensor, soon and in little memory")
+@fault(50, "malicious safetensors with a matching manifest", "exit 4, fast and in little memory")
 def hostile_tensors(lab: Lab) -> Seen:
     def header(size: int) -> bytes:
         return size.to_bytes(8, "little") + b"{" + b" " * 100
@@ -67,10 +67,10 @@ def hostile_tensors(lab: Lab) -> Seen:
     ).encode()
     contents: dict[str, Callable[[Path], None]] = {
         "header of 2^60 bytes": lambda p: p.write_bytes(header(1 << 60)),
-        "header of 99 MB of nothing": lambda p: p.write_bytes(header(99_000_000)),
+        "header of 99 MB of spaces": lambda p: p.write_bytes(header(99_000_000)),
         "overlapping": lambda p: p.write_bytes(len(overlap).to_bytes(8, "little") + overlap + bytes(24)),
-        "a key too many": lambda p: save_file({**load_file(p), "model.more": torch.zeros(2)}, p),
-        "a key too few": lambda p: save_file(dict(list(load_file(p).items())[1:]), p),
+        "one key too many": lambda p: save_file({**load_file(p), "model.more": torch.zeros(2)}, p),
+        "one key missing": lambda p: save_file(dict(list(load_file(p).items())[1:]), p),
         "other shapes": lambda p: save_file({k: v.reshape(-1)[:1].clone() for k, v in load_file(p).items()}, p),
         "integers": lambda p: save_file({k: v.to(torch.int8) for k, v in load_file(p).items()}, p),
     }
@@ -89,10 +89,10 @@ def hostile_tensors(lab: Lab) -> Seen:
         return outcome.seconds
 
     seconds = max(lab.share(cases, one))
-    return Seen(f"{len(cases)} files, exit 4 each, after {seconds:.1f} s at most")
+    return Seen(f"{len(cases)} files: exit 4 each, within {seconds:.1f} s")
 
 
-@fault(51, "hostile manifest and configuration: paths that leave, links, YAML bombs and objects, huge files", "refused")
+@fault(51, "malicious manifest and configuration: path traversal, YAML bombs and objects, huge files", "refused")
 def hostile_texts(lab: Lab) -> Seen:
     bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(9)
@@ -110,7 +110,7 @@ def hostile_texts(lab: Lab) -> Seen:
         (folder / "bad.yaml").write_text(configs[name])
         outcome = lab.launch(folder, RUN, "bad.yaml", timeout=60)
         expect(outcome, 2)
-        check(not (folder / "canary").exists(), "the object was made")
+        check(not (folder / "canary").exists(), "the YAML object was created")
 
     lab.share(list(configs), one)
     manifests = 0
@@ -123,4 +123,4 @@ def hostile_texts(lab: Lab) -> Seen:
             path.write_text(json.dumps(content))
         expect(lab.launch(folder, RUN), 4, "leaves the directory")
         manifests += 1
-    return Seen(f"{len(configs)} configurations exit 2, {manifests} manifests exit 4, nothing was run")
+    return Seen(f"{len(configs)} configurations: exit 2; {manifests} manifests: exit 4; no code executed")

@@ -1,4 +1,4 @@
-"""Faults 36, 52, 54, 58, 60: texts without text, secrets, strange environments, no network, missing packages."""
+"""Faults 36, 52, 54, 58, 60: empty input, secrets, unusual environments, no network, missing packages."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ RUN = "gpt"
 CANARY = "canary-5d41402abc4b2a76b9719d911017c592"
 
 
-@fault(36, "text: empty, blank, missing, an empty folder", "exit 3 naming it")
+@fault(36, "text file empty, blank, missing, or an empty folder", "exit 3, path named")
 def no_text(lab: Lab) -> Seen:
     def one(kind: str) -> None:
         folder = lab.folder(kind)
@@ -27,23 +27,23 @@ def no_text(lab: Lab) -> Seen:
 
     kinds = ["empty", "blank", "missing", "folder"]
     lab.share(kinds, one)
-    return Seen(f"{len(kinds)} kinds, exit 3, named")
+    return Seen(f"{len(kinds)} inputs: exit 3, path named")
 
 
-@fault(52, "secrets in the environment and on the command line", "in no file and in no output")
+@fault(52, "secrets in the environment and on the command line", "they appear in no file and no output")
 def secrets(lab: Lab) -> Seen:
     folder = lab.folder("secret", ready=RUN)
     environment = {"WANDB_API_KEY": CANARY, "HF_TOKEN": CANARY, "MY_SECRET": CANARY}
     outcome = lab.launch(folder, RUN, "tracking.wandb=offline", f"tracking.group={CANARY}", environment=environment)
     expect(outcome, 0)
-    check(CANARY not in outcome.text, "it was printed")
+    check(CANARY not in outcome.text, "a secret was printed")
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     holding = [path.name for path in files if CANARY.encode() in path.read_bytes()]
-    check(not holding, f"it is in {holding}")
-    return Seen(f"{len(files)} files and the output looked through")
+    check(not holding, f"a secret was written to {holding}")
+    return Seen(f"searched {len(files)} files and the output: no secret found")
 
 
-@fault(54, "locale C, no UTF-8, dumb and narrow terminal, a path with spaces and accents", "same final bytes")
+@fault(54, "locale C, no UTF-8, dumb and narrow terminal, path with spaces and accents", "same final bytes")
 def environments(lab: Lab) -> Seen:
     stage, arguments = COMMANDS[RUN]
     folder = lab.folder("a b \u00e9\u4e2d", ready=RUN)
@@ -65,7 +65,7 @@ def environments(lab: Lab) -> Seen:
     return Seen("exit 0, readable, 0 bytes differ")
 
 
-@fault(58, "no network", "no connection is tried, from text to model")
+@fault(58, "no network", "no connection is attempted, from text to model")
 def no_network(lab: Lab) -> Seen:
     folder = lab.folder("network")
     asked = folder / "asked.txt"
@@ -80,11 +80,11 @@ def no_network(lab: Lab) -> Seen:
 
     expect(lab.launch(folder, RUN, prepare=prepare), 0)
     expect(lab.launch(folder, "classifier", prepare=prepare), 0)
-    check(not asked.exists(), f"asked for {asked.read_text()[:300] if asked.exists() else ''}")
+    check(not asked.exists(), f"attempted {asked.read_text()[:300] if asked.exists() else ''}")
     return Seen("tokenizer, pretraining, fine-tuning: 0 connections")
 
 
-@fault(60, "wandb or deepspeed not installed", "goes on without; exit 2 naming the package")
+@fault(60, "wandb or deepspeed not installed", "wandb: run continues; deepspeed: exit 2, package named")
 def missing_packages(lab: Lab) -> Seen:
     folder = lab.folder("wandb", ready=RUN)
 

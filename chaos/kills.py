@@ -1,4 +1,4 @@
-"""Faults 1 to 7: SIGKILL, at every file event of a save and at any moment of every stage."""
+"""Faults 1 to 7, H3: SIGKILL at every file event of a save and at random moments of every stage."""
 
 import os
 import random
@@ -16,14 +16,14 @@ from chaos.registry import Seen, check, fault
 
 ROOT = Path(__file__).parent.parent
 SAME = "same final bytes as the undisturbed run"
-# More launches than any run needs that is killed at random.
+# Bound on the launches of one chain of random kills; real chains need far fewer.
 MOST_LAUNCHES = 60
 
 
 def at_every_event(
     lab: Lab, run: str, only_saving: bool, sample: int, prepare: Callable[[], None] | None = None
 ) -> Seen:
-    """Kill a run at each of its file events (of a `sample` of them when quick), check what lies there, finish it."""
+    """Kill a run at each of its file events (about `sample` of them if quick), check checkpoints, finish it."""
     launch = partial(lab.launch, run=run, only_saving=only_saving, prepare=prepare)
     events = launch(lab.folder("count", ready=run)).events
     step = max(1, events // sample) if lab.quick else 1
@@ -40,15 +40,15 @@ def at_every_event(
         shutil.rmtree(folder)
         return lost
 
-    return Seen(f"{len(cases)} of {events} events, all recovered, 0 bytes differ", max(lab.share(cases, one)))
+    return Seen(f"{len(cases)} of {events} events: all recovered, 0 bytes differ", max(lab.share(cases, one)))
 
 
 def check_no_leftovers(run: Path) -> None:
     left = [path.relative_to(run) for path in run.rglob(".*tmp-*")]
-    check(not left, f"temporary files are left: {left[:3]}")
+    check(not left, f"temporary files left behind: {left[:3]}")
 
 
-@fault(1, "kill -9 during tokenizer training", "no tokenizer, or a whole one; the same bytes after the same command")
+@fault(1, "kill -9 during tokenizer training", "no tokenizer or a complete one; same bytes after resuming")
 def tokenizer_training(lab: Lab) -> Seen:
     expected = (lab.reference("gpt") / "runs/tokenizer-text/tokenizer.model").read_bytes()
     seconds = lab.launch(lab.folder("count"), "gpt").seconds
@@ -59,19 +59,21 @@ def tokenizer_training(lab: Lab) -> Seen:
         lab.launch(folder, "gpt", kill_after=moment)
         model = folder / "runs/tokenizer-text/tokenizer.model"
         visible = model.is_file()
-        check(not visible or model.read_bytes() == expected, "a tokenizer that is not whole was visible")
+        check(not visible or model.read_bytes() == expected, "an incomplete tokenizer was visible")
         lab.finish(folder, "gpt")
-        check(model.read_bytes() == expected, "another tokenizer came out")
+        check(model.read_bytes() == expected, "the tokenizer differs")
         lab.compare(folder, "gpt")
         return int(visible)
 
     done = sum(lab.share(cases, one))
-    return Seen(f"{len(cases)} kills ({len(cases) - done} before it was published), the same tokenizer each time")
+    return Seen(
+        f"{len(cases)} kills ({len(cases) - done} before the tokenizer was published), same tokenizer each time"
+    )
 
 
-@fault(2, "kill -9 at file events of tokenizer and token store", "no half store is used; the same store and model")
+@fault(2, "kill -9 at file events of tokenizer and token store", "no incomplete store is used; same store and model")
 def token_store(lab: Lab) -> Seen:
-    # The first events of a run in an empty folder are those of tokenizer and store.
+    # In an empty folder a run first writes the tokenizer and the token store.
     before = lab.launch(lab.folder("count", ready="gpt"), "gpt").events
     events = lab.launch(lab.folder("count"), "gpt").events
     stop = max(events - before, 12)
@@ -82,12 +84,12 @@ def token_store(lab: Lab) -> Seen:
         folder = lab.folder("store")
         lab.launch(folder, "gpt", kill_at=event)
         lab.finish(folder, "gpt")
-        check(store_bytes(folder) == expected, f"event {event}: another token store came out")
+        check(store_bytes(folder) == expected, f"event {event}: the token store differs")
         lab.compare(folder, "gpt")
         shutil.rmtree(folder)
 
     lab.share(cases, one)
-    return Seen(f"{len(cases)} of {stop} events, the same store and model each time")
+    return Seen(f"{len(cases)} of {stop} events: same store and model each time")
 
 
 def store_bytes(folder: Path) -> dict[str, bytes]:
@@ -96,7 +98,7 @@ def store_bytes(folder: Path) -> dict[str, bytes]:
     return found
 
 
-@fault(3, "kill -9 before the first checkpoint", f"starts again from step 0; {SAME}")
+@fault(3, "kill -9 before the first checkpoint", f"restarts from step 0; {SAME}")
 def before_the_first_save(lab: Lab) -> Seen:
     folder = lab.folder("first", ready="gpt")
     outcome = lab.launch(folder, "gpt", environment={"LLM_FAULT": "step::3=kill"})
@@ -104,18 +106,18 @@ def before_the_first_save(lab: Lab) -> Seen:
     lost = check_nothing_lost(folder / "runs/gpt")
     lab.finish(folder, "gpt")
     lab.compare(folder, "gpt")
-    return Seen("killed in step 3, started again, 0 bytes differ", lost)
+    return Seen("killed in step 3, restarted, 0 bytes differ", lost)
 
 
-@fault(4, "kill -9 at every file event of every save", f"every checkpoint with a name is whole; {SAME}")
+@fault(4, "kill -9 at every file event of every save", f"every published checkpoint is complete; {SAME}")
 def every_event_of_a_save(lab: Lab) -> Seen:
     return at_every_event(lab, "gpt", True, 8)
 
 
-@fault(5, "kill -9 between rename and pruning", "the new checkpoint is taken, pruning is done later")
+@fault(5, "kill -9 between rename and pruning", "the new checkpoint is used, old ones are pruned later")
 def before_pruning(lab: Lab) -> Seen:
     folder = lab.folder("prune", ready="gpt")
-    # The third save is the first that has one to prune.
+    # The third save is the first one that prunes a checkpoint.
     outcome = lab.launch(folder, "gpt", environment={"LLM_FAULT": "save-published::3=kill"})
     found = len(list((folder / "runs/gpt/checkpoints").glob("step-*")))
     check(outcome.code == -9 and found == 3, f"exit code {outcome.code}, {found} checkpoints")
@@ -147,13 +149,13 @@ def moments_of_a_run(lab: Lab) -> Seen:
     lost = lab.share(cases, one)
     folder = lab.folder("again", run=run)
     outcome = lab.finish(folder, run)
-    check("Nothing to do" in outcome.text, "the finished run was not left alone")
+    check("Nothing to do" in outcome.text, "the finished run was not recognized as finished")
     lab.compare(folder, run)
-    return Seen(f"{len(cases)} moments, 0 bytes differ; a finished run says so and exits 0", max(lost))
+    return Seen(f"{len(cases)} moments, 0 bytes differ; a finished run is a no-op with exit 0", max(lost))
 
 
 def kill_inside(kind: str, nth: int) -> None:
-    """SIGKILL inside the nth backward pass or parameter update of this process."""
+    """Kill this process during its nth backward pass or parameter update."""
     from accelerate import Accelerator
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -180,7 +182,7 @@ def kill_inside(kind: str, nth: int) -> None:
     register_optimizer_step_pre_hook(before)
 
 
-@fault(7, "kill -9 at file events of a fine-tuning, best weights and scoring too", SAME)
+@fault(7, "kill -9 at file events of fine-tuning, including best weights and scoring", SAME)
 def fine_tuning(lab: Lab) -> Seen:
     lab.quick, quick = True, lab.quick
     try:
@@ -189,9 +191,9 @@ def fine_tuning(lab: Lab) -> Seen:
         lab.quick = quick
 
 
-@fault("H3", "kill -9 at random moments, again and again", f"finishes in the end; {SAME}")
+@fault("H3", "repeated kill -9 at random moments", f"the run finishes; {SAME}")
 def random_moments(lab: Lab) -> Seen:
-    """Runs are killed until the kills are used up; half of them start in an empty folder."""
+    """Kills each of several runs a few times, lab.kills in all; half of the runs start in an empty folder."""
     kills = 8 if lab.quick else lab.kills
     runs = ("gpt", "classifier", "mlm", "t5")
     seconds = {run: lab.launch(lab.folder("time", ready=run), run).seconds for run in runs}
@@ -206,13 +208,13 @@ def random_moments(lab: Lab) -> Seen:
         done = lost = launches = 0
         while done < wanted and launches < MOST_LAUNCHES:
             launches += 1
-            # What is left gets shorter with every launch: look for early moments too.
+            # The remaining time shrinks with every launch, so prefer early moments.
             moment = seconds[run] * rng.random() ** 1.5
             if lab.launch(folder, run, kill_after=moment).code == -signal.SIGKILL:
                 done += 1
                 lost = max(lost, check_nothing_lost(folder / "runs" / run))
             else:
-                # It was finished: the next kill is for another run.
+                # The run finished before the kill: start a new one.
                 lab.compare(folder, run)
                 shutil.rmtree(folder)
                 folder = lab.folder(f"random-{number}", ready=run)
@@ -223,7 +225,7 @@ def random_moments(lab: Lab) -> Seen:
 
     found = lab.share(cases, one)
     total = sum(done for done, _, _ in found)
-    check(total == kills, f"only {total} of {kills} launches could be killed")
+    check(total == kills, f"only {total} of {kills} kills happened before a run ended")
     return Seen(f"{total} kills, 0 unreadable runs, 0 bytes differ", max(lost for _, lost, _ in found))
 
 
@@ -242,7 +244,7 @@ def process_groups(lab: Lab) -> Seen:
             command, cwd=folder, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=-1
         )
         deadline = time.monotonic() + 240
-        # Kill it some time after it has recorded that step.
+        # Kill it a random time after it has recorded that step.
         while process.poll() is None and time.monotonic() < deadline:
             rows = (run / "metrics.jsonl").read_text().count("\n") if (run / "metrics.jsonl").is_file() else 0
             if rows >= wanted:

@@ -1,7 +1,7 @@
-"""Where faults are tried: runs as forked children of one process that has imported everything, folders, comparison.
+"""Launches runs in forked child processes, gives them working folders, and compares their results.
 
-A child runs the real command line (`run_app`) with real arguments. Forking saves the seconds that importing torch takes
-in each of some hundred launches; the parent must not start a thread or compute with torch before.
+A child runs the real command line (`run_app`) with real arguments. The parent has imported everything, so that forking
+saves the import of torch in hundreds of launches. It must not start threads or compute with torch before it forks.
 """
 
 import json
@@ -34,7 +34,7 @@ SIZES = [
     *("sizes.hidden_size=32", "sizes.num_hidden_layers=2", "sizes.num_attention_heads=2"),
     *("sizes.max_position_embeddings=32", "vocab_size=640", "global_batch_size=8"),
 ]
-# Name of a run -> stage and arguments.
+# run name: (stage, arguments)
 COMMANDS = {
     "gpt": ("pretrain", ["--data", "text.txt", "run=gpt", *COMMON, *SIZES]),
     "mlm": ("pretrain", ["--model", "mlm", "--data", "text.txt", "run=mlm", *COMMON, *SIZES]),
@@ -49,7 +49,10 @@ FRUIT, METAL = ["apple", "pear", "plum", "cherry", "melon"], ["iron", "copper", 
 
 
 class Lab:
-    """Folders below `root`, randomness from `seed`, and launches. `quick` asks faults for a sample of their cases."""
+    """Creates folders below `root` and launches runs. Random moments come from `seed`.
+
+    `quick` tells faults to run only a sample of their cases; `kills` is the number of kills of fault H3.
+    """
 
     def __init__(self, root: Path, seed: int = 0, quick: bool = False, kills: int = 200) -> None:
         self.root = root
@@ -61,8 +64,11 @@ class Lab:
         self._count = 0
 
     def folder(self, name: str, ready: str | None = None, run: str | None = None) -> Path:
-        """A new working folder with data. `ready`: with the tokenizer and token store that this run's command needs
-        (and for a classifier the pretrained model); `run`: with this finished run too."""
+        """Create a working folder with data.
+
+        `ready` names a run: its tokenizer and token store (for a classifier the pretrained model) are copied into the
+        folder. `run` names a run that is copied too, finished.
+        """
         self._count += 1
         folder = self.root / f"{self._count:04d}-{name}"
         folder.mkdir(parents=True)
@@ -75,7 +81,7 @@ class Lab:
         return folder
 
     def reference(self, run: str) -> Path:
-        """The folder in which this run went to its end undisturbed; made once."""
+        """The folder of the undisturbed, finished run; created on first use."""
         if run not in self._references:
             folder = self.folder(f"reference-{run}")
             if run == "classifier":
@@ -98,11 +104,11 @@ class Lab:
         prepare: Callable[[], None] | None = None,
         timeout: float = 300,
     ) -> Outcome:
-        """Run the command of `run` with the arguments `more` in a forked child, and wait for its end.
+        """Run the command of `run` with the arguments `more` in a forked child and wait until it ends.
 
-        kill_after: SIGKILL after so many seconds. kill_at: SIGKILL in place of its file event of this number, counted
-        from 1, in the thread that saves alone if `only_saving`. signals: (seconds, number). prepare(): called in the
-        child before the command.
+        kill_after: send SIGKILL after this many seconds. kill_at: send SIGKILL instead of file event number kill_at
+        (from 1); with `only_saving`, only events of the saving thread count. signals: pairs (seconds, signal number).
+        prepare: called in the child before the command.
         """
         started = time.monotonic()
         pid = self.start(
@@ -125,7 +131,7 @@ class Lab:
         environment: dict[str, str] | None = None,
         prepare: Callable[[], None] | None = None,
     ) -> int:
-        """Begin what launch describes; the process id, for `join`."""
+        """Start a launch; returns the process id for `join`. Arguments are those of `launch`."""
         stage, arguments = COMMANDS[run]
         output, counter = folder / f"output-{run}.txt", folder / "events.txt"
         output.unlink(missing_ok=True)
@@ -137,29 +143,29 @@ class Lab:
                 child.count_events(counter, kill_at, only_saving)
                 child.run(stage, [*arguments, *more], prepare)
             finally:
-                # A child must never go on as a second campaign.
+                # A child must never continue as a second campaign.
                 os._exit(70)
         return pid
 
     def join(self, pid: int, folder: Path, run: str, started: float, timeout: float = 300) -> Outcome:
-        """Wait for what was started. Raises Differs when it has not ended within `timeout` seconds."""
+        """Wait for a started launch. Raises Differs if it does not end within `timeout` seconds."""
         output = folder / f"output-{run}.txt"
         status = wait(pid, time.monotonic() + timeout)
         if status is None:
             os.kill(pid, signal.SIGKILL)
             wait(pid, time.monotonic() + 60)
-            raise Differs(f"no end within {timeout:.0f} s: {read(output)[-800:]}")
+            raise Differs(f"still running after {timeout:.0f} s: {read(output)[-800:]}")
         events = int(read(folder / "events.txt") or 0)
         return Outcome(status, read(output), time.monotonic() - started, events)
 
     def finish(self, folder: Path, run: str, *more: str) -> Outcome:
-        """Launch again, to the end."""
+        """Run the same command again until it finishes. Raises Differs if it fails."""
         outcome = self.launch(folder, run, *more)
         check(outcome.code == 0, f"the same command again ended with {outcome.code}: {outcome.text[-1500:]}")
         return outcome
 
     def share(self, cases: Sequence[Case], try_case: Callable[[Case], Any]) -> list[Any]:
-        """try_case(case) for every case, in two forked processes; results (plain values) in order.
+        """Call try_case(case) for every case in two forked processes; returns the results, JSON values, in order.
 
         Raises Differs with the message of the first case that raises.
         """
@@ -171,7 +177,7 @@ class Lab:
         for worker, file in enumerate(files):
             pid = fork()
             if pid == 0:
-                # Folder names and randomness of its own.
+                # Each worker needs its own folder names and random numbers.
                 self._count = 100_000 * (worker + 1) + self._count
                 found: list[Any] = []
                 try:
@@ -193,10 +199,10 @@ class Lab:
         return results
 
     def compare(self, folder: Path, run: str, own_save: bool = False) -> None:
-        """Differs unless the finished run has the bytes of the undisturbed one.
+        """Raise Differs unless the finished run has the same bytes as the undisturbed one.
 
-        With `own_save` a signal made a checkpoint between the others, which may have taken the place of an older one:
-        the newest is in both, and what only one of them has is left out.
+        With `own_save`, a signal caused an additional checkpoint, for which an older one may have been pruned: the
+        newest checkpoint must be in both runs, and checkpoints that only one of them has are ignored.
         """
         expected, found = final_bytes(self.reference(run) / "runs" / run), final_bytes(folder / "runs" / run)
         if own_save:
@@ -218,7 +224,7 @@ _ended: dict[int, int] = {}
 
 
 def fork() -> int:
-    """os.fork, for `wait`: the number may have been that of a child before."""
+    """os.fork for children that `wait` waits for. A process id may be reused, so its old exit code is forgotten."""
     sys.stdout.flush()
     pid = os.fork()
     _ended.pop(pid, None)
@@ -226,7 +232,7 @@ def fork() -> int:
 
 
 def wait(pid: int, until: float) -> int | None:
-    """The exit code of a child once it has ended; None when it still runs at `until` (time.monotonic())."""
+    """The exit code of a child, or None if it is still running at `until`, a time of time.monotonic()."""
     while pid not in _ended:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -243,7 +249,7 @@ def read(path: Path) -> str:
 
 
 def write_data(folder: Path) -> None:
-    """A text and a labelled table, always the same."""
+    """Write a text and a labelled table, the same ones every time."""
     generator = random.Random(0)
     syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
     words = ["".join(generator.choices(syllables, k=generator.randint(1, 3))) for _ in range(900)]
@@ -256,7 +262,7 @@ def write_data(folder: Path) -> None:
 
 
 def final_bytes(run: Path) -> dict[str, bytes]:
-    """What must be the same however often a run was stopped: model, checkpoints, metrics; not times."""
+    """The content of a run that must not depend on interruptions: model, checkpoints and metrics, but not times."""
     files = {path.relative_to(run).as_posix(): path.read_bytes() for path in (run / "model").rglob("*")}
     for checkpoint in (run / "checkpoints").glob("[sb]*-*"):
         for path in checkpoint.rglob("*"):
@@ -272,14 +278,14 @@ def final_bytes(run: Path) -> dict[str, bytes]:
 
 
 def steps_recorded(run: Path) -> int:
-    """The last step in metrics.jsonl, whole lines alone."""
+    """The last step in metrics.jsonl; an incomplete last line is ignored."""
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True) if (run / "metrics.jsonl").is_file() else []
     steps = [json.loads(line)["step"] for line in lines if line.endswith("\n")]
     return max(steps, default=0)
 
 
 def saved_step(run: Path) -> int:
-    """The step of the newest checkpoint, after a look at all of them: each that has a name must be whole."""
+    """The step of the newest checkpoint. Raises Differs if any published checkpoint is damaged."""
     from mini_llm.engine.checkpoint.format import find_damage
 
     newest = 0
@@ -291,10 +297,10 @@ def saved_step(run: Path) -> int:
 
 
 def check_nothing_lost(run: Path) -> int:
-    """Steps lost by a kill. A save is under way while the steps after it are made, so two intervals at most."""
+    """The number of steps lost by a kill: at most two save intervals, since training continues during a save."""
     recorded, saved = steps_recorded(run), saved_step(run)
     check(
         recorded - saved <= 2 * SAVE_EVERY + 1,
-        f"step {recorded} was recorded, and the newest checkpoint is of step {saved}",
+        f"step {recorded} was recorded, but the newest checkpoint is that of step {saved}",
     )
     return max(recorded - saved, 0)

@@ -1,6 +1,6 @@
-"""Two processes of which one gets numbers that are not finite: `torchrun -m chaos.non_finite OUT` writes OUT as JSON.
+"""Train on two ranks, one of which computes NaN or infinity. `torchrun -m chaos.non_finite OUT` writes JSON to OUT.
 
-On rank 1 alone, in one micro-batch of two steps in a row, the loss or only the gradient becomes NaN or infinite.
+The loss, or only the gradient, becomes non-finite on rank 1 in one micro-batch of two consecutive steps.
 """
 
 import json
@@ -16,7 +16,7 @@ from chaos.equivalence.ranks import LAYOUTS, advance, start
 from mini_llm.engine.cli import end_process
 from mini_llm.engine.distributed.zero import gather_state, unwrap
 from mini_llm.engine.spikes import bad_ranks
-from mini_llm.engine.step import Training
+from mini_llm.engine.step import TrainContext
 
 CASES = [
     ("muon", "fp32", [("loss", math.inf), ("gradient", math.nan)]),
@@ -24,8 +24,8 @@ CASES = [
 ]
 
 
-def poison(training: Training, where: str, value: float) -> Any:
-    """Spoil the next forward pass on rank 1; returns the hook's handle."""
+def poison(training: TrainContext, where: str, value: float) -> Any:
+    """Make the loss or the gradient of the next forward pass on rank 1 non-finite; returns the handle of the hook."""
     calls = []
 
     def spoil(module: Any, inputs: Any, hidden: torch.Tensor) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""Faults of numbers: losses and gradients that are not finite, on one rank alone."""
+"""Fault 26: losses and gradients that are not finite on one rank."""
 
 import json
 import os
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from chaos.lab import Lab
 
 
-@fault(26, "loss or gradient not finite on one rank", "the step is left out on all; parameters and optimizer untouched")
+@fault(26, "loss or gradient not finite on one rank", "all ranks skip the step; parameters, optimizer unchanged")
 def not_finite(lab: "Lab") -> Seen:
     out = lab.folder("not-finite") / "seen.json"
     command = [sys.executable, "-m", *LAUNCHER, "chaos.non_finite", str(out)]
@@ -28,8 +28,8 @@ def not_finite(lab: "Lab") -> Seen:
             continue
         where = "loss" if " loss " in name else "gradient"
         flags = [[where != "loss", False, [1] if where == "loss" else []]] * 2
-        check(found["seen"] == flags, f"{name}: seen {found['seen']}")
+        check(found["seen"] == flags, f"{name}: observed {found['seen']}")
         check(found["untouched"], f"{name}: parameters or optimizer state have changed")
-        check(found["later"] == expected, f"{name}: later losses differ from those of a run without the step")
+        check(found["later"] == expected, f"{name}: later losses differ from a run without that step")
         cases += 1
-    return Seen(f"{cases} cases over DDP and ZeRO 1, 2, 3, fp32 and bf16: left out twice in a row, nothing touched")
+    return Seen(f"{cases} cases, DDP and ZeRO 1, 2, 3, fp32 and bf16: two consecutive steps skipped, state unchanged")

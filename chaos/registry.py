@@ -1,15 +1,15 @@
-"""The faults of the campaign: one function each, with a number, a title and what is expected.
+"""Registry of faults. Each fault is a function with a number, a title and the expected behaviour.
 
-    @fault(13, "one bit flipped in every file", "the checkpoint before it is taken, the file is named")
+    @fault(13, "one bit flipped in every file", "error names the file, previous checkpoint used")
     def flipped_bits(lab: Lab) -> Seen:
-        folder = lab.folder("flip")           # a directory of its own
+        folder = lab.folder("flip")           # a new working directory
         ...
         if something_differs:
             raise Differs("model.safetensors differs after ...")
-        return Seen("12 files, 12 found", lost_steps=2)
+        return Seen("12 files, all detected", lost_steps=2)
 
-A function raises Differs when the project did not do what is expected, and NotHere when this machine cannot try it.
-Any other exception counts as Differs. Modules that hold faults are listed in chaos/__main__.py.
+A function raises Differs if the project does not behave as expected, and NotHere if the fault cannot be tested on this
+machine. Any other exception counts as Differs. MODULES in chaos/__main__.py lists the modules that contain faults.
 """
 
 from collections.abc import Callable
@@ -17,16 +17,16 @@ from dataclasses import dataclass
 
 
 class Differs(Exception):
-    """The project did not do what is expected."""
+    """The project did not behave as expected."""
 
 
 class NotHere(Exception):
-    """This machine cannot try the fault; the message says what is missing."""
+    """The fault cannot be tested on this machine; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen. lost_steps: the most steps that had to be computed again; None where there is no such number."""
+    """Observed behaviour. `lost_steps`: the most steps that were computed again, None if not measured."""
 
     what: str
     lost_steps: int | None = None
@@ -34,7 +34,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Fault:
-    """`number`: of the table in docs/reliability.md; "B1" and so on are broken savers, which must be caught."""
+    """`number` is that of the table in docs/reliability.md; B1 to B5 are broken savers, which must be caught."""
 
     number: int | str
     title: str
@@ -44,7 +44,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a launch ended: exit code (negative: killed by that signal), what it printed, seconds, file events."""
+    """Result of a launch: exit code (negative: the signal that killed it), output, seconds, number of file events."""
 
     code: int
     text: str
@@ -56,7 +56,7 @@ FAULTS: list[Fault] = []
 
 
 def fault(number: int | str, title: str, expected: str) -> Callable[[Callable[..., Seen]], Callable[..., Seen]]:
-    """Enter a function into the campaign."""
+    """Decorator that adds a function to the campaign."""
 
     def enter(function: Callable[..., Seen]) -> Callable[..., Seen]:
         FAULTS.append(Fault(number, title, expected, function))
@@ -66,14 +66,14 @@ def fault(number: int | str, title: str, expected: str) -> Callable[[Callable[..
 
 
 def check(condition: object, otherwise: str) -> None:
-    """Raise Differs(otherwise) unless `condition` holds."""
+    """Raise Differs(otherwise) if `condition` is false."""
     if not condition:
         raise Differs(otherwise)
 
 
 def expect(outcome: Outcome, code: int, *parts: str) -> None:
-    """Differs unless a launch ended with `code`, said all `parts`, and showed no traceback."""
+    """Raise Differs unless the launch ended with `code`, printed all `parts` and no traceback."""
     check(outcome.code == code, f"exit code {outcome.code}, expected {code}: {outcome.text[-600:]}")
     for part in parts:
-        check(part in outcome.text, f"'{part}' was not said: {outcome.text[-600:]}")
+        check(part in outcome.text, f"the output lacks '{part}': {outcome.text[-600:]}")
     check("Traceback" not in outcome.text and "internal error" not in outcome.text, outcome.text[-600:])

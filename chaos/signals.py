@@ -1,4 +1,4 @@
-"""Faults 8 to 11, 59: signals, the closed terminal, the closed pipe."""
+"""Faults 8 to 11, 59: signals, a closed terminal, a closed pipe."""
 
 import os
 import pty
@@ -15,7 +15,7 @@ RUN = "gpt"
 
 
 def signal_at(point: str, nth: int, *numbers: int) -> Callable[[], None]:
-    """In a child: send itself these signals when it comes to a fault point for the nth time."""
+    """A function that makes a child send itself these signals when it reaches fault point `point` the nth time."""
 
     def prepare() -> None:
         from mini_llm.engine.run import fault_points as faults
@@ -28,7 +28,7 @@ def signal_at(point: str, nth: int, *numbers: int) -> Callable[[], None]:
             if name == point and count == nth:
                 for number in numbers:
                     os.kill(os.getpid(), number)
-                    # Time for Python to see each of them.
+                    # Give Python time to handle each signal.
                     time.sleep(0.05)
 
         faults.listeners.append(listen)
@@ -37,19 +37,19 @@ def signal_at(point: str, nth: int, *numbers: int) -> Callable[[], None]:
 
 
 def stopped(lab: Lab, code: int, prepare: Callable[[], None], run: str = RUN, saved: bool = True) -> int:
-    """A run that is stopped so, its exit code, and the end after the same command; the steps lost."""
+    """Stop a run with `prepare`, check its exit code, finish it with the same command; returns the lost steps."""
     folder = lab.folder("stopped", ready=run)
     outcome = lab.launch(folder, run, prepare=prepare)
-    expect(outcome, code, *(["saved. The same command goes on"] if saved else []))
+    expect(outcome, code, *(["saved. Run the same command again"] if saved else []))
     lost = check_nothing_lost(folder / "runs" / run)
-    check(not saved or lost == 0, f"{lost} steps are lost")
-    check(outcome.seconds < 60, f"{outcome.seconds:.0f} s")
+    check(not saved or lost == 0, f"{lost} steps were lost")
+    check(outcome.seconds < 60, f"it took {outcome.seconds:.0f} s to end")
     lab.finish(folder, run)
     lab.compare(folder, run, own_save=saved)
     return lost
 
 
-@fault(8, "SIGTERM in the middle of a step", "saves, exit 143; same final bytes")
+@fault(8, "SIGTERM during a step", "checkpoint saved, exit 143; same final bytes")
 def terminated(lab: Lab) -> Seen:
     steps = [2, 5] if lab.quick else [1, 2, 4, 5, 7, 8, 11]
     cases = [(run, step) for run in ((RUN,) if lab.quick else (RUN, "classifier")) for step in steps]
@@ -57,14 +57,14 @@ def terminated(lab: Lab) -> Seen:
     return Seen(f"{len(cases)} runs, exit 143, 0 bytes differ", max(lost))
 
 
-@fault(9, "SIGINT once, twice", "exit 130 after a save; at once, the checkpoint before intact")
+@fault(9, "SIGINT once, twice", "once: save, exit 130; twice: exits immediately, previous checkpoint intact")
 def interrupted(lab: Lab) -> Seen:
     stopped(lab, 130, signal_at("step", 5, signal.SIGINT))
     lost = stopped(lab, 130, signal_at("step", 8, signal.SIGINT, signal.SIGINT), saved=False)
     return Seen("130 and 130, 0 bytes differ", lost)
 
 
-@fault(10, "SIGTERM while saving, once and twice", "exit 143, no torn checkpoint, same final bytes")
+@fault(10, "SIGTERM during a save, once and twice", "exit 143, no incomplete checkpoint, same final bytes")
 def terminated_while_saving(lab: Lab) -> Seen:
     lost = 0
     for point in ("save-begin", "save-model", "save-manifest", "directory-synced", "save-published"):
@@ -74,7 +74,7 @@ def terminated_while_saving(lab: Lab) -> Seen:
 
 
 def in_terminal(folder: Path, run: str) -> tuple[int, int]:
-    """Launch with a terminal of its own; (process id, the terminal's other end)."""
+    """Launch in a new pseudo-terminal; returns (process id, file descriptor of its master end)."""
     stage, arguments = COMMANDS[run]
     pid, master = pty.fork()
     if pid == 0:
@@ -89,7 +89,7 @@ def slow_steps() -> None:
     faults.listeners.append(lambda name: time.sleep(0.3) if name == "step" else None)
 
 
-@fault(11, "SIGHUP (terminal closed), SIGPIPE (output closed)", "saves, exit 129; ends with 1 or 141; same final bytes")
+@fault(11, "SIGHUP (terminal closed), SIGPIPE (output closed)", "save, exit 129; exit 1 or 141; same final bytes")
 def terminal_closed(lab: Lab) -> Seen:
     folder = lab.folder("hup", ready=RUN)
     pid, master = in_terminal(folder, RUN)
@@ -104,7 +104,7 @@ def terminal_closed(lab: Lab) -> Seen:
     os.close(master)
     code = wait(pid, time.monotonic() + 60)
     check(code == 128 + signal.SIGHUP, f"exit code {code} after the terminal was closed")
-    check(check_nothing_lost(folder / "runs" / RUN) == 0, "steps are lost")
+    check(check_nothing_lost(folder / "runs" / RUN) == 0, "steps were lost")
     lab.finish(folder, RUN)
     lab.compare(folder, RUN)
 
@@ -117,7 +117,7 @@ def terminal_closed(lab: Lab) -> Seen:
         os.close(reader)
 
     outcome = lab.launch(folder, RUN, prepare=close_output)
-    # Rich ends with 1 when its reader is gone.
+    # Rich exits with 1 on a broken pipe.
     check(outcome.code in (1, 141), f"exit code {outcome.code} with a closed pipe")
     lost = check_nothing_lost(folder / "runs" / RUN)
     lab.finish(folder, RUN)
@@ -125,7 +125,7 @@ def terminal_closed(lab: Lab) -> Seen:
     return Seen(f"exit 129 and {outcome.code}, 0 bytes differ", lost)
 
 
-@fault(59, "Ctrl-C while text is generated", "exit 130, no traceback")
+@fault(59, "Ctrl-C during generation", "exit 130, no traceback")
 def generation_interrupted(lab: Lab) -> Seen:
     folder = lab.folder("generate", run=RUN)
     whole = lab.launch(folder, "generate")

@@ -1,1 +1,1 @@
-"""STAGE 3: text classification from a pretrained model. `python -m finetune --help`"""
+"""STAGE 3: fine-tune a pretrained model for text classification. `python -m finetune --help`"""

@@ -1,4 +1,4 @@
-"""What a classifier has to beat: the majority class, and TF-IDF with logistic regression, on the same split."""
+"""Baselines for a classifier on the same split: the majority class, and TF-IDF with logistic regression."""
 
 import random
 import time
@@ -11,14 +11,14 @@ import numpy as np
 from .examples import Example, Splits
 from .metrics import Scores, compute_scores
 
-# The vectoriser reads about 1.5 MB/s: this bounds it to a minute.
+# The vectorizer reads about 1.5 MB/s, so this limits it to about a minute.
 MAXIMUM_CHARACTERS = 64_000_000
-INVERSE_REGULARISATION = (1.0, 10.0, 100.0)
+INVERSE_REGULARIZATION = (1.0, 10.0, 100.0)
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Scores of one baseline on the test split (validation when there is none)."""
+    """Scores of one baseline on the test split, or on the validation split if there is no test split."""
 
     name: str
     scores: Scores
@@ -26,12 +26,12 @@ class Baseline:
 
 
 def compute_baselines(splits: Splits, seed: int = 0) -> list[Baseline]:
-    """Majority class, then TF-IDF + logistic regression."""
+    """Return the scores of the majority class, then of TF-IDF with logistic regression."""
     return [majority_baseline(splits), tfidf_baseline(splits, seed)]
 
 
 def majority_baseline(splits: Splits) -> Baseline:
-    """Always the most frequent label of the training split (the first by id when several are)."""
+    """Always predict the most frequent training label (the lowest id in a tie)."""
     started = time.perf_counter()
     counts = Counter(example.label for example in splits.train)
     label = min(counts, key=lambda key: (-counts[key], key))
@@ -40,10 +40,10 @@ def majority_baseline(splits: Splits) -> Baseline:
 
 
 def tfidf_baseline(splits: Splits, seed: int = 0) -> Baseline:
-    """TF-IDF of words and word pairs with logistic regression, one class against the rest.
+    """TF-IDF of words and word pairs with one-vs-rest logistic regression.
 
-    Regularisation is chosen on the validation split, never on the test split. Training text beyond 64 million
-    characters is sampled down to that, and the name says so.
+    Selects the regularization on the validation split, never on the test split. Samples training text beyond 64 million
+    characters down to that size, and says so in the name.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -57,25 +57,25 @@ def tfidf_baseline(splits: Splits, seed: int = 0) -> Baseline:
     try:
         features = vectorizer.fit_transform([example.text for example in train])
     except ValueError:
-        # No text holds a word of two letters or digits: single characters are what is left to count.
+        # No text has a word of two letters or digits, so count single characters.
         vectorizer = TfidfVectorizer(analyzer="char", sublinear_tf=True, dtype=np.float32)
         features = vectorizer.fit_transform([example.text for example in train])
     labels = np.array([example.label for example in train])
     validation = vectorizer.transform([example.text for example in splits.validation])
-    answers = np.array([example.label for example in splits.validation])
+    validation_labels = np.array([example.label for example in splits.validation])
     best, best_accuracy = None, -1.0
-    for strength in INVERSE_REGULARISATION:
-        # One class against the rest with liblinear is ten times faster here than the multinomial loss, and as good.
-        model = OneVsRestClassifier(LogisticRegression(C=strength, solver="liblinear", random_state=seed))
+    for inverse in INVERSE_REGULARIZATION:
+        # One-vs-rest with liblinear is ten times faster here than the multinomial loss, and as accurate.
+        model = OneVsRestClassifier(LogisticRegression(C=inverse, solver="liblinear", random_state=seed))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.fit(features, labels)
-        accuracy = float((model.predict(validation) == answers).mean())
+        accuracy = float((model.predict(validation) == validation_labels).mean())
         if accuracy > best_accuracy:
             best, best_accuracy = model, accuracy
     scored = splits.validation if splits.test is None else splits.test
-    guesses = best.predict(vectorizer.transform([example.text for example in scored]))
-    return Baseline(name, score(scored, guesses, splits.names), seconds_since(started))
+    predictions = best.predict(vectorizer.transform([example.text for example in scored]))
+    return Baseline(name, score(scored, predictions, splits.names), seconds_since(started))
 
 
 def bounded_sample(examples: list[Example], seed: int) -> list[Example]:
@@ -90,8 +90,8 @@ def bounded_sample(examples: list[Example], seed: int) -> list[Example]:
     return [examples[index] for index in sorted(taken)]
 
 
-def score(examples: list[Example], guesses: np.ndarray, names: list[str]) -> Scores:
-    return compute_scores([example.label for example in examples], guesses, names)
+def score(examples: list[Example], predictions: np.ndarray, names: list[str]) -> Scores:
+    return compute_scores([example.label for example in examples], predictions, names)
 
 
 def seconds_since(started: float) -> float:

@@ -1,4 +1,4 @@
-"""Labelled texts from anywhere: read, checked, split. Errors name the file, the rows and what to do."""
+"""Read, check and split labelled texts. Errors name the file, the rows and the fix."""
 
 import hashlib
 import math
@@ -15,13 +15,13 @@ from .data_config import BUILT_IN, DataConfig
 from .examples import Example, Splits
 from .stdlib_task import load_stdlib_task
 
-SHOWN = 5
-# More labels than this, most of them used once, is a column of something else.
+SHOWN = 5  # values listed in an error
+# A column with more labels than this, most of them used once, does not hold classes.
 MANY_LABELS = 50
 
 
 class Row(NamedTuple):
-    """A row that has a text and the name of a label; `number` counts rows of data from 1."""
+    """A row with a text and the name of its label; `number` counts data rows from 1."""
 
     number: int
     text: str
@@ -29,10 +29,10 @@ class Row(NamedTuple):
 
 
 def load_examples(config: DataConfig) -> Splits:
-    """Training, validation and (if there is one) test examples.
+    """Load the training, validation and (if given) test examples.
 
-    Label names are sorted, numbers by value. Raises DataError for a missing column, rows without text or label, a
-    single label, and labels in validation or test that training does not have.
+    Sorts label names, numbers by value. Raises DataError for a missing column, rows without text or label, a single
+    label, and labels in validation or test that training does not have.
     """
     if config.path == BUILT_IN:
         return load_stdlib_task(config.seed)
@@ -51,16 +51,16 @@ def load_examples(config: DataConfig) -> Splits:
         examples, validation = split_validation(examples, config.validation_fraction, config.seed)
         if not validation:
             raise DataError(
-                f"{config.path}: no label has two different texts, so none can be set aside for validation. "
-                "Give more data, or data.validation=FILE"
+                f"{config.path}: no label has two different texts, so no text can be held out for validation. "
+                "Add data, or set data.validation=FILE"
             )
-        notes.append(f"{len(validation):,} of {len(validation) + len(examples):,} examples set aside for validation")
+        notes.append(f"{len(validation):,} of {len(validation) + len(examples):,} examples held out for validation")
     notes += overlap_notes(examples, validation, test)
     return Splits(names, examples, validation, test, f"{config.label} of {config.text} in {config.path}", notes)
 
 
 def read_rows(config: DataConfig, path: str, split: str, notes: list[str]) -> list[Row]:
-    """All rows of one source. Raises DataError naming rows without text or label, or an empty source."""
+    """Read all rows of one source. Raises DataError for rows without text or label and for an empty source."""
     rows, missing = [], defaultdict(list)
     number = 0
     for number, row in enumerate(iter_rows(path, split, [config.text, config.label]), start=1):
@@ -80,18 +80,18 @@ def read_rows(config: DataConfig, path: str, split: str, notes: list[str]) -> li
             )
         notes.append(f"{path}: {len(numbers):,} rows without '{column}' skipped")
     if not rows:
-        raise DataError(f"{path}: no labelled rows. It has to hold columns '{config.text}' and '{config.label}'")
+        raise DataError(f"{path}: no labelled rows. It needs columns '{config.text}' and '{config.label}'")
     return rows
 
 
 def read_more(config: DataConfig, part: str, ids: dict[str, int], notes: list[str]) -> list[Example]:
-    """The validation or test examples. Raises DataError for labels that training does not have."""
+    """Read the validation or test examples. Raises DataError for labels that training does not have."""
     path = getattr(config, part) or config.path
     split = getattr(config, f"{part}_split") or config.split
     if shares_rows(config, path, split):
         raise DataError(
-            f"the {part} data ({path}) is part of the training data ({config.path}): its scores would mean nothing. "
-            f"Give data.{part}=FILE, or for a Hugging Face dataset with several splits data.{part}_split=NAME"
+            f"the {part} data ({path}) is part of the training data ({config.path}): its scores would be meaningless. "
+            f"Set data.{part}=FILE, or for a Hugging Face dataset with several splits data.{part}_split=NAME"
         )
     rows = read_rows(config, path, split, notes)
     unseen = defaultdict(list)
@@ -102,14 +102,14 @@ def read_more(config: DataConfig, part: str, ids: dict[str, int], notes: list[st
         found = "; ".join(f"'{label}' in {listed(unseen[label])}" for label in label_names(unseen)[:SHOWN])
         more = f"; and {len(unseen) - SHOWN} more labels" if len(unseen) > SHOWN else ""
         raise DataError(
-            f"{path}: labels that the training data ({config.path}) does not have: {found}{more}. "
+            f"{path}: labels missing from the training data ({config.path}): {found}{more}. "
             f"Known labels: {listed(list(ids), 20, '')}. Correct them, or add such examples to the training data"
         )
     return to_examples(rows, ids, path)
 
 
 def shares_rows(config: DataConfig, path: str, split: str) -> bool:
-    """Whether training reads the same split or file. Only datasets have splits: files are read whole."""
+    """Return whether training reads the same split or file. Only datasets have splits; files are read whole."""
     if any(is_hub_name(source) or saved_dataset(source) for source in (path, config.path)):
         return (path, split) == (config.path, config.split)
     files = [{file.resolve() for file in find_files(source)} for source in (path, config.path)]
@@ -121,9 +121,9 @@ def to_examples(rows: list[Row], ids: dict[str, int], path: str) -> list[Example
 
 
 def label_name(value: Any, place: str) -> str | None:
-    """The name of a label of any type: 3, 3.0 and "3" are "3", True is "True", surrounding space is dropped.
+    """Convert a label of any type to its name: 3, 3.0 and "3" give "3", True gives "True"; strips whitespace.
 
-    None for null, NaN and the empty string. Raises DataError naming `place` for lists and the like.
+    Returns None for null, NaN and the empty string. Raises DataError naming `place` for lists and other containers.
     """
     if value is None:
         return None
@@ -132,19 +132,19 @@ def label_name(value: Any, place: str) -> str | None:
             return None
         return str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, (list, tuple, dict, set, bytes)):
-        raise DataError(f"{place} holds {type(value).__name__} {str(value)[:60]}: a label is one string or number")
+        raise DataError(f"{place} holds {type(value).__name__} {str(value)[:60]}: a label must be one string or number")
     return str(value).strip() or None
 
 
 def label_names(labels: Iterable[str]) -> list[str]:
-    """Labels in order: by value when all are numbers, else naturally ("grade 2" before "grade 10")."""
+    """Sort labels by value if all are numbers, else in natural order ("grade 2" before "grade 10")."""
     labels = list(labels)
     if all(re.fullmatch(r"[-+]?\d+(\.\d+)?", label) for label in labels):
         return sorted(labels, key=lambda label: (float(label), label))
 
     def parts(label: str) -> tuple[list[tuple[int, int, str]], str]:
-        pieces = re.split(r"([0-9]+)", label)
-        return [(0, int(p), "") if p.isdecimal() and p.isascii() else (1, 0, p.lower()) for p in pieces if p], label
+        split = re.split(r"([0-9]+)", label)
+        return [(0, int(p), "") if p.isdecimal() and p.isascii() else (1, 0, p.lower()) for p in split if p], label
 
     return sorted(labels, key=parts)
 
@@ -152,8 +152,8 @@ def label_names(labels: Iterable[str]) -> list[str]:
 def check_labels(names: list[str], rows: list[Row], config: DataConfig) -> None:
     if len(names) < 2:
         raise DataError(
-            f"{config.path}: all {len(rows):,} rows have the label '{names[0]}'. Classification needs two labels or "
-            f"more; is '{config.label}' the right column (data.label=COLUMN)?"
+            f"{config.path}: all {len(rows):,} rows have the label '{names[0]}'. Classification needs at least "
+            f"two labels; is '{config.label}' the right column (data.label=COLUMN)?"
         )
     if len(names) > max(MANY_LABELS, len(rows) / 2):
         raise DataError(
@@ -163,10 +163,10 @@ def check_labels(names: list[str], rows: list[Row], config: DataConfig) -> None:
 
 
 def split_validation(examples: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Set `fraction` of each label aside: (training, validation), both in the order of `examples`.
+    """Hold out `fraction` of each label. Return (training, validation), both in the order of `examples`.
 
-    Equal texts stay together. Which texts are chosen depends on the texts and the seed, not on their order. A label
-    keeps at least one text in training, and has one in validation when it has two different ones.
+    Keeps equal texts together. The choice depends on the texts and the seed, not on their order. A label keeps at least
+    one text in training, and has one in validation if it has two different texts.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
@@ -188,7 +188,7 @@ def split_validation(examples: list[Example], fraction: float, seed: int) -> tup
 
 
 def overlap_notes(train: list[Example], validation: list[Example], test: list[Example] | None) -> list[str]:
-    """What a reader of the scores should know: texts that scoring shares with training or choosing."""
+    """Return a note for each scored split that shares texts with the training or validation data."""
     trained, validated = ({example.text.strip() for example in part} for part in (train, validation))
     notes = []
     for part, examples, seen, where in (
@@ -203,7 +203,7 @@ def overlap_notes(train: list[Example], validation: list[Example], test: list[Ex
 
 
 def listed(values: list[Any], limit: int = SHOWN, kind: str = "row") -> str:
-    """'rows 1, 2, 3 and 7 more'."""
+    """Format values as 'rows 1, 2, 3 and 7 more'."""
     shown = ", ".join(str(value) for value in values[:limit])
     prefix = f"{kind}{'s' if len(values) > 1 else ''} " if kind else ""
     return prefix + shown + (f" and {len(values) - limit:,} more" if len(values) > limit else "")

@@ -1,4 +1,4 @@
-"""What labelled data is once it has been read: examples, and their splits."""
+"""Data classes of labelled data: examples and splits."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Example(NamedTuple):
-    """One labelled text; `label` indexes `Splits.names`, `source` says where it came from ('reviews.csv row 12')."""
+    """One labelled text; `label` indexes `Splits.names`, `source` is its origin ('reviews.csv row 12')."""
 
     text: str
     label: int
@@ -15,7 +15,7 @@ class Example(NamedTuple):
 
 @dataclass
 class Splits:
-    """Labelled data for training and scoring. `test` is None when there is none: scores are then of `validation`."""
+    """Labelled data for training and scoring. If `test` is None, final scores are computed on `validation`."""
 
     names: list[str]
     train: list[Example]
@@ -25,6 +25,6 @@ class Splits:
     notes: list[str] = field(default_factory=list)
 
     def counts(self) -> list[tuple[str, int, int, int]]:
-        """Rows (label, in train, in validation, in test)."""
+        """Return the number of examples per label: rows (label, in train, in validation, in test)."""
         parts = [Counter(example.label for example in part) for part in (self.train, self.validation, self.test or [])]
         return [(name, *(part[index] for part in parts)) for index, name in enumerate(self.names)]

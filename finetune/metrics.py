@@ -1,8 +1,8 @@
-"""Classification scores: scikit-learn behind `evaluate.Metric`, with no network and nothing written anywhere.
+"""Classification scores: scikit-learn behind `evaluate.Metric`, without network access and without writing files.
 
-Undefined values are 0, and only there: precision of a class that is never predicted, recall of a class that has no
-example, F1 of both (`zero_division=0`), MCC when all labels or all predictions are of one class. As in scikit-learn,
-macro F1 is the mean over the classes that occur among labels or predictions; the per-class table lists all.
+Undefined values are 0: the precision of a class that is never predicted, the recall of a class without examples, the F1
+of both (`zero_division=0`), and the MCC if all labels or all predictions are of one class. As in scikit-learn, macro F1
+is the mean over the classes that occur among labels or predictions; the per-class table lists all classes.
 """
 
 from dataclasses import asdict, dataclass
@@ -27,10 +27,10 @@ CITATION = "Pedregosa et al. 2011, Scikit-learn: Machine Learning in Python"
 
 
 class ClassificationMetric(evaluate.Metric):
-    """Base of the metrics below: label ids in, plain numbers and lists out.
+    """Base class of the metrics below: takes label ids, returns plain numbers and lists.
 
-    `evaluate` keeps its rows in files under a cache shared by all processes of a user, and makes a folder there even
-    when they stay in memory; here they stay in memory, and no folder is made.
+    By default, `evaluate` stores its rows in a cache shared by all processes of a user, and creates a folder there even
+    with keep_in_memory. This class keeps rows in memory and creates no folder.
     """
 
     summary = ""
@@ -52,7 +52,7 @@ class ClassificationMetric(evaluate.Metric):
 
 
 class Accuracy(ClassificationMetric):
-    summary = "Share of examples whose label is right."
+    summary = "Share of examples with the correct label."
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         return {"accuracy": float(accuracy_score(references, predictions))}
@@ -66,7 +66,7 @@ class MacroF1(ClassificationMetric):
 
 
 class MatthewsCorrelation(ClassificationMetric):
-    summary = "Matthews correlation coefficient: 1 right, 0 no better than chance, -1 all wrong."
+    summary = "Matthews correlation coefficient: 1 all correct, 0 no better than chance, -1 all wrong."
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         if len({*predictions, *references}) < 2:
@@ -105,7 +105,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a classifier scored on `examples` labelled texts.
+    """Scores of a classifier on `examples` labelled texts.
 
     `accuracy_error` is the standard error, `accuracy_low` and `accuracy_high` the 95 % Wilson interval.
     `confusion[label][prediction]` counts examples.
@@ -122,11 +122,11 @@ class Scores:
     confusion: list[list[int]]
 
     def numbers(self) -> dict[str, float]:
-        """The scores that are one number each, for logs and summaries."""
+        """Return the scalar scores, for logs and summaries."""
         return {key: value for key, value in asdict(self).items() if isinstance(value, (int, float))}
 
     def class_rows(self) -> list[list[Any]]:
-        """Rows (name, precision, recall, F1, support), one per class."""
+        """Return one row (name, precision, recall, F1, support) per class."""
         return [list(asdict(row).values()) for row in self.per_class]
 
     def __str__(self) -> str:
@@ -137,20 +137,20 @@ class Scores:
 
 
 def compute_scores(labels: Any, predictions: Any, names: list[str]) -> Scores:
-    """All scores of `predictions` against `labels`, both sequences of ids into `names`.
+    """Compute all scores of `predictions` against `labels`, both sequences of ids into `names`.
 
-    Raises DataError when there is nothing to score, ValueError when lengths differ or an id is out of range.
+    Raises DataError if there are no examples, ValueError if lengths differ or an id is out of range.
     """
-    references, guesses = np.asarray(labels, dtype=np.int64).ravel(), np.asarray(predictions, dtype=np.int64).ravel()
-    if references.size != guesses.size:
-        raise ValueError(f"{references.size} labels, but {guesses.size} predictions")
+    references, predicted = np.asarray(labels, dtype=np.int64).ravel(), np.asarray(predictions, dtype=np.int64).ravel()
+    if references.size != predicted.size:
+        raise ValueError(f"{references.size} labels, but {predicted.size} predictions")
     if not references.size:
         raise DataError("no examples to score: the split is empty")
-    if min(references.min(), guesses.min()) < 0 or max(references.max(), guesses.max()) >= len(names):
+    if min(references.min(), predicted.min()) < 0 or max(references.max(), predicted.max()) >= len(names):
         raise ValueError(f"a label id is outside 0..{len(names) - 1}")
 
     def compute(metric: ClassificationMetric, **options: int) -> dict[str, Any]:
-        return metric.compute(predictions=guesses, references=references, **options)
+        return metric.compute(predictions=predicted, references=references, **options)
 
     accuracy = compute(Accuracy())["accuracy"]
     table = compute(PerClass(), num_labels=len(names))
@@ -169,7 +169,7 @@ def compute_scores(labels: Any, predictions: Any, names: list[str]) -> Scores:
 
 
 def wilson_interval(share: float, count: int, z: float = Z_95) -> tuple[float, float]:
-    """Score interval of a share of `count` trials (Wilson 1927): inside 0..1, sound at 0 % and 100 % too."""
+    """Return the Wilson score interval of a share of `count` trials (Wilson 1927); valid at 0 % and 100 % too."""
     center = share + z * z / (2 * count)
     spread = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count

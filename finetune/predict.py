@@ -24,16 +24,16 @@ from .encode import collate, encode_texts, padding_id
 from .predict_input import STDIN, InputFormat, iter_chunks, iter_texts
 
 OutputFormat = Literal["jsonl", "csv"]
-# Texts sorted by length together: less padding, at the price of memory and of waiting for a full pipe.
+# Batches sorted by length together. More batches need less padding, but more memory.
 BATCHES_PER_CHUNK = 16
-DIGITS = 6
+DIGITS = 6  # of a printed probability
 
 
 class Classifier:
-    """A classifier directory, ready to label texts.
+    """A classifier loaded from a directory.
 
-    Texts are cut to `max_length` tokens: what the model takes, or less where tokenizer_config.json says so.
-    Raises CheckpointError (or model.ModelDirectoryError) for a directory that holds no classifier.
+    Truncates texts to `max_length` tokens: the limit of the model, or of tokenizer_config.json if that is lower.
+    Raises CheckpointError or ModelDirectoryError for a directory without a classifier.
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -44,7 +44,7 @@ class Classifier:
         if self.tokenizer.vocab_size > config.vocab_size:
             raise CheckpointError(
                 f"{self.directory}: the tokenizer has {self.tokenizer.vocab_size:,} tokens, the model "
-                f"{config.vocab_size:,}: they are not from the same run. Copy the directory again"
+                f"only {config.vocab_size:,}: they do not match. Copy the directory again"
             )
         self.device = default_device()
         self.model.to(self.device)
@@ -54,7 +54,7 @@ class Classifier:
 
     @torch.inference_mode()
     def probabilities(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
-        """Probability of each label for each text, float32 (texts, labels), in the order of `texts`."""
+        """Return the probability of each label for each text, float32 (texts, labels), in the order of `texts`."""
         config = self.model.config
         encoded = encode_texts(self.tokenizer, texts, config.causal, self.max_length, config.is_encoder_decoder)
         self.truncated += encoded.truncated
@@ -77,13 +77,13 @@ def predict(
     batch_size: int = 32,
     top_k: int | None = None,
 ) -> int:
-    """Label every text of `source` and write one row each, in order, as they come. Returns how many.
+    """Label every text of `source` and write one row per text, in order, as they arrive. Return their number.
 
-    Rows go to `output` (default: standard output), as CSV where its name ends so, else JSONL, unless `output_format`
-    says. Raises CheckpointError, ConfigError, DataError.
+    Writes to `output` (default: standard output), by default as CSV if its name ends in .csv, else as JSONL. Raises
+    CheckpointError, ConfigError, DataError.
     """
     if output is not None and source != STDIN and output.exists() and output.samefile(source):
-        raise ConfigError(f"--output {output} is the input itself; choose another name")
+        raise ConfigError(f"--output {output} is the input file; choose another name")
     if output_format is None:
         output_format = "csv" if output is not None and output.suffix.lower() == ".csv" else "jsonl"
     texts = iter_texts(source, column, input_format)
@@ -99,17 +99,17 @@ def predict(
     if classifier.truncated:
         print(
             f"{classifier.truncated:,} of {rows:,} texts are longer than {classifier.max_length} tokens: "
-            "their beginning was read",
+            "only their beginning was read",
             file=sys.stderr,
         )
     return rows
 
 
 def row_writer(file: TextIO, output_format: OutputFormat, names: list[str], top_k: int | None) -> Any:
-    """A function (text, probabilities) that writes one row.
+    """Return a function (text, probabilities) that writes one row.
 
-    JSONL: {"text", "label", "probability", "probabilities": {name: p}}, the most probable first, `top_k` of them.
-    CSV: text, label, probability, and one column per label, blank beyond the `top_k` most probable.
+    JSONL: {"text", "label", "probability", "probabilities": {name: p}} with the `top_k` best labels, best first.
+    CSV: text, label, probability, then one column per label, blank except for the `top_k` most probable.
     """
     shown = len(names) if top_k is None else min(top_k, len(names))
     table = csv.writer(file, lineterminator="\n") if output_format == "csv" else None
@@ -132,7 +132,7 @@ def row_writer(file: TextIO, output_format: OutputFormat, names: list[str], top_
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[TextIO]:
-    """A UTF-8 text file, or standard output. Raises DataError when it cannot be written."""
+    """Open a UTF-8 text file for writing, or standard output. Raises DataError if it cannot be written."""
     if path is None:
         sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
         yield sys.stdout
@@ -141,32 +141,30 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w", encoding="utf-8", errors="replace", newline="")
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+        raise DataError(f"{path}: cannot be written: {error.strerror}; choose another --output") from None
     with file:
         yield file
 
 
 def find_classifier(path: Path) -> Path:
-    """`path` or its model/ folder (of a run directory), whichever holds a classifier.
+    """Return `path` or, for a run directory, its model/ folder if it holds a classifier.
 
     Raises CheckpointError, ModelDirectoryError.
     """
     directory = find_model(path)
-    advice = "Make one with `python -m finetune`, and give its run or model directory"
+    advice = "Train one with `python -m finetune` and name its run or model directory"
     if directory is None:
         problem = "no config.json here or in model/" if path.is_dir() else "no such directory"
         raise CheckpointError(f"{path}: {problem}, so this is not a classifier. {advice}")
     names = read_config(directory)["architectures"]
     if not names or not str(names[0]).endswith("ForSequenceClassification"):
         kind = names[0] if names else "unknown"
-        raise CheckpointError(
-            f"{directory}: not a classifier but a model of kind {kind}. {advice}: python -m finetune model={path}"
-        )
+        raise CheckpointError(f"{directory}: not a classifier but a {kind}. {advice}: python -m finetune model={path}")
     return directory
 
 
 def recorded_length(directory: Path) -> int:
-    """`model_max_length` of tokenizer_config.json: the length that the classifier was trained on; else no bound."""
+    """Return `model_max_length` of tokenizer_config.json, the maximum length in training, or sys.maxsize without it."""
     config = read_json(directory / "tokenizer_config.json")
     length = config.get("model_max_length") if isinstance(config, dict) else None
     return int(length) if isinstance(length, (int, float)) and length >= 1 else sys.maxsize

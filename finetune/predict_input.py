@@ -1,4 +1,4 @@
-"""Texts to label: lines, JSONL, CSV, TSV and Parquet from a file, or lines, JSONL, CSV and TSV from standard input."""
+"""Read texts to label: lines, JSONL, CSV, TSV or Parquet from a file; lines, JSONL, CSV or TSV from standard input."""
 
 import csv
 import json
@@ -17,15 +17,17 @@ STDIN = "-"
 
 
 def iter_texts(source: str, column: str, input_format: InputFormat | None = None) -> Iterator[str]:
-    """The text of each line or row of `source`, a file or "-" for standard input; a missing value is an empty text.
+    """Yield the text of each line or row of `source`, a file or "-" for standard input; a missing value is "".
 
-    A file whose name says it is a table is read as one, any other line by line, blank lines included; standard
-    input is lines unless `input_format` says otherwise. Invalid UTF-8 is replaced. Raises DataError, ConfigError.
+    Reads a file as a table if its name ends in a table suffix, else line by line, blank lines included. Reads standard
+    input as lines unless `input_format` is given. Replaces invalid UTF-8. Raises DataError, ConfigError.
     """
     if source == STDIN:
         return _stdin_texts(column, input_format or "lines")
     if input_format is not None:
-        raise ConfigError(f"--input-format is for standard input; {source} is read by its name")
+        raise ConfigError(
+            f"--input-format applies to standard input only; the format of {source} follows from its name"
+        )
     return _file_texts(Path(source), column)
 
 
@@ -37,7 +39,7 @@ def _file_texts(path: Path, column: str) -> Iterator[str]:
 
     if not path.exists() or path.is_dir():
         find_files(str(path))  # explains what is wrong and names the nearest file
-        raise DataError(f"{path}: a folder; give one file")
+        raise DataError(f"{path}: a folder; name one file")
     if table_format(path) is not None:
         for row in iter_rows(str(path), None, [column]):
             yield _text(row[column])
@@ -47,7 +49,7 @@ def _file_texts(path: Path, column: str) -> Iterator[str]:
 
 
 def _stdin_texts(column: str, input_format: InputFormat) -> Iterator[str]:
-    # A buffer of our own: the interpreter waits at exit for whoever reads sys.stdin, and a pipe may never end.
+    # Use a separate buffer: at exit the interpreter waits for readers of sys.stdin, and a pipe may never end.
     with open(sys.stdin.fileno(), encoding="utf-8-sig", errors="replace", newline="", closefd=False) as lines:
         if input_format == "lines":
             for line in lines:
@@ -96,9 +98,9 @@ def _text(value: object) -> str:
 
 
 def iter_chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """`items` in lists of up to `size`: as many as are there, at least one, so that a slow pipe is answered at once.
+    """Yield `items` in lists of 1 to `size`: as many as are available, so that a slow pipe is answered at once.
 
-    A thread reads ahead, at most `size` items. An error of `items` is raised after the items before it.
+    A thread reads at most `size` items ahead. An exception of `items` is raised after the items before it.
     """
     ready: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=size)
 

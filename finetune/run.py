@@ -1,6 +1,6 @@
-"""One fine-tuning run: labelled texts, a pretrained model with a new head, the loop, scores beside baselines."""
+"""Run fine-tuning: load labelled texts, put a new head on a pretrained model, train, score against baselines."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from mini_llm.engine.batch import Batch, LengthBatches, ordered_batches, to_device
-from mini_llm.engine.config import load_config
+from mini_llm.engine.config import build_config
 from mini_llm.engine.device import default_device
-from mini_llm.engine.distributed.processes import make_accelerator, start_processes
+from mini_llm.engine.distributed.processes import make_accelerator, resolved_runtime, start_processes
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.engine.flops import flops_per_token
 from mini_llm.engine.loop import train
@@ -40,17 +40,13 @@ if TYPE_CHECKING:
     from .metrics import Scores
 
 RUNS = Path("runs")
-# Tokens in one forward pass with gradients, per rank, when micro_batch_size is not given.
+# Tokens per rank in one training forward pass, if micro_batch_size is not set.
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 65_536}
-CONFUSION_LIMIT = 50
-
-
-def main(path: Path | None, overrides: Sequence[str]) -> None:
-    finetune(load_config(FinetuneConfig, path, tuple(overrides)))
+CONFUSION_LIMIT = 50  # labels; larger confusion matrices are not saved
 
 
 def finetune(config: FinetuneConfig) -> dict[str, float]:
-    """Run `config` to its end, or go on with it; returns the final scores. Raises the errors of mini_llm/engine/errors.py."""
+    """Run or resume `config` and return the final scores. Raises the errors of mini_llm.engine.errors."""
     processes = start_processes(config.runtime)
     main_process = processes.is_main_process
     console = Console(stderr=True, quiet=not main_process, soft_wrap=True)
@@ -62,8 +58,10 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         if run.finished:
             console.print(run.describe_finished(), markup=False)
             return run.finished["scores"]
+        tree = run.as_requested(tree, HARMLESS)
+        config = build_config(FinetuneConfig, tree, str(run.path))
         run.record(tree, "finetune")
-        # Hub datasets are downloaded once, by the main process.
+        # The main process downloads Hub datasets once for all.
         with processes.main_process_first():
             splits = load_examples(config.data)
         for note in (splits.description, *splits.notes):
@@ -79,9 +77,9 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
 
 
 def replay(path: Path, step: int, dump: Path | None) -> None:
-    """Compute `step` of the run at `path` again. Raises ConfigError."""
+    """Recompute `step` of the run at `path`. Raises ConfigError."""
     run = RunDirectory(path, main_process=False)
-    config = load_config(FinetuneConfig, path / "config.yaml")
+    config = build_config(FinetuneConfig, run.requested(), str(path))
     processes = start_processes(config.runtime)
     source = find_pretrained(Path(config.model))
     with processes.main_process_first():
@@ -92,44 +90,44 @@ def replay(path: Path, step: int, dump: Path | None) -> None:
 
 
 def find_pretrained(path: Path) -> Path:
-    """The model directory at `path`, or in the run there. Raises CheckpointError or ModelDirectoryError."""
+    """Return the model directory at `path` or in the run there. Raises CheckpointError or ModelDirectoryError."""
     directory = find_model(path)
     if directory is None:
         raise CheckpointError(
             f"{path}: no pretrained model there (no config.json, no model/config.json). "
-            "Make one with `make pretrain`, or name a directory: --init DIR"
+            "Train one with `make pretrain`, or name a directory: --init DIR"
         )
     family = read_config(directory)["model_type"]
     able = [name for name, layout in LAYOUTS.items() if "classifier" in layout.architectures.values()]
     if family not in able:
         raise CheckpointError(
-            f"{directory}: a {family} model, and transformers has no classifier of that family. "
-            f"Take one of {', '.join(able)}"
+            f"{directory}: a {family} model, but transformers has no classifier of that family. "
+            f"Use one of {', '.join(able)}"
         )
     return directory
 
 
 def load_classifier(config: FinetuneConfig, source: Path, names: list[str], tokenizer: Any) -> SequenceClassifier:
-    """The pretrained trunk with a new classification head; or the same architecture untrained.
+    """Load the pretrained trunk with a new classification head, or build the same architecture untrained.
 
-    Its config gets the padding of our batches, by which transformers finds the end of a text. Raises CheckpointError
-    when the tokenizer has more tokens than the model.
+    Sets the config's padding id to ours, because transformers uses it to find the end of a text. Raises CheckpointError
+    if the tokenizer has more tokens than the model.
     """
     changes = {"id2label": dict(enumerate(names)), "dropout": config.dropout, "pad_token_id": padding_id(tokenizer)}
     model = load_model(source, head="classifier", **changes)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model {model.config.vocab_size:,}: "
-            "they are not of the same model. Copy the directory again"
+            f"{source}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model only "
+            f"{model.config.vocab_size:,}: they do not match. Copy the directory again"
         )
     return SequenceClassifier(model.config) if config.weights == "random" else model
 
 
 def describe_start(source: Path, model: SequenceClassifier) -> list[str]:
-    """What is new in the classifier, and which tensors of `source` have no place in it."""
-    notes = [f"{source}: newly initialised: {', '.join(model.newly_initialized) or 'nothing'}"]
+    """Return notes on newly initialized weights and on tensors of `source` that the classifier does not use."""
+    notes = [f"{source}: newly initialized: {', '.join(model.newly_initialized) or 'nothing'}"]
     if model.left_behind:
-        notes.append(f"{source}: left behind: {', '.join(model.left_behind)}")
+        notes.append(f"{source}: not used: {', '.join(model.left_behind)}")
     return notes
 
 
@@ -153,26 +151,28 @@ def _train(
     )
     training = _encode(tokenizer, splits.train, model, max_length)
     held_out = _encode(tokenizer, splits.validation, model, max_length)
-    beginning = " ".join(tokenizer.piece(i) for i in training.tokens[0][:8])
+    beginning = " ".join(tokenizer.id_to_token(i) for i in training.tokens[0][:8])
     console.print(
-        f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens; the first text begins {beginning}", markup=False
+        f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens; the first text begins with {beginning}",
+        markup=False,
     )
     if training.truncated:
         share = training.truncated / len(splits.train)
-        console.print(f"{share:.0%} of the training texts are longer than {max_length} tokens: their beginning is read")
+        console.print(
+            f"{share:.0%} of the training texts are longer than {max_length} tokens: only their beginning is read"
+        )
 
     labels = np.array([example.label for example in splits.train])
     ranks = processes.num_processes
     device = default_device(config.runtime.device)
     accumulation = _accumulation(config, training.lengths, ranks, device)
 
-    def dealt_to(rank: int) -> LengthBatches:
+    def batches_of(rank: int) -> LengthBatches:
         return LengthBatches(training.lengths, config.batch_size, config.seed, ranks, rank, accumulation)
 
-    batches = dealt_to(processes.process_index)
-    accelerator = make_accelerator(
-        config.runtime, accumulation, max(1, config.batch_size // (accumulation * ranks)), config.optim.max_grad_norm
-    )
+    batches = batches_of(processes.process_index)
+    micro_batch_size = max(1, config.batch_size // (accumulation * ranks))
+    accelerator = make_accelerator(config.runtime, accumulation, micro_batch_size, config.optim.max_grad_norm)
     pad = padding_id(tokenizer)
 
     def batch(step: int) -> list[Batch]:
@@ -180,16 +180,16 @@ def _train(
             collate([training.tokens[i] for i in rows], labels[rows], pad, max_length) for rows in batches.batch(step)
         ]
 
-    answers = np.array([example.label for example in splits.validation])
+    held_out_labels = np.array([example.label for example in splits.validation])
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        # The evaluate package takes seconds to import: not before the first step.
+        # The evaluate package takes seconds to import, so do not import it before the first step.
         from .metrics import compute_scores
 
         loss, predictions = _predict(
-            model, held_out, answers, pad, max_length, config.evaluation_batch_size, accelerator
+            model, held_out, held_out_labels, pad, max_length, config.evaluation_batch_size, accelerator
         )
-        scores = compute_scores(answers, predictions, splits.names)
+        scores = compute_scores(held_out_labels, predictions, splits.names)
         return {
             "val/loss": loss,
             "val/accuracy": scores.accuracy,
@@ -199,6 +199,13 @@ def _train(
 
     steps = max(1, round(config.epochs * batches.steps_per_epoch))
     optim = config.optim.for_width(model.config.hidden_size)
+    max_steps = min(config.max_steps or steps, steps)
+    chosen: dict[str, Any] = {"run": config.run_name, "micro_batch_size": micro_batch_size, "max_steps": max_steps}
+    chosen |= {"data": config.data.model_copy(update={"max_length": max_length}), "optim": optim.resolved()}
+    chosen["runtime"] = resolved_runtime(config.runtime, compiled=config.runtime.compile is True)
+    resolved = config.model_copy(update=chosen).model_dump(mode="json")
+    run.resolve(resolved)
+    tracker.config(resolved)
     mean_length = float(training.lengths.mean())
     console.print(
         f"{len(splits.train):,} training and {len(splits.validation):,} validation texts, {len(splits.names)} labels; "
@@ -210,7 +217,7 @@ def _train(
         model,
         batch,
         evaluate,
-        config.model_copy(update={"max_steps": min(config.max_steps or steps, steps), "optim": optim}),
+        config.model_copy(update={"max_steps": max_steps, "optim": optim}),
         accelerator,
         run,
         tracker,
@@ -218,10 +225,10 @@ def _train(
         metric=f"val/{config.metric}",
         larger_is_better=config.metric != "loss",
         evaluation_in_steps=held_out.lengths.sum() / (config.batch_size * mean_length),
-        flops_per_token=lambda share: flops_per_token(model.config, round(mean_length), 0.0),
-        documents=lambda step, rank, _: [[splits.train[i].source for i in rows] for rows in dealt_to(rank).batch(step)],
+        flops_per_token=lambda head_share: flops_per_token(model.config, round(mean_length), 0.0),
+        documents=lambda step, rank, _: [splits.train[i].source for rows in batches_of(rank).batch(step) for i in rows],
         class_weights=_class_weights(labels, len(splits.names)) if config.class_weights == "balanced" else None,
-        facts={
+        metadata={
             "tokenizer_sha256": tokenizer.sha256,
             "data_fingerprint": content_hash(
                 (row.text, row.label) for part in (splits.train, splits.validation) for row in part
@@ -237,7 +244,7 @@ def _encode(tokenizer: Any, examples: list[Example], model: SequenceClassifier, 
 
 
 def _accumulation(config: FinetuneConfig, lengths: np.ndarray, ranks: int, device: torch.device) -> int:
-    """Micro-batches per step and rank, so that one forward pass stays within its tokens."""
+    """Return the micro-batches per step and rank that keep a forward pass within MICRO_BATCH_TOKENS."""
     if config.micro_batch_size:
         return max(1, -(-config.batch_size // (config.micro_batch_size * ranks)))
     tokens = config.batch_size / ranks * float(np.quantile(lengths, 0.9))
@@ -245,7 +252,7 @@ def _accumulation(config: FinetuneConfig, lengths: np.ndarray, ranks: int, devic
 
 
 def _class_weights(labels: np.ndarray, classes: int) -> Tensor:
-    """N / (classes * count): every class has the same total weight (King and Zeng 2001)."""
+    """Return N / (classes * count), so that every class has the same total weight (King and Zeng 2001)."""
     counts = np.bincount(labels, minlength=classes)
     return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
 
@@ -254,15 +261,16 @@ def _class_weights(labels: np.ndarray, classes: int) -> Tensor:
 def _predict(
     model: nn.Module,
     texts: EncodedTexts,
-    answers: np.ndarray,
+    labels: np.ndarray,
     pad: int,
     max_length: int,
     batch_size: int,
     accelerator: Accelerator,
 ) -> tuple[float, np.ndarray]:
-    """Mean loss and predicted labels, in order; batches are shared out over the ranks.
+    """Return the mean loss and the predicted labels, in order. Batches are distributed over the ranks.
 
-    Ranks make equally many forward passes, since ZeRO-3 gathers weights in each; a repeated batch counts once.
+    All ranks run the same number of forward passes, because ZeRO-3 gathers weights in each. A repeated batch counts
+    once.
     """
     batches = ordered_batches(texts.lengths, batch_size)
     found: list[tuple[np.ndarray, np.ndarray, float]] = []
@@ -270,25 +278,25 @@ def _predict(
     for start in range(0, len(batches), accelerator.num_processes):
         mine = start + accelerator.process_index
         rows = batches[min(mine, len(batches) - 1)]
-        batch = to_device(collate([texts.tokens[i] for i in rows], answers[rows], pad, max_length), accelerator.device)
-        labels = batch.pop("labels")
+        batch = to_device(collate([texts.tokens[i] for i in rows], labels[rows], pad, max_length), accelerator.device)
+        targets = batch.pop("labels")
         with accelerator.autocast():
             logits = model(**batch)
         if mine < len(batches):
-            found.append((rows, logits.argmax(-1).cpu().numpy(), cross_entropy_sum(logits, labels).item()))
+            found.append((rows, logits.argmax(-1).cpu().numpy(), cross_entropy_sum(logits, targets).item()))
     model.train()
     if accelerator.num_processes > 1:
         found = gather_object(found)
-    predictions = np.empty(len(answers), dtype=np.int64)
-    for rows, guesses, _ in found:
-        predictions[rows] = guesses
-    return sum(loss for _, _, loss in found) / len(answers), predictions
+    predictions = np.empty(len(labels), dtype=np.int64)
+    for rows, predicted, _ in found:
+        predictions[rows] = predicted
+    return sum(loss for _, _, loss in found) / len(labels), predictions
 
 
 def _score(
     config: FinetuneConfig, splits: Splits, run: RunDirectory, tracker: Tracker, console: Console
 ) -> dict[str, float]:
-    """Scores of run.model, as it lies on disk, on the test split (validation when there is none), and the baselines."""
+    """Score the saved run.model and the baselines on the test split, or on validation if there is no test split."""
     from .baselines import compute_baselines
     from .metrics import compute_scores
 

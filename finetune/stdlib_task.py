@@ -1,17 +1,17 @@
 """The built-in task: which standard-library package does this function come from?
 
-An example is one function or method of the running Python's standard library, its label the package its file lies in.
-Taken out of the text, so that the code itself has to tell:
+An example is one function or method of the running Python's standard library; its label is the package of its file.
+To make the code itself the evidence, the text is stripped of:
 
-- the names of all packages that are labels, in any case and wherever they stand (`asyncio.sleep` -> `_.sleep`,
-  `XMLParser` -> `_Parser`), in every example alike, so that a hole tells nothing either;
-- the name of the function's own module and of the folders above it, as a whole word in any case;
+- the names of all packages that are labels, in any case and anywhere (`asyncio.sleep` -> `_.sleep`,
+  `XMLParser` -> `_Parser`), in every example alike, so that a hole reveals nothing;
+- the names of the function's own module and of the folders above it, as whole words in any case;
 - import statements;
-- the docstring: it says in English what the package is for, which makes the task one of spotting a keyword,
-  and it fills the first tokens, which are all that a small model sees of a long function.
+- docstrings: they describe the package in English, which would turn the task into keyword spotting, and they fill the
+  first tokens, which are all that a small model sees of a long function.
 
-The split is by file: functions of one file share names and idioms, and would give the answer away. Deterministic for
-one Python version. Language models pretrained on the built-in corpus have seen these files, though no labels.
+The split is by file, because functions of one file share names and idioms, which would leak the label. The task is
+deterministic for one Python version. Models pretrained on the built-in corpus have seen these files, but no labels.
 """
 
 import ast
@@ -33,19 +33,19 @@ from .examples import Example, Splits
 
 DESCRIPTION = (
     "Which standard-library package does this function come from? Functions and methods of the running Python, "
-    "split by file; the names of the packages and of the function's module, imports and docstrings are taken out. "
-    "A model pretrained on the built-in corpus has read these files too, without the labels."
+    "split by file; the names of the packages and of the function's module, imports and docstrings are removed. "
+    "A model pretrained on the built-in corpus has also read these files, without the labels."
 )
 
 MINIMUM_LINES = 3
 MAXIMUM_PER_CLASS = 600
-# A class needs so many functions, and so many files with at least MINIMUM_PER_FILE of them: one for each split.
+# A class needs this many functions, and one file with at least MINIMUM_PER_FILE of them for each split.
 MINIMUM_PER_CLASS = 60
 MINIMUM_FILES = 3
 MINIMUM_PER_FILE = 8
 MINIMUM_CLASSES = 10
 SPLIT_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
-# A package with a shorter name, such as `re`, cannot be taken out of a text without destroying it.
+# Removing a shorter package name, such as `re`, would destroy the text.
 MINIMUM_NAME_LENGTH = 3
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 TEST_FOLDERS = {"test", "tests", "idle_test"}
@@ -60,9 +60,9 @@ class Function(NamedTuple):
 
 
 def load_stdlib_task(seed: int = 0, files: Iterable[tuple[str, str]] | None = None) -> Splits:
-    """Build the task from `files`, pairs of relative path and source text (default: the running Python's own).
+    """Build the task from `files`, pairs of relative path and source text (default: those of the running Python).
 
-    Raises DataError when fewer than 10 packages have enough functions and files, as in a stripped installation.
+    Raises DataError if fewer than 10 packages have enough functions and files, as in a stripped installation.
     """
     functions = [
         f for path, text in (iter_stdlib_files() if files is None else files) for f in read_functions(path, text)
@@ -71,8 +71,8 @@ def load_stdlib_task(seed: int = 0, files: Iterable[tuple[str, str]] | None = No
     if len(packages) < MINIMUM_CLASSES:
         raise DataError(
             f"The built-in task needs {MINIMUM_CLASSES} standard-library packages with source files, found "
-            f"{len(packages)} ({', '.join(packages) or 'none'}). Install Python's full standard library, or give "
-            "labelled data of your own: data.path=FILE"
+            f"{len(packages)} ({', '.join(packages) or 'none'}). Install Python's full standard library, or use "
+            "your own labelled data: data.path=FILE"
         )
     functions = drop_duplicates(mask_names(f, packages) for f in functions if f.package in packages)
     parts: dict[str, list[Example]] = {part: [] for part in SPLIT_SHARES}
@@ -86,7 +86,7 @@ def load_stdlib_task(seed: int = 0, files: Iterable[tuple[str, str]] | None = No
 
 
 def read_functions(path: str, source: str) -> list[Function]:
-    """Functions and methods of one file, without docstrings and imports; those nested in another stay inside it."""
+    """Return the functions and methods of one file, without docstrings and imports; nested functions stay nested."""
     parts = PurePosixPath(path).parts
     if len(parts) < 2 or TEST_FOLDERS.intersection(parts) or parts[-1].startswith("test_"):
         return []
@@ -97,7 +97,7 @@ def read_functions(path: str, source: str) -> list[Function]:
     except (SyntaxError, ValueError):
         return []
     content = source.encode()
-    # Byte offset of each line: the tree counts lines from 1 and columns in bytes.
+    # Byte offset of each line; ast counts lines from 1 and columns in bytes.
     starts = [0, *accumulate(len(line) for line in content.splitlines(keepends=True))]
     found = []
     for node in outer_functions(tree):
@@ -116,7 +116,7 @@ def outer_functions(tree: ast.AST) -> Iterable[ast.FunctionDef | ast.AsyncFuncti
 
 
 def function_text(content: bytes, starts: list[int], node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """Source of `node` without its docstrings and those of nested definitions, and with `pass` for imports."""
+    """Return the source of `node` without docstrings (nested ones too) and with `pass` instead of imports."""
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     cuts = []
     for inner in ast.walk(node):
@@ -133,7 +133,7 @@ def function_text(content: bytes, starts: list[int], node: ast.FunctionDef | ast
 
 
 def choose_packages(functions: list[Function]) -> list[str]:
-    """Packages with enough functions in enough files, by name."""
+    """Return the packages with enough functions in enough files, sorted by name."""
     per_file: dict[str, Counter[str]] = defaultdict(Counter)
     for f in drop_duplicates(functions):
         per_file[f.package][f.path] += 1
@@ -147,7 +147,7 @@ def choose_packages(functions: list[Function]) -> list[str]:
 
 
 def mask_names(function: Function, packages: list[str]) -> Function:
-    """Take the names of all `packages` and of the function's own module out of its text."""
+    """Remove the names of all `packages` and of the function's own module from its text."""
     names = sorted((package.strip("_") for package in packages), key=len, reverse=True)
     modules = [part.removesuffix(".py") for part in PurePosixPath(function.path).parts[1:]]
     modules = [re.escape(name) for name in modules if name != "__init__"]
@@ -158,7 +158,7 @@ def mask_names(function: Function, packages: list[str]) -> Function:
 
 
 def drop_duplicates(functions: Iterable[Function]) -> list[Function]:
-    """The first of equal texts (up to white space); none of them when they stand in several packages."""
+    """Keep the first of equal texts (up to white space), or none if they occur in several packages."""
     groups: dict[str, list[Function]] = defaultdict(list)
     for f in functions:
         groups[" ".join(f.text.split())].append(f)
@@ -166,11 +166,11 @@ def drop_duplicates(functions: Iterable[Function]) -> list[Function]:
 
 
 def split_files(counts: dict[str, int], seed: str, trials: int = 300) -> dict[str, str]:
-    """Give each file to a split: of `trials` seeded assignments, the one with shares nearest to SPLIT_SHARES."""
+    """Assign each file to a split: take the best of `trials` seeded assignments, by distance to SPLIT_SHARES."""
     generator = random.Random(seed)
     total = sum(counts.values())
     parts, shares = list(SPLIT_SHARES), list(SPLIT_SHARES.values())
-    # As many examples in each split as can be: the third largest file bounds it.
+    # Require as many examples per split as possible; the third largest file limits it.
     floor = min(MINIMUM_PER_FILE, sorted(counts.values())[-len(parts)])
     best, best_distance = {}, float("inf")
     for _ in range(trials):

@@ -1,4 +1,4 @@
-"""Pairs of texts, (source, target): read from tables, set aside, encoded, and batched for an encoder-decoder."""
+"""Load pairs of texts (source, target) from tables or from the restore task, and hold some out for validation."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -12,21 +12,22 @@ from mini_llm.engine.errors import DataError
 from .config import PairsConfig
 from .restore import restore_pairs
 
-# The loss is taken on at most so many held-out pairs: enough to tell two evaluations apart, and quick.
+# Held-out pairs in the validation loss, at most: enough to compare evaluations, and fast.
 MOST_HELD_OUT = 2000
-SHOWN = 5
+SHOWN = 5  # row numbers listed in an error
 
 
 class Pair(NamedTuple):
+    """A source text and the target text to predict from it."""
+
     source: str
     target: str
-    # The table and row, where it is of one.
-    origin: str = ""
+    origin: str = ""  # table and row, if the pair comes from a table
 
 
 @dataclass
 class TextPairs:
-    """Pairs to learn from, to watch over training and to score (None: those of `validation`), and remarks."""
+    """Pairs for training, validation and final scores (None: scores use `validation`), with notes."""
 
     train: list[Pair]
     validation: list[Pair]
@@ -35,27 +36,27 @@ class TextPairs:
 
 
 def load_pairs(config: PairsConfig, corpus: CorpusConfig, seed: int) -> TextPairs:
-    """The pairs of a table or of a task on the corpus.
+    """Load the pairs of a table, or of the restore task on the corpus.
 
-    Raises DataError for a missing column, rows without source or target, too few pairs, scoring data that is also
+    Raises DataError for a missing column, rows without source or target, too few pairs, or scored data that is also
     training data.
     """
     if config.path is None:
         train, validation = ([Pair(*pair) for pair in restore_pairs(corpus, part)] for part in ("train", "validation"))
         known = {pair.target for pair in train}
         validation = [pair for pair in validation if pair.target not in known][:MOST_HELD_OUT]
-        note = f"restore: {len(train):,} sentences to learn from, {len(validation):,} others held out"
+        note = f"restore: {len(train):,} sentences for training, {len(validation):,} others held out"
         return TextPairs(train, validation, None, [note])
     notes: list[str] = []
     train = read_pairs(config, config.path, config.split, notes)
     test, validation = (read_more(config, part, notes) for part in ("test", "validation"))
     if validation is None:
         train, validation = set_aside(train, config.validation_fraction, seed)
-        notes.append(f"{len(validation):,} of {len(validation) + len(train):,} pairs set aside for validation")
+        notes.append(f"{len(validation):,} of {len(validation) + len(train):,} pairs held out for validation")
     if not train or not validation:
         raise DataError(
-            f"{config.path}: {len(train) + len(validation)} pairs with different sources are too few to set some aside "
-            "for validation. Give more, or pairs.validation=FILE"
+            f"{config.path}: {len(train) + len(validation)} pairs with different sources are too few to hold some out "
+            "for validation. Add pairs, or set pairs.validation=FILE"
         )
     sources = {pair.source for pair in train}
     shared = sum(pair.source in sources for pair in test or validation)
@@ -65,7 +66,7 @@ def load_pairs(config: PairsConfig, corpus: CorpusConfig, seed: int) -> TextPair
 
 
 def read_more(config: PairsConfig, part: str, notes: list[str]) -> list[Pair] | None:
-    """The validation or test pairs, where they are given. Raises DataError when they are training data too."""
+    """Read the validation or test pairs, or return None if not given. Raises DataError if they are training data."""
     path, split = getattr(config, part), getattr(config, f"{part}_split")
     if path is None and split is None:
         return None
@@ -76,12 +77,14 @@ def read_more(config: PairsConfig, part: str, notes: list[str]) -> list[Pair] | 
         files = [{file.resolve() for file in find_files(source)} for source in (path, config.path)]
         same = bool(files[0] & files[1])
     if same:
-        raise DataError(f"{path}: the {part} pairs are also the training pairs: scores would mean nothing. Give others")
+        raise DataError(
+            f"{path}: the {part} pairs are also the training pairs, so scores would be meaningless. Name other data"
+        )
     return read_pairs(config, path, split, notes)
 
 
 def read_pairs(config: PairsConfig, path: str, split: str, notes: list[str]) -> list[Pair]:
-    """All pairs of one table. Raises DataError naming rows without source or target."""
+    """Read all pairs of one table. Raises DataError naming rows without source or target."""
     pairs, missing, number = [], [], 0
     for number, row in enumerate(iter_rows(path, split, [config.source, config.target]), start=1):
         texts = [row[config.source], row[config.target]]
@@ -98,12 +101,12 @@ def read_pairs(config: PairsConfig, path: str, split: str, notes: list[str]) -> 
     if missing:
         notes.append(f"{path}: {len(missing):,} rows without source or target skipped")
     if not pairs:
-        raise DataError(f"{path}: no pairs. It has to hold columns '{config.source}' and '{config.target}'")
+        raise DataError(f"{path}: no pairs. It needs columns '{config.source}' and '{config.target}'")
     return pairs
 
 
 def set_aside(pairs: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(training, validation) in the order of `pairs`; which sources go where depends on them and the seed alone."""
+    """Split into (training, validation) in the order of `pairs`; depends only on the sources and the seed."""
 
     def key(source: str) -> bytes:
         return hashlib.blake2b(f"{seed}\0{source}".encode("utf-8", "surrogatepass"), digest_size=8).digest()

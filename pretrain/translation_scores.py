@@ -1,4 +1,4 @@
-"""What an encoder-decoder's texts are worth: BLEU and chrF on held-out pairs, beside those of copying the source."""
+"""Score an encoder-decoder with BLEU and chrF on held-out pairs, compared with copying the source."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +14,17 @@ from mini_llm.model.decoding import greedy_decode
 from .objectives.pairs import encode_pairs, pad
 from .pairs import Pair
 
-ROWS = 64
-SHOWN = 20
+ROWS = 64  # sources decoded together
+SHOWN = 20  # example rows to return
 
 
 def score_pairs(
     directory: Path, tokenizer: Any, pairs: Sequence[Pair], longest: int, device: torch.device
 ) -> tuple[dict[str, float], list[list[str]]]:
-    """Figures of the model in `directory` and of copying, and rows (source, target, model's text) to look at.
+    """Score the model in `directory` and copying. Return the scores and example rows (source, target, model's text).
 
-    BLEU (Papineni et al. 2002) and chrF (Popovic 2015), as sacrebleu computes them, from 0 to 100; exact: the share of
-    targets met to the letter. `longest`: tokens of a text that is decoded, at most.
+    BLEU (Papineni et al. 2002) and chrF (Popovic 2015) are computed by sacrebleu, from 0 to 100. `exact` is the
+    percentage of exact matches. Decodes at most `longest` tokens per text.
     """
     texts = decode_sources(load_model(directory).to(device), tokenizer, pairs, longest)
     targets, sources = [pair.target for pair in pairs], [pair.source for pair in pairs]
@@ -33,19 +33,19 @@ def score_pairs(
 
 
 def decode_sources(model: Seq2SeqLM, tokenizer: Any, pairs: Sequence[Pair], longest: int) -> list[str]:
-    """The model's greedy text for each source."""
+    """Return the model's greedy text for each source."""
     device, encoded = model.lm_head.weight.device, encode_pairs(pairs, tokenizer)
     texts = [""] * len(pairs)
     for rows in ordered_batches([len(ids) for ids in encoded.sources], ROWS):
         ids, real = pad([encoded.sources[i] for i in rows], tokenizer.pad_id or 0, model.config.max_position_embeddings)
         inputs, mask = (torch.from_numpy(array).to(device) for array in (ids, real.astype("int64")))
-        for i, made in zip(rows, greedy_decode(model, inputs, mask, longest), strict=True):
-            texts[i] = tokenizer.decode(made)
+        for i, answer in zip(rows, greedy_decode(model, inputs, mask, longest), strict=True):
+            texts[i] = tokenizer.decode(answer)
     return texts
 
 
 def compare(texts: list[str], targets: list[str]) -> dict[str, float]:
-    """BLEU, chrF and exact matches of texts against one reference each."""
+    """Return BLEU, chrF and the percentage of exact matches of `texts` against one reference each."""
     from sacrebleu import corpus_bleu, corpus_chrf
 
     exact = sum(text == target for text, target in zip(texts, targets, strict=True)) / len(targets)
@@ -57,6 +57,7 @@ def compare(texts: list[str], targets: list[str]) -> dict[str, float]:
 
 
 def score_table(figures: dict[str, float], title: str) -> Table:
+    """Return the scores of score_pairs as a table."""
     table = Table(title=title, title_justify="left")
     for column in ("", "BLEU", "chrF", "exact %"):
         table.add_column(column)

@@ -1,1 +1,1 @@
-"""Equality of results across processes, ZeRO stages and machines, as commands."""
+"""Commands that compare training across ranks, ZeRO stages and machines with training in one process."""

@@ -1,11 +1,10 @@
-"""A run that goes on elsewhere: ZeRO stage i -> j, one process -> two -> one, another precision or micro-batch.
+"""Resume a run with another ZeRO stage, number of processes, precision or micro-batch and compare its losses.
 
-    python -m benchmarks.elastic [--checkpoint sharded]
+    python -m chaos.equivalence.elastic [--checkpoint sharded]
 
-Every cell is the largest relative difference of the training loss from one process that was never interrupted, over
-the steps after a checkpoint was read from disk; bounds: 1e-5 in fp32, 2e-3 where the precision changes to bf16 (a
-reference in fp32). The rows of every step are compared too, by their numbers in the order in which they are dealt:
-they must be the same ones, or the command fails.
+Each cell is the largest relative difference of the training loss from one process that was never interrupted (in
+fp32), over the steps after a checkpoint was loaded. The exit code is 1 if it exceeds its bound: 1e-5 in fp32, 2e-3 if
+the precision changes to bf16. The command also fails if any step reads other rows, or reads them in another order.
 """
 
 import json
@@ -23,17 +22,17 @@ from rich.console import Console
 from rich.table import Table
 
 from chaos.equivalence.ranks import BOUNDS, CLIP, LAYOUTS, MICRO, ROWS, batch, gap, start, text
-from mini_llm.engine.batch import Share
+from mini_llm.engine.batch import BatchSplit
 from mini_llm.engine.checkpoint.format import load_checkpoint
 from mini_llm.engine.checkpoint.saver import Saver
 from mini_llm.engine.checkpoint.sharded_saver import ShardedSaver
-from mini_llm.engine.step import Training, seed_step, train_step
+from mini_llm.engine.step import TrainContext, seed_step, train_step
 
 ROOT = Path(__file__).parents[2]
-SAVERS = {"gathered": Saver, "sharded": ShardedSaver}
-# Steps before and after each change.
+SAVERS = {"full": Saver, "sharded": ShardedSaver}
+# Number of steps before and after each change.
 PART = 4
-# name: (processes, ZeRO stage, micro-batch, precision) of each part of the run.
+# name: (processes, ZeRO stage, micro-batch, precision) of each part of the run
 CHAINS = {
     "1 -> 2 -> 1 processes": [(1, None, 2, "fp32"), (2, None, 2, "fp32"), (1, None, 2, "fp32")],
     "1 -> 2 with ZeRO 3 -> 1": [(1, None, 2, "fp32"), (2, 3, 2, "fp32"), (1, None, 2, "fp32")],
@@ -46,11 +45,12 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    optimizers: Annotated[str, typer.Option(help="of adamw, muon")] = "adamw,muon",
-    checkpoint: Annotated[str, typer.Option(help="gathered or sharded")] = "gathered",
-    worker: Annotated[Path | None, typer.Option(help="used within: the folder of checkpoints and losses")] = None,
-    job: Annotated[str, typer.Option(help="used within: what this launch does, as JSON")] = "",
+    optimizers: Annotated[str, typer.Option(help="Optimizers, separated by commas.")] = "adamw,muon",
+    checkpoint: Annotated[str, typer.Option(help="Kind of checkpoint: full or sharded.")] = "full",
+    worker: Annotated[Path | None, typer.Option(help="Internal: folder for checkpoints and losses.")] = None,
+    job: Annotated[str, typer.Option(help="Internal: the jobs of this launch as JSON.")] = "",
 ) -> None:
+    """Print the largest relative difference of the loss after every change of the layout of a run."""
     if worker is not None:
         work(worker, json.loads(job))
         return
@@ -76,8 +76,8 @@ def bound(name: str) -> float:
     return BOUNDS["bf16" if "bf16" in name else "fp32"]
 
 
-def measure(folder: Path, optimizer: str, checkpoint: str = "gathered") -> dict[str, float]:
-    """The gaps by the name of the change. Raises RuntimeError when a step had other rows."""
+def measure(folder: Path, optimizer: str, checkpoint: str = "full") -> dict[str, float]:
+    """The largest relative difference of the loss for each change. Raises RuntimeError if a step read other rows."""
     folder.mkdir(parents=True)
     whole = {"name": "whole", "load": None, "save": None, "first": 0, "steps": 3 * PART}
     launch(folder, 1, [{**whole, "layout": [None, MICRO, "fp32"], "optimizer": optimizer, "kind": checkpoint}])
@@ -92,7 +92,7 @@ def measure(folder: Path, optimizer: str, checkpoint: str = "gathered") -> dict[
                 {**layout, "name": f"{source} -> {target}", "load": f"at {source}", "save": None, "first": PART}
             )
     launch(folder, 2, jobs)
-    # The second parts of all chains take one launch for each number of processes, and so do the third.
+    # All chains share launches: one for each part and number of processes.
     for part in range(3):
         for processes in (1, 2):
             jobs = []
@@ -114,7 +114,7 @@ def compare(seen: dict[str, dict]) -> dict[str, float]:
     for name, found in seen.items():
         expected = [whole["rows"][step] for step in range(found["first"], found["first"] + len(found["rows"]))]
         if found["rows"] != expected:
-            raise RuntimeError(f"{name}: the rows of its steps are others than those of one process")
+            raise RuntimeError(f"{name}: its steps read other rows than one process does")
     gaps = {}
     for source in LAYOUTS:
         for target in LAYOUTS:
@@ -136,7 +136,7 @@ def launch(folder: Path, processes: int, jobs: list[dict]) -> None:
 
 
 def work(folder: Path, jobs: list[dict]) -> None:
-    """Do `jobs` one after another in this process, which is one of one or two."""
+    """Run `jobs` one after another on this rank."""
     for job in jobs:
         stage, micro, precision = job["layout"]
         training = start(stage, job["optimizer"], precision, micro=micro)
@@ -156,16 +156,16 @@ def work(folder: Path, jobs: list[dict]) -> None:
         training.accelerator.wait_for_everyone()
 
 
-def advance(training: Training, steps: range, micro: int) -> tuple[list[float], list[list[int]]]:
-    """(losses, numbers of the rows that all ranks together read) of each step."""
+def advance(training: TrainContext, steps: range, micro: int) -> tuple[list[float], list[list[int]]]:
+    """(losses, row numbers that all ranks together read) of each step."""
     accelerator = training.accelerator
-    share = Share(ROWS, micro, accelerator.num_processes, accelerator.process_index)
+    split = BatchSplit(ROWS, micro, accelerator.num_processes, accelerator.process_index)
     losses, rows = [], []
     for step in steps:
         seed_step(0, step, accelerator.process_index)
-        # The number of a row travels beside its tokens, and is cut as they are.
+        # The row number is the first column, so that it is split together with the tokens.
         numbered = np.hstack([np.arange(step * ROWS, (step + 1) * ROWS)[:, None], text(step)])
-        parts = share.split(numbered)
+        parts = split.micro_batches(numbered)
         loss, _ = train_step(training, [batch(part[:, 1:]) for part in parts], 1.0, CLIP)
         losses.append(loss)
         mine = [part[:, 0].tolist() for part in parts]

@@ -1,10 +1,10 @@
-"""Losses of two processes beside those of one: DDP and DeepSpeed ZeRO 1, 2, 3, with AdamW and Muon, in fp32 and bf16.
+"""Compare the losses of two processes with those of one: DDP and ZeRO 1, 2, 3; AdamW and Muon; fp32 and bf16.
 
-    python -m benchmarks.parallel
+    python -m chaos.equivalence.ranks
 
-Each cell is the largest relative difference of the training loss over the steps, from one process without DeepSpeed
-that has the same optimizer and precision: a random decoder, equal rows, accumulation, clipping. Bounds: 1e-5 in fp32,
-2e-3 in bf16.
+Each cell is the largest relative difference of the training loss over all steps. The reference is one process without
+DeepSpeed, with the same optimizer and precision. Both train a small random decoder on the same rows, with gradient
+accumulation and clipping. The exit code is 1 if a difference exceeds its bound: 1e-5 in fp32, 2e-3 in bf16.
 """
 
 import json
@@ -22,16 +22,16 @@ from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.table import Table
 
-from mini_llm.engine.batch import Share
+from mini_llm.engine.batch import BatchSplit
 from mini_llm.engine.distributed.processes import make_accelerator, start_processes
 from mini_llm.engine.settings import LoopConfig, OptimConfig, RuntimeConfig
-from mini_llm.engine.step import Training, prepare, seed_step, train_step
+from mini_llm.engine.step import TrainContext, prepare, seed_step, train_step
 from mini_llm.model import CausalLM, ModelConfig
 
 BOUNDS = {"fp32": 1e-5, "bf16": 2e-3}
 LAYOUTS = {"DDP": None, "ZeRO 1": 1, "ZeRO 2": 2, "ZeRO 3": 3}
 VOCABULARY, LENGTH, ROWS, MICRO = 96, 32, 8, 2
-# Below the norm of nearly every gradient.
+# Smaller than nearly every gradient norm, so that clipping is always tested.
 CLIP = 0.5
 
 app = typer.Typer(add_completion=False)
@@ -39,11 +39,12 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    steps: Annotated[int, typer.Option(help="optimizer steps")] = 50,
-    optimizers: Annotated[str, typer.Option(help="of adamw, muon")] = "adamw,muon",
-    precisions: Annotated[str, typer.Option(help="of fp32, bf16")] = "fp32,bf16",
-    worker: Annotated[Path | None, typer.Option(help="used within: where the losses go")] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 50,
+    optimizers: Annotated[str, typer.Option(help="Optimizers, separated by commas.")] = "adamw,muon",
+    precisions: Annotated[str, typer.Option(help="Precisions, separated by commas.")] = "fp32,bf16",
+    worker: Annotated[Path | None, typer.Option(help="Internal: file for the losses of one launch.")] = None,
 ) -> None:
+    """Print the largest relative difference of the loss between two processes and one, for every layout."""
     if worker is not None:
         work(worker, steps, optimizers.split(","), precisions.split(","))
         return
@@ -63,12 +64,12 @@ def main(
 
 
 def gap(losses: list[float], reference: list[float]) -> float:
-    """Largest relative difference over the steps."""
+    """The largest relative difference over all steps."""
     return max(abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True))
 
 
 def measure(folder: Path, steps: int, optimizers: str, precisions: str) -> dict[str, list[float]]:
-    """Losses by "<layout> <optimizer> <precision>", of one launch of one process and one of two."""
+    """Launch one process, then two; returns the losses by "<layout> <optimizer> <precision>"."""
     losses = {}
     settings = ["--steps", str(steps), "--optimizers", optimizers, "--precisions", precisions]
     for processes in (1, 2):
@@ -85,7 +86,7 @@ def measure(folder: Path, steps: int, optimizers: str, precisions: str) -> dict[
 
 
 def work(out: Path, steps: int, optimizers: list[str], precisions: list[str]) -> None:
-    """Every layout of this number of processes; rank 0 writes the losses."""
+    """Train with every layout of this number of processes; rank 0 writes the losses to `out`."""
     layouts = LAYOUTS if int(os.environ.get("WORLD_SIZE", 1)) > 1 else {"one": None}
     losses = {
         f"{name} {optimizer} {precision}": train(stage, optimizer, precision, steps)
@@ -98,14 +99,14 @@ def work(out: Path, steps: int, optimizers: list[str], precisions: list[str]) ->
 
 
 def train(stage: int | None, optimizer: str, precision: str, steps: int) -> list[float]:
-    """Losses of `steps` steps on this process's share of the rows."""
+    """The losses of `steps` steps; this rank reads its share of the rows."""
     return [loss for loss, _ in advance(start(stage, optimizer, precision), range(steps))]
 
 
 def start(
     stage: int | None, optimizer: str, precision: str, clip: float = CLIP, file: str | None = None, micro: int = MICRO
-) -> Training:
-    """A decoder with matrices of several shapes, prepared; `file`: a DeepSpeed configuration of the user's own."""
+) -> TrainContext:
+    """Prepare a decoder with matrices of several shapes. `file` is a DeepSpeed configuration that replaces ours."""
     AcceleratorState._reset_state(reset_partial_state=True)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     os.environ.pop("ACCELERATE_DEEPSPEED_ZERO_STAGE", None)
@@ -116,14 +117,14 @@ def start(
     return prepare(tiny_decoder(), config, accelerator)
 
 
-def advance(training: Training, steps: range, clip: float = CLIP) -> list[tuple[float, float]]:
+def advance(training: TrainContext, steps: range, clip: float = CLIP) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step."""
     accelerator = training.accelerator
-    share = Share(ROWS, MICRO, accelerator.num_processes, accelerator.process_index)
+    split = BatchSplit(ROWS, MICRO, accelerator.num_processes, accelerator.process_index)
     results = []
     for step in steps:
         seed_step(0, step, accelerator.process_index)
-        results.append(train_step(training, [batch(rows) for rows in share.split(text(step))], 1.0, clip))
+        results.append(train_step(training, [batch(rows) for rows in split.micro_batches(text(step))], 1.0, clip))
     return results
 
 
@@ -144,7 +145,7 @@ def tiny_decoder() -> CausalLM:
 
 
 def text(step: int) -> np.ndarray:
-    """Token ids (ROWS, LENGTH + 1): each row counts on in steps of its own, so there is something to learn."""
+    """Token ids (ROWS, LENGTH + 1). Each row counts up with its own stride, so that there is something to learn."""
     generator = np.random.default_rng(step)
     starts, strides = generator.integers(VOCABULARY, size=(ROWS, 1)), generator.integers(1, 4, size=(ROWS, 1))
     return (starts + strides * np.arange(LENGTH + 1)) % VOCABULARY

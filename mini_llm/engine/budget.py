@@ -1,10 +1,10 @@
-"""When to stop, evaluate and save: from a number of steps, or from a wall-time budget and the measured step time."""
+"""How many steps to train, and when to evaluate and save: from max_steps, or from a time budget and the step time."""
 
 import math
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -12,55 +12,58 @@ from mini_llm.engine.distributed.collectives import broadcast
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.files import read_json, write_json
 from mini_llm.engine.schedule import Schedule
+from mini_llm.engine.settings import LoopConfig
 
-if TYPE_CHECKING:
-    from mini_llm.engine.settings import LoopConfig
-
+# max_steps when only a time budget bounds the run.
 UNKNOWN = 1 << 40
-# The first look at the speed: after ten steps, or earlier when those would take a twentieth of the budget.
-FIRST_LOOK = 2
+# The speed is first measured after ten steps, or earlier if those would take a twentieth of the budget.
+FIRST_REVIEW = 2
 ENOUGH_STEPS = 10
-FIRST_LOOK_SHARE = 0.05
+FIRST_REVIEW_SHARE = 0.05
+# The step time is the median of this many last steps.
 RECENT_STEPS = 20
 SECONDS_BETWEEN_SAVES = 60.0
 EVALUATIONS = 6
-# Time spent on evaluating during a budget, the last evaluation apart.
+# Share of a budget spent on evaluations, not counting the last one.
 EVALUATION_SHARE = 0.06
 SECONDS_FOR_SAVING = 1.5
+# Cost of the forward pass, relative to a training step on as many tokens.
+FORWARD_COST = 0.4
 
 
-class Pace:
-    """The plan of a run: the schedule with its number of steps, and the steps at which to evaluate and save.
+class StepBudget:
+    """The plan of a run: its learning-rate schedule and number of steps, and when to evaluate and save.
 
-    With a budget, the number of steps is reviewed after a few steps, when the rate begins to fall, and ever closer to
-    the end. Every review is written to plan.json before it takes effect, so a resumed run repeats the plan it had.
+    With a time budget, the number of steps is reviewed after a few steps, when the learning rate begins to fall, and
+    at shrinking intervals towards the end. Each review is written to plan.json before it takes effect, so a resumed
+    run repeats the plan it had.
     """
 
     def __init__(
         self,
         run: RunDirectory,
-        config: "LoopConfig",
+        config: LoopConfig,
         evaluation_in_steps: float,
         accelerator: Accelerator,
-        spent: float = 0.0,
+        seconds_used: float = 0.0,
     ) -> None:
-        """`evaluation_in_steps`: the tokens of one evaluation divided by those of one training step; `spent`: seconds
-        of the budget that this launch has used already."""
+        """`evaluation_in_steps`: tokens of one evaluation divided by those of one training step; `seconds_used`: time
+        of the budget that this launch has already used."""
         self.config = config
         self.max_steps = config.max_steps or UNKNOWN
-        self.budget = config.budget_seconds
+        self.seconds = config.budget_seconds
         self.accelerator = accelerator
         self.path = run.path / "plan.json"
         self.schedule = Schedule(config.schedule, self.max_steps)
         self.evaluate_every = config.evaluate_every or max(1, self.max_steps // EVALUATIONS)
         self.save_every = config.save_every or self.evaluate_every
-        self.next_review = FIRST_LOOK
+        self.next_review = FIRST_REVIEW
         self.elapsed_before = 0.0
         self._evaluation_in_steps = evaluation_in_steps
         self._evaluation_seconds: float | None = None
         self._step_seconds: deque[float] = deque(maxlen=100)
-        self._started = time.monotonic() - spent
-        # (step, state of the schedule) of each review: from that step on it was so.
+        self._started = time.monotonic() - seconds_used
+        # (step, state of the schedule) of each review, in effect from that step on.
         self.history: list[tuple[int, dict[str, Any]]] = []
         plan = broadcast(read_json(self.path) if accelerator.is_main_process else None, accelerator)
         if plan:
@@ -68,28 +71,34 @@ class Pace:
 
     @property
     def total(self) -> int:
+        """The number of steps as planned now."""
         return self.schedule.total
 
     @property
     def known_total(self) -> int | None:
-        """The number of steps, or None while a budget waits for its first look at the speed."""
-        return self.total if self.budget is None or self.history else None
+        """The number of steps, or None while a time budget has not been reviewed yet."""
+        return self.total if self.seconds is None or self.history else None
 
     @property
     def elapsed(self) -> float:
-        """Seconds of this and earlier launches."""
+        """Seconds of training in this and earlier launches."""
         return self.elapsed_before + time.monotonic() - self._started
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds left of the budget while the number of steps is unknown, else None."""
+        return self.seconds - self.elapsed if self.seconds is not None and self.known_total is None else None
+
     def resume(self, step: int, elapsed: float) -> None:
-        """Go on before `step`, after so many seconds of earlier launches: the steps after it are computed again."""
+        """Continue at `step` after `elapsed` seconds of earlier launches; reviews after `step` are repeated."""
         self.elapsed_before = elapsed
         if self.history and self.history[-1][0] > step:
-            self._remember(step)
+            self._record(step)
             if self.accelerator.is_main_process:
                 write_json(self.path, self._state())
 
     def schedule_at(self, step: int) -> Schedule:
-        """The schedule that `step` was or will be computed with, whatever was planned later."""
+        """The schedule that `step` was or will be computed with, regardless of later reviews."""
         schedule = Schedule(self.config.schedule, self.max_steps)
         for start, state in self.history:
             if start <= step:
@@ -103,61 +112,63 @@ class Pace:
         self._evaluation_seconds = seconds
 
     def review(self, step: int) -> bool:
-        """Before `step`: adapt the plan if it is time to. Returns whether the plan changed. Collective."""
+        """Adapt the plan before `step` if a review is due; returns whether the plan changed. Collective."""
         if step < self.next_review or step >= self.total or not self._step_seconds:
             return False
-        first = self.next_review == FIRST_LOOK
+        first = self.next_review == FIRST_REVIEW
         recent = sorted(list(self._step_seconds)[-RECENT_STEPS:])
         step_seconds, elapsed, evaluation = broadcast(
             (recent[len(recent) // 2], self.elapsed, self._evaluation_seconds), self.accelerator
         )
-        if first and step < ENOUGH_STEPS and elapsed < FIRST_LOOK_SHARE * (self.budget or float("inf")):
+        if first and step < ENOUGH_STEPS and elapsed < FIRST_REVIEW_SHARE * (self.seconds or float("inf")):
             return False
         if first and self.config.save_every is None:
             self.save_every = max(1, round(SECONDS_BETWEEN_SAVES / step_seconds))
-        if self.budget is not None:
-            # A forward pass is a third of a training step.
-            evaluation = evaluation or 0.4 * self._evaluation_in_steps * step_seconds
-            self._fit_budget(step, step_seconds, self.budget - elapsed - SECONDS_FOR_SAVING, evaluation, first)
-        self.next_review = self._after(step)
-        self._remember(step)
+        if self.seconds is not None:
+            evaluation = evaluation or FORWARD_COST * self._evaluation_in_steps * step_seconds
+            self._fit_budget(step, step_seconds, self.seconds - elapsed - SECONDS_FOR_SAVING, evaluation, first)
+        self.next_review = self._review_after(step)
+        self._record(step)
         if self.accelerator.is_main_process:
             try:
                 write_json(self.path, self._state())
             except OSError as error:
                 print(
-                    f"{self.path}: not written ({error.strerror or error}); a run that is killed will plan anew",
+                    f"{self.path}: could not be written ({error.strerror or error}); if this run is killed, it will "
+                    "plan its steps anew when it resumes",
                     file=sys.stderr,
                 )
         self.accelerator.wait_for_everyone()
         return True
 
-    def _remember(self, step: int) -> None:
-        self.history = [entry for entry in self.history if entry[0] < step] + [(step, self.schedule.state())]
-
     def _fit_budget(self, step: int, step_seconds: float, left: float, evaluation: float, first: bool) -> None:
-        # The evaluation at the end is always made.
+        """Set the number of steps, and at the first review `evaluate_every`, to use the `left` seconds."""
+        # The last evaluation always takes place.
         left -= evaluation
         chooses = first and self.config.evaluate_every is None
         if chooses:
-            # None on the way where the one at the end takes all that is left.
+            # No others if the last one takes all the time left.
             count = max(0, min(EVALUATIONS - 1, int(EVALUATION_SHARE * left / evaluation)))
             total = step + int((left - count * evaluation) / step_seconds)
         else:
+            count = 0
             total = step + int(left / (step_seconds + evaluation / self.evaluate_every))
         self.schedule.retotal(step, min(max(total, step + 1), self.max_steps))
         if chooses:
             self.evaluate_every = math.ceil(self.total / (count + 1))
 
-    def _after(self, step: int) -> int:
-        """The next step to review at: half-way to the fall of the rate, its beginning, then half-way to the end."""
-        if self.budget is None:
+    def _review_after(self, step: int) -> int:
+        """The step of the next review: half-way to the decay, at its beginning, then half-way to the end."""
+        if self.seconds is None:
             return UNKNOWN
         if step < self.schedule.decay_start:
             middle = (step + self.schedule.decay_start) // 2
             return middle if middle - step > ENOUGH_STEPS else self.schedule.decay_start
         left = self.total - step
         return step + left // 2 if left >= 2 else UNKNOWN
+
+    def _record(self, step: int) -> None:
+        self.history = [entry for entry in self.history if entry[0] < step] + [(step, self.schedule.state())]
 
     def _state(self) -> dict[str, Any]:
         return {

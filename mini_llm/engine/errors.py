@@ -1,7 +1,7 @@
-"""The errors a user can cause, each with its exit code; a message names the file, row or key, the cause and the fix.
+"""The errors that a user can cause, each with its exit code. A message names the file, row or key, the cause, the fix.
 
-Exit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint or model directory, or a full disk, 5 non-finite
-loss, 130 interrupted (SIGINT), 143 terminated (SIGTERM). Anything else is a defect and exits with 1.
+Exit codes: 0 success, 2 usage or configuration, 3 data, 4 checkpoint or model directory, or a full disk, 5 non-finite
+loss, 130 interrupted (SIGINT), 143 terminated (SIGTERM). Any other exception is a bug and exits with 1.
 """
 
 
@@ -16,18 +16,18 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A file, row or column that cannot be read or does not hold what is needed."""
+    """A file, row or column that cannot be read or lacks what is needed."""
 
     exit_code = 3
 
 
 class CheckpointError(UserError):
-    """A checkpoint, model or tokenizer directory that is missing, damaged or does not fit."""
+    """A checkpoint, model directory or tokenizer directory that is missing, damaged or does not match."""
 
     exit_code = 4
 
 
 class NonFiniteError(UserError):
-    """Loss or gradient became NaN or infinite and stayed so."""
+    """The loss or the gradient became NaN or infinite and stayed that way."""
 
     exit_code = 5

@@ -1,4 +1,4 @@
-"""The one training loop, for pretraining and fine-tuning alike: steps, evaluations, checkpoints, signals, resume."""
+"""The training loop, shared by pretraining and fine-tuning: steps, evaluations, checkpoints, signals, resume."""
 
 import sys
 import time
@@ -9,17 +9,17 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mini_llm.engine.batch import Batch
-from mini_llm.engine.budget import Pace
+from mini_llm.engine.batch import StepBatches
+from mini_llm.engine.budget import StepBudget
 from mini_llm.engine.checkpoint.export import export
-from mini_llm.engine.checkpoint.format import Decorate
+from mini_llm.engine.checkpoint.format import SaveExtras
 from mini_llm.engine.checkpoint.resume import resume
 from mini_llm.engine.checkpoint.sharded_saver import make_saver
 from mini_llm.engine.device import DTYPES, resolve_precision
 from mini_llm.engine.distributed.collectives import agree
 from mini_llm.engine.distributed.processes import zero_stage
 from mini_llm.engine.distributed.watchdog import Watchdog, peers_may_die
-from mini_llm.engine.flops import matmul_ceiling
+from mini_llm.engine.flops import Throughput
 from mini_llm.engine.preflight import check_space, out_of_memory_explained
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.fault_points import fault_point
@@ -33,137 +33,126 @@ from mini_llm.engine.step import prepare, seed_step, train_step
 
 def train(
     model: nn.Module,
-    batches: Callable[[int], list[Batch]],
+    batches: StepBatches,
     evaluate: Callable[[nn.Module], dict[str, float]],
     config: LoopConfig,
     accelerator: Accelerator,
     run: RunDirectory,
     tracker: Tracker,
-    decorate: Decorate,
+    save_extras: SaveExtras,
     *,
     metric: str = "val/loss",
     larger_is_better: bool = False,
     evaluation_in_steps: float = 1.0,
-    spent: float = 0.0,
-    early_batches: Callable[[int], list[Batch]] | None = None,
+    seconds_used: float = 0.0,
+    clm_batches: StepBatches | None = None,
     flops_per_token: Callable[[float], float] | None = None,
     class_weights: Tensor | None = None,
-    facts: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     documents: Documents | None = None,
 ) -> dict[str, float]:
-    """Train, evaluate, save, resume; leaves run.model and returns the evaluation of the weights in it.
+    """Train, evaluate, save, resume; write run.model and return the metrics of the weights in it.
 
-    batches(step): this rank's micro-batches, a pure function of the step, each with "labels"; early_batches(step) takes
-    its place until the learning rate begins to fall.
-    flops_per_token(share): of a step in which this share of the positions has a label.
-    documents(step, rank, early): names of the documents in each micro-batch of a rank.
-    spent: seconds of the budget that making the model took.
-    evaluate(model): metrics over the whole validation set, the same on every rank.
-    facts: for the manifest of checkpoints; those of BINDING must be the same when the run goes on.
+    batches(step): this rank's micro-batches, each with "labels", as a pure function of the step.
+    evaluate(model): metrics over the whole validation set, equal on every rank; `metric` selects the best weights.
+    save_extras(directory): writes the tokenizer and other files into a model directory.
+    evaluation_in_steps: tokens of one evaluation divided by those of one training step.
+    seconds_used: seconds of the budget that building the model took.
+    clm_batches(step): replaces `batches` until the learning rate begins to fall (CLM warm-up of a masked LM).
+    flops_per_token(share): FLOPs per token of a step when this share of the tokens has a label, for the MFU.
+    metadata: for the manifest of checkpoints; the keys of resume.MUST_MATCH must stay the same when the run resumes.
+    documents(step, rank, clm): names of the documents in a rank's batch, for reports of loss spikes.
+
     Raises Interrupted after a signal, NonFiniteError after MAX_NON_FINITE bad steps in a row, CheckpointError when the
-    last save fails or no checkpoint is intact, ConfigError when memory or disk do not suffice.
+    last save fails or no checkpoint is intact, ConfigError when memory or disk space do not suffice.
     """
-    main = accelerator.is_main_process
-    pace = Pace(run, config, evaluation_in_steps, accelerator, spent)
-    training = prepare(model, config, accelerator)
-    if class_weights is not None:
-        class_weights = class_weights.to(accelerator.device)
+    main, ranks, hang = accelerator.is_main_process, accelerator.num_processes, config.runtime.hang_seconds
     precision = resolve_precision(config.runtime.precision, accelerator.device)
-    launch = {"ranks": accelerator.num_processes, "zero_stage": zero_stage(config.runtime), "precision": precision}
-    facts = {**launch, **(facts or {})}
-    state = resume(run, training, tracker, facts)
-    pace.resume(state.step, state.elapsed)
-    ranks = accelerator.num_processes
-    ceiling = matmul_ceiling(accelerator.device, DTYPES[precision]) * ranks if flops_per_token else 0.0
+    launch = {"ranks": ranks, "zero_stage": zero_stage(config.runtime), "precision": precision}
+    metadata = {**launch, **(metadata or {})}
+    budget = StepBudget(run, config, evaluation_in_steps, accelerator, seconds_used)
+    context = prepare(model, config, accelerator)
+    class_weights = class_weights.to(accelerator.device) if class_weights is not None else None
+    state = resume(run, context, tracker, metadata)
+    budget.resume(state.step, state.elapsed)
+    throughput = Throughput(flops_per_token, accelerator.device, DTYPES[precision], ranks)
+    if main and state.step < budget.total and (warning := check_space(run.path, context, config.keep_last)):
+        print(warning, file=sys.stderr)
 
-    def save() -> None:
-        state.elapsed = pace.elapsed
-        tracker.sync()
-        saver.save(asdict(state))
-
-    def look() -> dict[str, float]:
-        """Evaluate, record, and keep the weights when they are the best so far."""
-        start = time.perf_counter()
-        fault_point("evaluate")
-        metrics = evaluate(training.model)
-        pace.evaluation_took(time.perf_counter() - start)
-        tracker.log(state.step, metrics)
-        sign = 1 if larger_is_better else -1
-        state.waited += 1
-        state.latest = metrics
-        if not state.best or sign * metrics[metric] > sign * state.best[metric]:
-            state.best, state.best_step, state.waited = metrics, state.step, 0
-            saver.keep_best(state.step)
-        say(f"step {state.step}: " + ", ".join(f"{name} {number:.4f}" for name, number in metrics.items()))
-        return metrics
-
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if main:
             progress.log(line)
 
-    def patience_is_over() -> bool:
+    def evaluate_and_log() -> None:
+        """Evaluate, log the metrics, and keep the weights if they are the best so far."""
+        start = time.perf_counter()
+        fault_point("evaluate")
+        metrics = evaluate(context.model)
+        budget.evaluation_took(time.perf_counter() - start)
+        tracker.log(state.step, metrics)
+        if state.record(metrics, metric, larger_is_better):
+            saver.keep_best(state.step)
+        log(f"step {state.step}: " + ", ".join(f"{name} {number:.4f}" for name, number in metrics.items()))
+        watchdog.beat(f"the evaluation of step {state.step}")
+
+    def save() -> None:
+        state.elapsed = budget.elapsed
+        tracker.sync()
+        saver.save(asdict(state))
+        watchdog.beat(f"the checkpoint of step {state.step}")
+
+    def out_of_patience() -> bool:
         return config.patience is not None and state.waited >= config.patience
 
-    if main and state.step < pace.total and (warning := check_space(run.path, training, config.keep_last)):
-        print(warning, file=sys.stderr)
-    hang = config.runtime.hang_seconds
     with (
         peers_may_die(hang, accelerator),
         StopRequest() as stop,
         Watchdog(hang, accelerator) as watchdog,
-        Progress(pace.known_total, start=state.step, main_process=main) as progress,
-        make_saver(run.path, training, decorate, config, facts) as saver,
+        Progress(budget.known_total, start=state.step, main_process=main) as progress,
+        make_saver(run.path, context, save_extras, config, metadata) as saver,
     ):
-        while state.step < pace.total and not patience_is_over():
-            if pace.review(state.step):
-                progress.set_total(pace.total)
+        while state.step < budget.total and not out_of_patience():
+            if budget.review(state.step):
+                progress.set_total(budget.total)
             start = time.perf_counter()
-            factor = pace.schedule.factor(state.step)
+            factor = budget.schedule.factor(state.step)
             seed_step(config.seed, state.step, accelerator.process_index)
-            early = early_batches is not None and not pace.schedule.falling(state.step)
-            micro_batches = early_batches(state.step) if early else batches(state.step)
+            warmup_batches = None if budget.schedule.falling(state.step) else clm_batches
+            micro_batches = (warmup_batches or batches)(state.step)
             fault_point("step")
             with out_of_memory_explained():
-                loss, norm = train_step(training, micro_batches, factor, config.optim.max_grad_norm, class_weights)
+                loss, norm = train_step(context, micro_batches, factor, config.optim.max_grad_norm, class_weights)
             seconds = time.perf_counter() - start
             state.step += 1
             watchdog.beat(f"step {state.step}")
-            pace.step_took(seconds)
-            state.anomalies.check(state.step, loss, norm, early, training, tracker, documents, say)
-            rate = training.learning_rates[0] * factor
-            tokens = sum(_tokens(batch) for batch in micro_batches)
-            speed = tokens * ranks / seconds
-            mfu = 0.0
-            if flops_per_token is not None:
-                share = sum(batch["labels"].numel() for batch in micro_batches) / tokens
-                mfu = speed * flops_per_token(share) / ceiling
-            left = None if pace.known_total else pace.budget - pace.elapsed
-            progress.update(state.step, loss=loss, lr=rate, tokens_per_second=speed, mfu=mfu, eta=left)
-            last = state.step == pace.total
+            budget.step_took(seconds)
+            clm = warmup_batches is not None
+            state.spikes.check(state.step, loss, norm, clm, context, tracker, documents, log)
+
+            lr = context.learning_rates[0] * factor
+            speed, mfu = throughput.measure(micro_batches, seconds)
+            progress.update(state.step, loss=loss, lr=lr, tokens_per_second=speed, mfu=mfu, eta=budget.seconds_left)
+            last = state.step == budget.total
             if last or state.step % config.log_every == 0:
-                timing = {"tokens_per_second": speed, "mfu": mfu, "elapsed": pace.elapsed}
-                tracker.log(state.step, {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm}, timing)
-            if last or state.step % pace.evaluate_every == 0:
-                look()
-                watchdog.beat(f"the evaluation of step {state.step}")
-            stopped = agree(stop.number, accelerator)
-            over = last or patience_is_over()
-            if stopped or over or state.step % pace.save_every == 0:
+                timing = {"tokens_per_second": speed, "mfu": mfu, "elapsed": budget.elapsed}
+                tracker.log(state.step, {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}, timing)
+            if last or state.step % budget.evaluate_every == 0:
+                evaluate_and_log()
+            signal = agree(stop.number, accelerator)
+            over = last or out_of_patience()
+            if signal or over or state.step % budget.save_every == 0:
                 save()
-                watchdog.beat(f"the checkpoint of step {state.step}")
-            if stopped and not last:
+            if signal and not last:
                 saver.finish()
-                raise Interrupted(f"stopped at step {state.step}; saved. The same command goes on from there", stopped)
+                raise Interrupted(f"stopped at step {state.step}; saved. Run the same command again to resume", signal)
             if over and not last:
-                say(f"no better {metric} in {state.waited} evaluations: stopping early")
+                log(f"no better {metric} in {state.waited} evaluations: stopping early")
         saver.finish()
-        decorate = saver.decorate
-    best = config.keep == "best" and state.best_step is not None
+
+    intervals = {"evaluate_every": budget.evaluate_every, "save_every": budget.save_every}
+    run.resolve(intervals)
+    tracker.config(intervals)
+    best_step = state.best_step if config.load_best else None
     with peers_may_die(hang, accelerator):
-        export(training, run, state.best_step if best else None, decorate)
-    return state.best if best else state.latest
-
-
-def _tokens(batch: Batch) -> int:
-    """Positions computed, those of the encoder and of the decoder."""
-    return sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
+        export(context, run, best_step, saver.save_extras)
+    return state.latest if best_step is None else state.best

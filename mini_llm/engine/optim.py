@@ -1,5 +1,6 @@
-"""Optimizers: AdamW for everything, or Muon for the hidden matrices and AdamW for the rest, as one optimizer."""
+"""The optimizer: AdamW for all parameters, or Muon for the hidden matrices and AdamW for the rest."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -22,23 +23,12 @@ from mini_llm.engine.settings import OptimConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, stage: int | None, precision: str = "fp32") -> "MuonAdamW":
-    """The optimizer for `model`, not yet sharded; `stage` is the ZeRO stage or None, `precision` that of the run."""
-    muon = config.name != "adamw"
-    groups = parameter_groups(model, config, muon)
+    """The optimizer for `model`, not yet sharded. `stage`: ZeRO stage or None; `precision`: that of the run."""
+    groups = parameter_groups(model, config, muon=config.name != "adamw")
     if stage is not None:
         groups = [part for group in groups for part in (_split(group) if "momentum" in group else [group])]
     device = next(model.parameters()).device
     return MuonAdamW(groups, orthogonalize_dtype(device, precision), head_pieces(model))
-
-
-def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """The same settings for groups of at most GATHERED elements (or one parameter): ZeRO steps group by group."""
-    parts: list[list[Tensor]] = [[]]
-    for parameter in group["params"]:
-        if parts[-1] and sum(p.numel() for p in parts[-1]) + parameter.numel() > GATHERED:
-            parts.append([])
-        parts[-1].append(parameter)
-    return [{**group, "params": part} for part in parts]
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig, muon: bool) -> list[dict[str, Any]]:
@@ -58,7 +48,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig, muon: bool) -> list[
     matrix_lr = config.muon_lr if muon else config.lr
     adam = {"betas": config.betas, "eps": config.eps}
     decay = config.weight_decay
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"name": "matrices", "params": matrices, "lr": matrix_lr, "weight_decay": decay, **adam},
         {"name": "tables and heads", "params": tables, "lr": config.lr, "weight_decay": decay, **adam},
         {"name": "embeddings", "params": embeddings, "lr": config.embedding_lr, "weight_decay": decay, **adam},
@@ -69,41 +59,53 @@ def parameter_groups(model: nn.Module, config: OptimConfig, muon: bool) -> list[
     return [group for group in groups if group["params"]]
 
 
+def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Split a group into groups of at most GATHERED elements (or one parameter): ZeRO steps group by group."""
+    parts: list[list[Tensor]] = [[]]
+    for parameter in group["params"]:
+        if parts[-1] and sum(p.numel() for p in parts[-1]) + parameter.numel() > GATHERED:
+            parts.append([])
+        parts[-1].append(parameter)
+    return [{**group, "params": part} for part in parts]
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for groups that have a `momentum`, AdamW (Loshchilov and Hutter 2019) for the others.
 
-    Muon: Nesterov momentum, then the update is replaced by the nearest semi-orthogonal matrix, scaled so that its rows
-    have a mean square norm of 1. Matrices of equal shape are stacked and orthogonalised in one batched product.
+    Muon replaces the Nesterov momentum by the nearest semi-orthogonal matrix, scaled so that its rows have a mean
+    square norm of 1. Matrices of equal shape are stacked and orthogonalized in one batched product.
 
-    Under DeepSpeed ZeRO a parameter is a rank's flat fp32 shard, after clipping. All of it is elementwise but the
-    orthogonalisation: for that the shards are gathered as `sharded` says, each rank computes its share of the matrices,
-    and every rank gets its shard of the results. DeepSpeed's own Muon (0.19.8) clips the orthogonalised update instead
-    of the gradient, and keeps momentum in the type and layout of its gradients.
+    Under DeepSpeed ZeRO, each parameter is a rank's flat fp32 shard, after clipping. Everything but the
+    orthogonalization is elementwise; for that, the shards are gathered as described by `sharded`, each rank computes
+    some of the matrices, and every rank gets its shard of the results. DeepSpeed's own Muon (0.19.8) clips the
+    orthogonalized update instead of the gradient, and keeps the momentum in the dtype and layout of its gradients.
     """
 
-    # torch's own import torch.compile's front end when they are first called, which takes a second.
-    add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__
-    zero_grad = torch.optim.Optimizer.zero_grad.__wrapped__
+    # The undecorated methods: torch's decorators import the front end of torch.compile on first use, which takes 1 s.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     def __init__(
         self,
         groups: list[dict[str, Any]],
         dtype: torch.dtype = torch.float32,
-        pieces: dict[nn.Parameter, Pieces] | None = None,
+        pieces: dict[Tensor, Pieces] | None = None,
     ) -> None:
-        """`dtype`: what matrices are orthogonalised in; `pieces`: of those that are more than one."""
+        """`dtype`: used by the orthogonalization; `pieces`: of the matrices that are orthogonalized in pieces."""
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
         self.dtype = dtype
         self.pieces = pieces or {}
         self.sharded: dict[Tensor, ShardedMatrices] = {}
 
     def create_state(self) -> None:
-        """Before the first step: between activations and gradients, on a CPU, it would leave holes in the heap."""
+        """Allocate the state before the first step: allocated between activations and gradients, it would fragment
+        the heap on a CPU."""
         for group in self.param_groups:
             for p in group["params"]:
-                self._moments(p, group)
+                self._state(p, group)
 
-    def _moments(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    def _state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """The state of a parameter, created if necessary."""
         if not self.state[p] and "momentum" in group:
             self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         elif not self.state[p]:
@@ -112,7 +114,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return self.state[p]
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # ty: ignore[incompatible-method-override]
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if "momentum" in group:
@@ -123,27 +125,28 @@ class MuonAdamW(torch.optim.Optimizer):
     def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if self.sharded:
             for p in parameters:
-                update = sharded_muon_updates(self._direction(p, group), self.sharded[p], self.dtype)
+                update = sharded_muon_updates(self._nesterov(p, group), self.sharded[p], self.dtype)
                 _descend(p, update, group)
             return
         pieces = [self.pieces.get(p, WHOLE) for p in parameters]
-        for stack in stacks([cut_shape(p.shape, cut) for p, cut in zip(parameters, pieces, strict=True)]):
-            directions = [self._direction(parameters[i], group) for i in stack]
+        for stack in stacks([cut_shape(p.shape, grid) for p, grid in zip(parameters, pieces, strict=True)]):
+            directions = [self._nesterov(parameters[i], group) for i in stack]
             updates = muon_updates(directions, [pieces[i] for i in stack], self.dtype)
             for i, update in zip(stack, updates, strict=True):
                 _descend(parameters[i], update, group)
 
-    def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """Nesterov momentum (Sutskever et al. 2013), as an average of gradients."""
-        momentum = self._moments(parameter, group)["momentum_buffer"]
+    def _nesterov(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """Nesterov momentum (Sutskever et al. 2013), with an exponential moving average of the gradients."""
+        momentum = self._state(parameter, group)["momentum_buffer"]
+        assert parameter.grad is not None
         momentum.lerp_(parameter.grad, 1 - group["momentum"])
         return parameter.grad.lerp(momentum, group["momentum"])
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        states = [self._moments(p, group) for p in parameters]
+        states = [self._state(p, group) for p in parameters]
         adamw(
             parameters,
-            [p.grad for p in parameters],
+            [p.grad for p in parameters if p.grad is not None],
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [],
@@ -160,5 +163,6 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def _descend(parameter: Tensor, update: Tensor, group: dict[str, Any]) -> None:
+    """Decoupled weight decay, then the update."""
     parameter.mul_(1 - group["lr"] * group["weight_decay"])
     parameter.add_(update, alpha=-group["lr"])

@@ -3,27 +3,30 @@
 import numpy as np
 
 from mini_llm.corpus.build import TokenStore
-from mini_llm.engine.batch import IGNORE_INDEX, Batch, Share
+from mini_llm.engine.batch import IGNORE_INDEX, Batch, BatchSplit
 
 from .tensors import to_tensors
 from .windows import Windows
 
 
 class CausalObjective:
-    """Predict each next token (Radford et al. 2018). `flags` go to the model's forward with every batch."""
+    """Predicts each next token (Radford et al. 2018). Adds `flags` to every batch, as arguments of the model."""
 
     def __init__(self, store: TokenStore, length: int, seed: int, **flags: bool) -> None:
         self.flags = flags
-        # The extra token is the last label of one window and the first input of the next.
+        # The extra token is the last label of a window and the first input of the next one.
         self.windows = Windows(store, length, 1, seed)
 
-    def batches(self, step: int, share: Share) -> list[Batch]:
-        windows = self.windows.batch(step, share.global_batch_size)
-        return [to_tensors(input_ids=rows[:, :-1], labels=rows[:, 1:]) | self.flags for rows in share.split(windows)]
+    def batches(self, step: int, split: BatchSplit) -> list[Batch]:
+        """Return the micro-batches of this rank for `step`: input_ids and labels (B, T)."""
+        windows = self.windows.batch(step, split.global_batch_size)
+        return [
+            to_tensors(input_ids=rows[:, :-1], labels=rows[:, 1:]) | self.flags for rows in split.micro_batches(windows)
+        ]
 
     @staticmethod
     def evaluation(store: TokenStore, length: int, rows: int) -> list[Batch]:
-        """The whole store: every token but the first is predicted exactly once."""
+        """Return batches over the whole store that predict every token except the first exactly once."""
         batches = []
         for start in range(0, len(store) - 1, rows * length):
             tokens = store.read(start, rows * length + 1)

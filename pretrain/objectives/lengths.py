@@ -1,11 +1,11 @@
-"""What the planner needs to know of pairs of texts."""
+"""The number and lengths of text pairs, which the planner uses to choose sizes."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class PairLengths:
-    """Pairs of texts to learn from: how many, and their lengths in tokens."""
+    """Number of training pairs and their lengths in tokens."""
 
     count: int
     longest: int

@@ -1,28 +1,26 @@
-"""Masked language modelling."""
+"""Masked language modelling (Devlin et al. 2018)."""
 
 from typing import Any
 
 import numpy as np
 
 from mini_llm.corpus.build import TokenStore
-from mini_llm.engine.batch import IGNORE_INDEX, Batch, Share
+from mini_llm.engine.batch import IGNORE_INDEX, Batch, BatchSplit
 
 from .tensors import to_tensors
 from .windows import Windows
 
 EVALUATION_MLM_PROBABILITY = 0.15
-
 EVALUATION_SEED = 15
 
 
 class MaskedObjective:
-    """Recover masked tokens (Devlin et al. 2018): exactly `count` a row, of them 80 % <mask>, 10 % random, 10 % kept.
+    """Predicts masked tokens: a fixed number per row, of which 80 % become <mask>, 10 % random and 10 % stay.
 
-    A row is <cls> tokens <sep>. Only the masked positions reach the vocabulary head: a batch carries `positions`.
+    A row is <cls> tokens <sep>. A batch holds `positions`, since only masked positions reach the vocabulary head.
     """
 
-    # Tokens of a row that are not text.
-    edges = 2
+    edges = 2  # special tokens per row
 
     def __init__(self, store: TokenStore, length: int, seed: int, tokenizer: Any, probability: float) -> None:
         self.windows = Windows(store, length - self.edges, 0, seed)
@@ -31,10 +29,11 @@ class MaskedObjective:
         self.special = np.array(sorted(tokenizer.special_ids))
         self.ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), self.special)
 
-    def batches(self, step: int, share: Share) -> list[Batch]:
-        rows = self._frame(self.windows.batch(step, share.global_batch_size))
+    def batches(self, step: int, split: BatchSplit) -> list[Batch]:
+        """Return the micro-batches of this rank for `step`: input_ids (B, T), positions and labels (B, M)."""
+        rows = self._frame(self.windows.batch(step, split.global_batch_size))
         corrupted = self.corrupt(rows, np.random.default_rng((self.seed, step)), self.probability)
-        parts = [share.split(array) for array in corrupted]
+        parts = [split.micro_batches(array) for array in corrupted]
         return [
             to_tensors(input_ids=inputs, positions=positions, labels=labels)
             for inputs, positions, labels in zip(*parts, strict=True)
@@ -43,9 +42,9 @@ class MaskedObjective:
     def corrupt(
         self, rows: np.ndarray, generator: np.random.Generator, probability: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(input ids (B, T), positions (B, M), labels (B, M)), M = round(probability * ordinary tokens of a full row).
+        """Return (input ids (B, T), positions (B, M), labels (B, M)) with M = round(probability * text tokens per row).
 
-        A row with fewer ordinary tokens than M has its last labels at -100.
+        In a row with fewer ordinary tokens than M, the surplus labels are -100.
         """
         batch, length = rows.shape
         count = max(1, round(probability * (length - 2)))
@@ -67,7 +66,7 @@ class MaskedObjective:
         return np.hstack([edge * self.tokenizer.cls_id, windows, edge * self.tokenizer.sep_id])
 
     def evaluation(self, store: TokenStore, rows: int) -> list[Batch]:
-        """All full windows of the store in order, with the same 15 % masked in every evaluation of every run."""
+        """Return batches of all full windows in order, with the same 15 % masked in every evaluation of every run."""
         inner = self.length - 2
         generator = np.random.default_rng(EVALUATION_SEED)
         batches = []

@@ -1,34 +1,34 @@
-"""Masked tokens and next sentence, BERT's two tasks on one row: <cls> A <sep> B <sep> (Devlin et al. 2018)."""
+"""BERT's two tasks on rows <cls> A <sep> B <sep>: masked tokens and next sentence (Devlin et al. 2018)."""
 
 import numpy as np
 
 from mini_llm.corpus.build import TokenStore
-from mini_llm.engine.batch import Batch, Share
+from mini_llm.engine.batch import Batch, BatchSplit
 
 from .masked import EVALUATION_MLM_PROBABILITY, EVALUATION_SEED, MaskedObjective
 from .tensors import to_tensors
 
-FOLLOWS, ELSEWHERE = 0, 1
+FOLLOWS, ELSEWHERE = 0, 1  # labels of next-sentence prediction
 
 
 class NextSentenceObjective(MaskedObjective):
-    """B goes on where A ends in half of the rows, and is text from elsewhere in the others.
+    """In half of the rows B continues A, in the others it is text from elsewhere in the store.
 
-    Beside what MaskedObjective gives, a batch carries `token_type_ids` (0 up to the first <sep>, then 1) and
-    `next_sentence_label` (B,).
+    Adds `token_type_ids` (B, T), 0 up to the first <sep> and then 1, and `next_sentence_label` (B,) to a batch.
     """
 
     edges = 3
 
-    def batches(self, step: int, share: Share) -> list[Batch]:
+    def batches(self, step: int, split: BatchSplit) -> list[Batch]:
+        """Return the micro-batches of this rank for `step`."""
         generator = np.random.default_rng((self.seed, step))
-        windows = self.windows.batch(step, share.global_batch_size)
+        windows = self.windows.batch(step, split.global_batch_size)
         parts = self._arrays(windows, self.windows.store, generator, self.probability)
-        cut = {name: share.split(array) for name, array in parts.items()}
-        return [to_tensors(**{name: arrays[i] for name, arrays in cut.items()}) for i in range(share.accumulation)]
+        cut = {name: split.micro_batches(array) for name, array in parts.items()}
+        return [to_tensors(**{name: arrays[i] for name, arrays in cut.items()}) for i in range(split.accumulation)]
 
     def evaluation(self, store: TokenStore, rows: int) -> list[Batch]:
-        """All full windows of the store in order, with the same pairs and masks in every evaluation of every run."""
+        """Return batches of all full windows in order, with the same pairs and masks in every evaluation."""
         inner, generator, batches = self.length - self.edges, np.random.default_rng(EVALUATION_SEED), []
         for start in range(0, len(store) // inner * inner, rows * inner):
             tokens = store.read(start, rows * inner)
@@ -52,7 +52,7 @@ class NextSentenceObjective(MaskedObjective):
     def pair(
         self, windows: np.ndarray, store: TokenStore, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(rows (B, T), token types (B, T), labels (B,)) of windows (B, T - 3), cut in two in their middle half."""
+        """Split windows (B, T - 3) within their middle half. Return (rows (B, T), token types (B, T), labels (B,))."""
         count, inner = windows.shape
         cuts = generator.integers(max(1, inner // 4), max(2, inner - inner // 4), size=count)
         labels = generator.integers(2, size=count)

@@ -1,4 +1,4 @@
-"""Pairs of texts as token ids, and their batches for an encoder-decoder."""
+"""Text-to-text training of an encoder-decoder: encode pairs, and batch pairs of similar length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,34 +6,37 @@ from typing import Any
 
 import numpy as np
 
-from mini_llm.engine.batch import IGNORE_INDEX, Batch, LengthBatches, Share, ordered_batches
+from mini_llm.engine.batch import IGNORE_INDEX, Batch, BatchSplit, LengthBatches, ordered_batches
 from mini_llm.engine.errors import DataError
 
 from ..pairs import Pair
 from .lengths import PairLengths
 from .tensors import to_tensors
 
-WIDTH_MULTIPLE = 8
+WIDTH_MULTIPLE = 8  # batches are padded to a multiple of this length
 
 
 @dataclass
 class EncodedPairs:
-    """Token ids of sources and targets, each ending in the end-of-sequence token."""
+    """Token ids of sources and targets; each ends with the eos token."""
 
     sources: list[np.ndarray]
     targets: list[np.ndarray]
 
     @property
     def lengths(self) -> PairLengths:
+        """The number of pairs and their lengths, for the planner."""
         sources, targets = ([len(ids) for ids in side] for side in (self.sources, self.targets))
         longest = max(*sources, *targets)
         return PairLengths(len(sources), longest, float(np.mean(sources)), float(np.mean(targets)))
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any) -> EncodedPairs:
-    """Raises DataError when the tokenizer has no end-of-sequence token."""
+    """Encode pairs and append the eos token. Raises DataError if the tokenizer has none."""
     if tokenizer.eos_id is None:
-        raise DataError(f"{tokenizer.directory}: this tokenizer has no end token, and a target could never end")
+        raise DataError(
+            f"{tokenizer.directory}: this tokenizer has no eos token, which ends a target; use another tokenizer"
+        )
     end = [tokenizer.eos_id]
     sides = (
         [np.concatenate([ids, end]) for ids in tokenizer.encode_batch([pair[side] for pair in pairs])]
@@ -43,9 +46,9 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any) -> EncodedPairs:
 
 
 class PairsObjective:
-    """Predict each token of the target from the source and the target so far (Sutskever et al. 2014).
+    """Predicts each target token from the source and the target so far (Sutskever et al. 2014).
 
-    Rows of like length share a batch. What is longer than `length` is cut, its last token stays the end.
+    Pairs of similar length share a batch. Texts longer than `length` are truncated but keep their eos token.
     """
 
     def __init__(self, pairs: EncodedPairs, length: int, seed: int, pad_id: int, start_id: int) -> None:
@@ -53,23 +56,26 @@ class PairsObjective:
         self.lengths = np.array([len(s) + len(t) for s, t in zip(pairs.sources, pairs.targets, strict=True)])
         self._order: LengthBatches | None = None
 
-    def batches(self, step: int, share: Share) -> list[Batch]:
-        return [self.collate(self.pairs, rows) for rows in self.rows(step, share)]
+    def batches(self, step: int, split: BatchSplit) -> list[Batch]:
+        """Return the micro-batches of this rank for `step`; see collate."""
+        return [self.collate(self.pairs, rows) for rows in self.rows(step, split)]
 
-    def rows(self, step: int, share: Share) -> list[np.ndarray]:
-        """Indices of the pairs in each micro-batch of `share`."""
-        if self._order is None or self._order.rank != share.rank:
-            dealt = (share.ranks, share.rank, share.accumulation)
-            self._order = LengthBatches(self.lengths, share.global_batch_size, self.seed, *dealt)
+    def rows(self, step: int, split: BatchSplit) -> list[np.ndarray]:
+        """Return the indices of the pairs in each micro-batch of this rank."""
+        if self._order is None or self._order.rank != split.rank:
+            self._order = LengthBatches(
+                self.lengths, split.global_batch_size, self.seed, split.ranks, split.rank, split.accumulation
+            )
         return self._order.batch(step)
 
     def evaluation(self, pairs: EncodedPairs, rows: int) -> list[Batch]:
-        """All of `pairs` once, the short ones first."""
+        """Return batches of all `pairs`, short ones first."""
         lengths = [len(s) + len(t) for s, t in zip(pairs.sources, pairs.targets, strict=True)]
         return [self.collate(pairs, chosen) for chosen in ordered_batches(lengths, rows)]
 
     def collate(self, pairs: EncodedPairs, rows: np.ndarray) -> Batch:
-        """Tensors (B, S) and (B, T), padded on the right; labels of padding count nothing."""
+        """Return tensors (B, S) for the encoder and (B, T) for the decoder, padded on the right; the loss ignores
+        padding."""
         inputs, mask = pad([pairs.sources[i] for i in rows], self.pad_id, self.length)
         targets, real = pad([pairs.targets[i] for i in rows], self.pad_id, self.length)
         start = np.full((len(rows), 1), self.start_id)
@@ -82,7 +88,7 @@ class PairsObjective:
 
 
 def pad(rows: list[np.ndarray], pad_id: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, whether real), both (B, T): T is the longest row, up to a multiple of 8 and never above `length`."""
+    """Pad or truncate rows. Return (ids, mask of real tokens), both (B, T); T is a multiple of 8, at most `length`."""
     rows = [row if len(row) <= length else np.append(row[: length - 1], row[-1]) for row in rows]
     lengths = np.array([len(row) for row in rows])
     width = min(-(-int(lengths.max()) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, length)

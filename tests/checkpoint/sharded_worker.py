@@ -1,4 +1,7 @@
-"""What test_sharded.py looks at, on two processes: `torchrun -m tests.sharded_worker FOLDER`, into seen.json there."""
+"""Saves and loads what test_sharded.py checks: `torchrun -m tests.checkpoint.sharded_worker FOLDER` on two processes.
+
+It writes FOLDER/seen.json.
+"""
 
 import json
 import os
@@ -17,11 +20,11 @@ from mini_llm.engine.checkpoint.sharded_saver import ShardedSaver
 from mini_llm.engine.cli import end_process
 from mini_llm.engine.distributed.zero import gather_state
 from mini_llm.engine.errors import CheckpointError
-from mini_llm.engine.step import Training
+from mini_llm.engine.step import TrainContext
 from tests.alive import Alive
 
 BEFORE, AFTER = range(4), range(4, 8)
-# Every pair of stages is tried with Muon; with AdamW each stage once in each role.
+# Muon is tested with every pair of stages; AdamW with each stage once as source and once as target.
 RING = dict(zip(LAYOUTS, [*list(LAYOUTS)[1:], "DDP"], strict=True))
 
 
@@ -29,7 +32,7 @@ def nothing(directory: Path) -> None:
     pass
 
 
-def save(kind: type[Saver], root: Path, training: Training, state: dict) -> None:
+def save(kind: type[Saver], root: Path, training: TrainContext, state: dict) -> None:
     with kind(root, training, nothing, 2, {}) as saver:
         if state.get("best_step") == state["step"]:
             saver.keep_best(state["step"])
@@ -37,18 +40,18 @@ def save(kind: type[Saver], root: Path, training: Training, state: dict) -> None
         saver.finish()
 
 
-def load(root: Path, training: Training, step: int = 4) -> dict:
+def load(root: Path, training: TrainContext, step: int = 4) -> dict:
     return load_checkpoint(step_path(root, step), training.model, training.optimizer, training.accelerator)
 
 
 def gap(one: tuple, other: tuple) -> float:
-    """Largest difference of weights and optimizer state."""
+    """Largest absolute difference between two (weights, optimizer state)."""
     assert all(ours.keys() == theirs.keys() for ours, theirs in zip(one, other, strict=True))
     pairs = [(ours[key], theirs[key]) for ours, theirs in zip(one, other, strict=True) for key in ours]
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def state_of(training: Training) -> tuple:
+def state_of(training: TrainContext) -> tuple:
     return gather_state(training.model, training.optimizer)
 
 
@@ -62,7 +65,7 @@ def transitions(folder: Path, optimizer: str) -> dict:
         seen[f"{name} {optimizer}"] = advance(training, AFTER)
         last[name] = state_of(training)
     for source in LAYOUTS:
-        # In one order on both ranks, which that of a set is not.
+        # Both ranks need the same order.
         targets = list(LAYOUTS) if optimizer == "muon" else [source, RING[source]]
         for target in targets:
             training = start(LAYOUTS[target], optimizer, "fp32")
@@ -76,7 +79,7 @@ def transitions(folder: Path, optimizer: str) -> dict:
 
 
 def both_kinds(folder: Path) -> dict:
-    """One run: sharded, gathered and sharded again, at another stage each time; its model from the first."""
+    """One run: sharded, full, then sharded again, each at another stage; exported from the first best weights."""
     root, seen = folder / "mixed", {}
     first = start(3, "muon", "fp32")
     load(folder / "muon" / "ZeRO 3", first)
@@ -87,18 +90,18 @@ def both_kinds(folder: Path) -> dict:
     save(Saver, root, second, {"step": 8, "best_step": 4})
     third = start(1, "muon", "fp32")
     load(root, third, 8)
-    seen["gathered after sharded"] = gap(state_of(third), expected)
+    seen["full after sharded"] = gap(state_of(third), expected)
     save(ShardedSaver, root, third, {"step": 12, "best_step": 4})
     last = start(3, "muon", "fp32")
     load(root, last, 12)
-    seen["sharded after gathered"] = gap(state_of(last), expected)
+    seen["sharded after full"] = gap(state_of(last), expected)
     export(last, SimpleNamespace(path=root, model=root / "model"), 4, nothing)
     seen["names"] = sorted(path.name for path in (root / "checkpoints").iterdir())
     return seen
 
 
 def memory(folder: Path) -> dict:
-    """Peaks of both ranks in bytes, and the bytes of all weights and states."""
+    """Peak memory of both ranks, and the size of all weights and states, in bytes."""
     training = start(3, "adamw", "fp32")
     advance(training, BEFORE)
     whole = state_of(training)
@@ -123,7 +126,7 @@ def memory(folder: Path) -> dict:
 
 
 def a_full_disk(folder: Path) -> dict:
-    """On the second rank only: what is said, what is left, and whether the next save succeeds."""
+    """On rank 1 only: the error on every rank, what is left on disk, and whether the next save succeeds."""
     training, root = start(2, "muon", "fp32"), folder / "full"
     seen = {}
     os.environ["LLM_FAULT"] = "save-shard:1=enospc"
@@ -132,7 +135,7 @@ def a_full_disk(folder: Path) -> dict:
         try:
             saver.finish()
         except CheckpointError as error:
-            seen["said"] = gather_object([str(error)])
+            seen["errors"] = gather_object([str(error)])
         training.accelerator.wait_for_everyone()
         seen["left"] = [path.name for path in (root / "checkpoints").iterdir()]
         del os.environ["LLM_FAULT"]
@@ -143,7 +146,7 @@ def a_full_disk(folder: Path) -> dict:
 
 
 def sixteen_bit(folder: Path) -> dict:
-    """DeepSpeed's own bf16, whose working weights are roundings of the fp32 shards: losses on, and after a resume."""
+    """DeepSpeed's own bf16, whose working weights are rounded fp32 shards: losses with and without a resume."""
     file = folder / f"ds{os.environ['RANK']}.json"
     file.write_text('{"bf16": {"enabled": true}}')
     seen = {}
@@ -159,7 +162,7 @@ def sixteen_bit(folder: Path) -> dict:
 
 
 def on_two_after_one(folder: Path) -> list:
-    """What runs/one saved on one process goes on here under ZeRO 3."""
+    """Resume here under ZeRO 3 what one process saved in one/."""
     training = start(3, "muon", "fp32")
     load(folder / "one", training)
     losses = advance(training, AFTER)

@@ -1,4 +1,4 @@
-"""Every command before every damaged model directory: one message, exit code 4, no traceback, nothing executed."""
+"""Every command given a damaged model directory prints one message, exits with 4, and executes nothing from it."""
 
 import json
 import pickle
@@ -20,10 +20,10 @@ from mini_llm.export.__main__ import app as export_app
 from mini_llm.model import CausalLM, SequenceClassifier, save_model
 from mini_llm.tokenization.save import save_tokenizer
 from pretrain.__main__ import app as pretrain_app
-from tests.model.test_model import decoder, randomized
-from tests.model.test_pretrained_errors import INDEX, TWO, WEIGHTS, Trap, change
+from tests.damage import INDEX, TWO, WEIGHTS, Trap, change
+from tests.models import decoder, randomized
 
-# Or too small a file for its config.json, which is seen first.
+# Or the file is too small for its config.json, which is checked first.
 UNREADABLE = "unreadable weights|the files hold"
 ROWS = "text,label\n" + "".join(f"good {i},a\nbad {i},b\n" for i in range(20))
 
@@ -69,8 +69,8 @@ DAMAGES = {
         lambda d: change(d, model_type="mamba", architectures=["MambaForCausalLM"]),
         "known are bert",
     ),
-    "a lie of size": (lambda d: change(d, hidden_size=10**9), "weights at least"),
-    "a lie of depth": (lambda d: change(d, num_hidden_layers=3, layer_types=None), "model.layers.2."),
+    "a wrong size": (lambda d: change(d, hidden_size=10**9), "weights at least"),
+    "a wrong depth": (lambda d: change(d, num_hidden_layers=3, layer_types=None), "model.layers.2."),
     "a missing tensor": (tensors(model__norm__weight=None), "model.norm.weight is missing"),
     "an extra tensor": (tensors(model__lora__weight=torch.zeros(2)), "model.lora.weight is not part of"),
     "a wrong shape": (tensors(model__norm__weight=torch.zeros(7)), "model.norm.weight gives"),
@@ -78,13 +78,13 @@ DAMAGES = {
     "overlapping tensors": (header(json.dumps({**TWO, "b": TWO["a"]}).encode()), UNREADABLE),
     "a deep header": (header(b'{"a": ' + b"[" * 200_000), UNREADABLE),
     "a shard outside": (shard_outside, "leaves the directory"),
-    "pickled weights": (pickled, "never loaded: they can run any program"),
+    "pickled weights": (pickled, "never loaded because they can run any program"),
     "no tokenizer": (no_tokenizer, "tokenizer"),
     "a deep tokenizer": (deep_tokenizer, "tokenizer.json"),
 }
-# Accelerate keeps the first precision of a process, for the tests after this one too.
+# Accelerate keeps the first precision of a process, also for later tests.
 QUIET = ["tracking.wandb=disabled", "runtime.device=cpu", "runtime.precision=fp32"]
-# {0} is the directory, {1} the file of rows.
+# {0}: the model directory, {1}: a CSV file.
 COMMANDS = {
     "generate": (generate_main, ["{0}", "def"]),
     "inspect": (generate_main, ["inspect", "{0}", "def"]),
@@ -98,7 +98,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def sound(tiny_tokenizer, tmp_path_factory):
-    """A language model and a classifier, each a sound directory to be damaged."""
+    """Intact directories of a language model and a classifier, to be damaged."""
     root = tmp_path_factory.mktemp("sound")
     for name, head in (("lm", CausalLM), ("classifier", SequenceClassifier)):
         labels = {"id2label": {0: "a", 1: "b"}} if name == "classifier" else {}

@@ -1,4 +1,4 @@
-"""Run directories: held by one live run, bound to a configuration, described without secrets; files written whole."""
+"""Run directories: locked by one live run, bound to a configuration, recorded without secrets, written atomically."""
 
 import json
 import os
@@ -30,9 +30,10 @@ def test_a_failed_atomic_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
 
 
-def test_a_live_run_keeps_others_out_and_a_killed_one_does_not(tmp_path):
+def test_a_live_run_locks_its_directory_and_a_killed_one_does_not(tmp_path):
     code = (
-        "import os, sys, time; from mini_llm.engine.run.directory import RunDirectory; run = RunDirectory(sys.argv[1])\n"
+        "import os, sys, time\nfrom mini_llm.engine.run.directory import RunDirectory\n"
+        "run = RunDirectory(sys.argv[1])\n"
         "if not os.fork(): print(os.getpid(), flush=True)\n"
         "time.sleep(60)"
     )
@@ -45,7 +46,7 @@ def test_a_live_run_keeps_others_out_and_a_killed_one_does_not(tmp_path):
         RunDirectory(tmp_path / "run", main_process=False).close()
         process.kill()
         process.wait()
-        # A worker that the run forked is still alive, and lock.json still names the run.
+        # A worker forked by the run is still alive, and lock.json still names the run.
         with RunDirectory(tmp_path / "run"), pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
             RunDirectory(tmp_path / "run")
         RunDirectory(tmp_path / "run").close()
@@ -54,7 +55,7 @@ def test_a_live_run_keeps_others_out_and_a_killed_one_does_not(tmp_path):
         process.communicate()
 
 
-def test_a_directory_that_is_not_ours_is_refused(tmp_path):
+def test_a_directory_that_is_not_a_run_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"no config\.yaml"):
         RunDirectory(tmp_path)
@@ -63,7 +64,7 @@ def test_a_directory_that_is_not_ours_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_another_configuration_is_refused_and_says_what_differs(tmp_path):
+def test_another_configuration_is_refused_with_the_differences(tmp_path):
     with RunDirectory(tmp_path / "run") as run:
         assert run.compare_config(CONFIG) == []
         run.record(CONFIG)
@@ -82,7 +83,7 @@ def test_another_configuration_is_refused_and_says_what_differs(tmp_path):
         assert run.compare_config(CONFIG) == []
 
 
-def test_a_finished_run_says_so(tmp_path):
+def test_a_finished_run_is_marked_as_finished(tmp_path):
     with RunDirectory(tmp_path / "run") as run:
         assert run.finished is None
         run.finish({"accuracy": 0.75})
@@ -117,7 +118,7 @@ def test_commands_are_appended_and_the_environment_holds_no_secret(tmp_path, mon
     assert CANARY not in "".join(path.read_text() for path in (tmp_path / "run").iterdir())
 
 
-def test_redact_keeps_what_is_no_secret():
+def test_redact_keeps_text_without_secrets():
     text = "tokenizer=runs/tokenizer num_key_value_heads=4 https://host/a@b monkey=1"
     assert redact(text, []) == text
     assert redact("hf_" + "a1B2" * 8, []) == "***"

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: ours in its words, a user's file under it, contradictions with both values."""
+"""DeepSpeed's configuration: our settings as its keys, merged with a user's file; contradictions show both values."""
 
 import json
 
@@ -39,7 +39,7 @@ def effective(path=None, **changes):
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_ours_in_deepspeeds_words(stage):
+def test_our_settings_become_deepspeed_keys(stage):
     config = effective(stage=stage)
     assert config["train_batch_size"] == 8 * 4 * 2
     assert config["train_micro_batch_size_per_gpu"] == 8
@@ -49,7 +49,7 @@ def test_ours_in_deepspeeds_words(stage):
     assert "optimizer" not in config and "scheduler" not in config
 
 
-def test_bf16_is_autocast_unless_the_file_asks_for_deepspeeds_own(file):
+def test_bf16_is_autocast_unless_the_file_enables_deepspeeds_own(file):
     autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     assert effective()["torch_autocast"] == autocast
     own = effective(file({"bf16": {"enabled": True}}))
@@ -58,8 +58,8 @@ def test_bf16_is_autocast_unless_the_file_asks_for_deepspeeds_own(file):
     assert not {"bf16", "fp16", "torch_autocast"} & set(effective(precision="fp32"))
 
 
-def test_what_is_not_written_would_be_otherwise():
-    """DeepSpeed's defaults: clipping at 1, accumulation in the model's type, no weights out of ZeRO-3."""
+def test_deepspeeds_defaults_differ_from_what_we_write():
+    """By default DeepSpeed clips at 1, accumulates in the model's dtype and saves no 16-bit weights under ZeRO-3."""
     assert effective(max_grad_norm=0.0)["gradient_clipping"] == 0.0
     assert effective()["data_types"]["grad_accum_dtype"] == "fp32"
     assert effective(stage=3)["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
@@ -110,7 +110,7 @@ def test_a_contradiction_shows_both_values(file, key, theirs, said, expected):
     assert f"{key} is {said}, this run has {expected}" in str(error.value)
 
 
-def test_a_precision_that_is_not_ours_is_a_contradiction(file):
+def test_another_precision_is_a_contradiction(file):
     for section in ("bf16", "torch_autocast"):
         with pytest.raises(ConfigError, match=f"{section}.enabled is True, this run has False"):
             effective(file({section: {"enabled": True}}), precision="fp32")
@@ -131,7 +131,7 @@ def test_every_contradiction_is_named_at_once(file):
         ({"scheduler": {"type": "WarmupLR"}}, "schedule"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_an_error(file, content, message):
+def test_an_unusable_file_is_an_error(file, content, message):
     with pytest.raises(ConfigError, match=message):
         effective(file(content))
 
@@ -141,7 +141,7 @@ def test_a_missing_file_is_an_error(tmp_path):
         zero_stage(RuntimeConfig(deepspeed=str(tmp_path / "none.json")))
 
 
-def test_the_file_may_name_the_stage_or_leave_it(file, monkeypatch):
+def test_the_file_may_name_the_stage_or_omit_it(file, monkeypatch):
     assert zero_stage(RuntimeConfig()) is None
     path = str(file({"zero_optimization": {"stage": 3}}))
     assert zero_stage(RuntimeConfig(deepspeed=path)) == 3
@@ -153,7 +153,7 @@ def test_the_file_may_name_the_stage_or_leave_it(file, monkeypatch):
     assert zero_stage(RuntimeConfig()) == 1
 
 
-def test_stages_that_differ_are_an_error_with_both(file, monkeypatch):
+def test_conflicting_stages_are_an_error_that_shows_both(file, monkeypatch):
     path = str(file({"zero_optimization": {"stage": 3}}))
     for stage in (0, 1):
         with pytest.raises(ConfigError, match=f"runtime.zero_stage says {stage}.*says 3"):
@@ -168,6 +168,6 @@ def test_stages_that_differ_are_an_error_with_both(file, monkeypatch):
         zero_stage(RuntimeConfig(zero_stage=1))
 
 
-def test_offloading_that_the_launcher_asks_for_is_not_lost(monkeypatch):
+def test_offloading_requested_by_the_launcher_is_kept(monkeypatch):
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu")
     assert effective(stage=3)["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}

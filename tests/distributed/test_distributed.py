@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 STEPS = 20
 SETTINGS = [
     f"max_steps={STEPS}",
@@ -96,7 +98,7 @@ def test_two_processes_equal_one(folder, stage, model):
 
 
 def test_a_run_moves_between_processes_and_stages(folder):
-    """Ten steps on two processes under ZeRO-3, then on to twenty on one without DeepSpeed, in larger micro-batches."""
+    """Ten steps on two processes under ZeRO-3, then ten on one without DeepSpeed, in larger micro-batches."""
     import shutil
 
     run = folder / "runs" / "moving"
@@ -108,12 +110,12 @@ def test_a_run_moves_between_processes_and_stages(folder):
     result = launch(folder, "moving", "micro_batch_size=4", "runtime.gradient_checkpointing=1")
     assert result.returncode == 0, result.stderr
     assert "micro_batch_size changed: 2 -> 4" in result.stderr
-    assert "going on from step 10" in result.stdout + result.stderr
+    assert "resuming from step 10" in result.stdout + result.stderr
     assert losses(folder, "moving") == pytest.approx(losses(folder, "one"), rel=1e-5)
 
 
-def test_a_rank_killed_in_a_sharded_save_costs_the_steps_since_the_last(folder, monkeypatch):
-    """Under ZeRO-3, when the second rank has written its part of the last checkpoint: the same command goes on."""
+def test_a_rank_killed_during_a_sharded_save_costs_only_the_steps_since_the_last_one(folder, monkeypatch):
+    """Under ZeRO-3 the second rank dies after writing its shard of the last checkpoint; the same command resumes."""
     run = folder / "runs" / "sharded"
     # The fourth directory: the best weights of step 10, step 10, the best weights of step 20, step 20.
     monkeypatch.setenv("LLM_FAULT", "save-shard:1:4=kill")
@@ -123,7 +125,7 @@ def test_a_rank_killed_in_a_sharded_save_costs_the_steps_since_the_last(folder, 
     monkeypatch.delenv("LLM_FAULT")
     result = launch(folder, "sharded", "checkpoint=sharded", processes=2, stage=3)
     assert result.returncode == 0, result.stderr
-    assert "going on from step 10" in result.stdout + result.stderr
+    assert "resuming from step 10" in result.stdout + result.stderr
     assert losses(folder, "sharded") == pytest.approx(losses(folder, "one"), rel=1e-5)
     assert losses(folder, "sharded", "val/loss") == pytest.approx(losses(folder, "one", "val/loss"), rel=1e-5)
     assert not [path for path in run.rglob("*") if path.name.startswith(".tmp") or path.suffix == ".pt"]
@@ -132,13 +134,13 @@ def test_a_rank_killed_in_a_sharded_save_costs_the_steps_since_the_last(folder, 
     assert all(torch.allclose(weights[0][key], weights[1][key], atol=1e-4) for key in weights[0])
 
 
-def test_an_error_of_the_user_is_one_message_on_two_processes(folder):
+def test_a_user_error_is_one_message_on_two_processes(folder):
     result = launch(folder, "bad", "global_batch_size=3", "micro_batch_size=null", processes=2)
     assert result.returncode != 0
     assert "global_batch_size" in result.stderr
 
 
-def test_gathered_zero3_weights_are_whole(folder):
+def test_gathered_zero3_weights_are_complete(folder):
     from mini_llm.model import load_model
 
     model = load_model(folder / "runs" / "one" / "model")

@@ -1,4 +1,4 @@
-"""Muon and AdamW on two processes, under DDP and DeepSpeed ZeRO 1, 2, 3: one process's losses, norms and states."""
+"""Muon and AdamW on two processes, under DDP and DeepSpeed ZeRO 1, 2, 3, match one process: losses, norms, states."""
 
 import json
 import os
@@ -10,12 +10,14 @@ import pytest
 
 from chaos.equivalence.ranks import BOUNDS, CLIP, LAYOUTS
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict:
-    """What tests/distributed/zero_worker.py saw on one process, under its name, and on two."""
+    """What tests/distributed/zero_worker.py reports on one process and on two, merged."""
     folder = tmp_path_factory.mktemp("zero")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     seen = {}
@@ -37,22 +39,22 @@ def losses(steps: list) -> list[float]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_losses_are_those_of_one_process(runs, layout, optimizer, precision):
+def test_losses_equal_one_process(runs, layout, optimizer, precision):
     expected, seen = runs[f"{optimizer} {precision}"], runs[f"{layout} {optimizer} {precision}"]
     assert losses(seen) == pytest.approx(losses(expected), rel=BOUNDS[precision])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients_are_divided_by_the_accumulation_once(runs, layout, optimizer):
-    """Both optimizers forget the scale of a gradient; its norm does not. Four micro-batches, or two on each of two."""
+def test_gradients_are_divided_by_the_accumulation_only_once(runs, layout, optimizer):
+    """Both optimizers ignore a gradient's scale, so its norm is compared: four micro-batches, or two on each rank."""
     norms = [norm for _, norm in runs[f"{layout} {optimizer} fp32"]]
     assert norms == pytest.approx([norm for _, norm in runs[f"{optimizer} fp32"]], rel=1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_clipping_acts_on_gradients_under_muon(runs, layout):
-    """It is felt in the momentum: without it the losses are others; with it, they are those of one process."""
+def test_clipping_affects_gradients_under_muon(runs, layout):
+    """Clipping changes the momentum, so the losses differ without it; with it they equal those of one process."""
     clipped = runs["muon fp32"]
     assert all(norm > CLIP for _, norm in clipped)
     assert max(abs(a - b) for a, b in zip(losses(clipped), losses(runs["unclipped"]), strict=True)) > 1e-3
@@ -60,8 +62,8 @@ def test_clipping_acts_on_gradients_under_muon(runs, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_launch_is_what_it_was_meant_to_be(runs, layout):
-    """On a CPU without a named backend Accelerate takes two DeepSpeed processes for one, or leaves DeepSpeed out."""
+def test_the_launch_has_the_intended_backend_and_kind(runs, layout):
+    """On a CPU without a named backend, Accelerate sees two DeepSpeed processes as one, or does not use DeepSpeed."""
     assert runs[f"{layout} backend"] == "gloo"
     assert runs[f"{layout} kind"] == ("MULTI_CPU" if layout == "DDP" else "DEEPSPEED")
     if layout != "DDP":
@@ -71,7 +73,7 @@ def test_the_launch_is_what_it_was_meant_to_be(runs, layout):
 
 @pytest.mark.parametrize("source", LAYOUTS)
 @pytest.mark.parametrize("target", LAYOUTS)
-def test_muon_goes_on_at_any_stage(runs, source, target):
+def test_muon_resumes_at_any_stage(runs, source, target):
     assert runs[f"{source} state"] < 1e-5
     expected = losses(runs["muon fp32"])[4:]
     assert losses(runs[f"{source} to {target}"]) == pytest.approx(expected, rel=1e-5)
@@ -81,16 +83,16 @@ def test_the_state_of_another_optimizer_is_refused(runs):
     assert "momentum_buffer" in runs["refused"] and "exp_avg" in runs["refused"] and "optim.name" in runs["refused"]
 
 
-def test_zero3_is_written_tensor_by_tensor(runs):
+def test_zero3_weights_are_written_tensor_by_tensor(runs):
     assert runs["streamed"]["files"] > 3 and runs["streamed"]["gap"] == 0
 
 
-def test_weights_gathered_from_16_bit_are_the_masters(runs):
+def test_weights_gathered_from_16_bit_are_the_fp32_master_weights(runs):
     assert runs["16 bit"]["beyond"] > 0.5
     assert runs["16 bit"]["loss"] == pytest.approx(losses(runs["muon bf16"])[-1], rel=2e-2)
 
 
-def test_the_effective_configuration_is_printed_by_one_rank(runs):
+def test_one_rank_prints_the_effective_configuration(runs):
     lines = [line for line in runs["output 2"].splitlines() if line.startswith("DeepSpeed configuration")]
     starts = 3 * 4 + 4 * 3 + 3
     assert len(lines) == starts

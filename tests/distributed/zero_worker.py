@@ -1,4 +1,4 @@
-"""What test_zero.py looks at, on this process of one or two: `torchrun -m tests.zero_worker OUT` writes OUT as JSON."""
+"""Trains what test_zero.py checks, on one or two processes: `torchrun -m tests.distributed.zero_worker OUT.json`."""
 
 import json
 import os

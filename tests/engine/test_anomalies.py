@@ -1,4 +1,4 @@
-"""Numbers that go wrong: steps left out on every rank with nothing touched, spikes flagged, documents named."""
+"""Non-finite steps are skipped on every rank and change nothing; loss spikes are reported; documents are named."""
 
 import json
 import math
@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from chaos.equivalence.ranks import LAYOUTS
-from mini_llm.engine.batch import Share
+from mini_llm.engine.batch import BatchSplit
 from mini_llm.engine.errors import NonFiniteError
 from mini_llm.engine.spikes import ENOUGH_LOSSES, MAX_NON_FINITE, spike_limit
-from tests.engine.test_loop import batches, config, final_files, fresh, run
+from tests.loops import batches, config, final_files, fresh, run
 
 REPOSITORY = Path(__file__).parents[2]
 FAULTS = ["fp32 loss inf", "fp32 gradient nan", "bf16 loss nan"]
@@ -32,9 +32,11 @@ def ranks(tmp_path_factory) -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_one_rank_that_is_not_finite_leaves_the_step_out_on_all(ranks, layout, fault):
+def test_a_non_finite_loss_on_one_rank_skips_the_step_on_all(ranks, layout, fault):
     seen = ranks[f"{layout} {fault}"]
     in_loss = "loss" in fault
     assert seen["seen"] == [[not in_loss, False, [1] if in_loss else []]] * 2
@@ -42,8 +44,8 @@ def test_one_rank_that_is_not_finite_leaves_the_step_out_on_all(ranks, layout, f
     assert seen["later"] == ranks[f"{layout} {fault.split()[0]} expected"]
 
 
-def documents(step: int, rank: int, early: bool) -> list[list[str]]:
-    return [[f"poem.txt row {step}", f"poem.txt row {step + 1}"]]
+def documents(step: int, rank: int, clm: bool) -> list[str]:
+    return [f"poem.txt row {step}", f"poem.txt row {step + 1}"]
 
 
 def poisoned(model, bad: set[int]):
@@ -59,10 +61,10 @@ def poisoned(model, bad: set[int]):
     return model
 
 
-def test_a_step_left_out_is_recorded_with_its_documents(tmp_path, capsys):
+def test_a_skipped_step_is_recorded_with_its_documents(tmp_path, capsys):
     run(tmp_path, config(), model=poisoned(fresh(), {2}), documents=documents)
     said = capsys.readouterr()
-    line = "step 3: loss nan, gradient norm nan: step left out; batch: poem.txt row 2, poem.txt row 3"
+    line = "step 3: loss nan, gradient norm nan: step skipped; batch: poem.txt row 2, poem.txt row 3"
     assert line in said.out + said.err
     table = json.loads((tmp_path / "tables" / "skipped.json").read_text())
     assert table["rows"] == [[3, "nan", "nan", "poem.txt row 2, poem.txt row 3"]]
@@ -75,10 +77,10 @@ def test_the_count_of_bad_steps_survives_a_restart(tmp_path):
     half = MAX_NON_FINITE // 2
     settings = config(max_steps=50, save_every=1, evaluate_every=100)
 
-    def stopping(step: int, share: Share):
+    def stopping(step: int, split: BatchSplit):
         if step == half:
             raise KeyboardInterrupt
-        return batches(step, share)
+        return batches(step, split)
 
     always = set(range(100))
     with pytest.raises(KeyboardInterrupt):
@@ -88,20 +90,21 @@ def test_the_count_of_bad_steps_survives_a_restart(tmp_path):
     assert stopped.value.exit_code == 5
 
 
+@pytest.mark.slow
 def test_a_poisoned_batch_is_flagged_and_the_run_goes_on(tmp_path):
     """Random labels in one batch, once losses are small; a run that is stopped and resumed flags the same."""
 
-    def make(step: int, share: Share):
-        made = batches(step, share)
+    def make(step: int, split: BatchSplit):
+        made = batches(step, split)
         if step == 70:
             for batch in made:
                 batch["labels"] = torch.randint(16, batch["labels"].shape, generator=torch.Generator().manual_seed(1))
         return made
 
-    def stopping(step: int, share: Share):
+    def stopping(step: int, split: BatchSplit):
         if step == 65:
             raise KeyboardInterrupt
-        return make(step, share)
+        return make(step, split)
 
     settings = config(max_steps=74, save_every=20, evaluate_every=100)
     run(tmp_path / "straight", settings, make=make, documents=documents)
@@ -114,7 +117,7 @@ def test_a_poisoned_batch_is_flagged_and_the_run_goes_on(tmp_path):
     assert final_files(tmp_path / "straight") == final_files(tmp_path / "resumed")
 
 
-def test_what_a_spike_is():
+def test_the_definition_of_a_spike():
     generator = np.random.default_rng(0)
     losses = list(2 + 0.1 * generator.standard_normal(64))
     assert 2.5 < spike_limit(losses) < 3.2

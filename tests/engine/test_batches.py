@@ -1,4 +1,4 @@
-"""Batches: every example once an epoch, a pure function of (seed, step), alike on any number of ranks; padding."""
+"""Batches: every example once per epoch, a pure function of (seed, step), equal for any number of ranks; padding."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def epoch(batches, number=0):
 @pytest.mark.parametrize(
     ("size", "batch"), [(1003, 16), (1003, 1003), (1003, 5000), (1003, 1), (17, 16), (33, 32), (7, 3)]
 )
-def test_every_example_once_an_epoch(size, batch):
+def test_every_example_is_seen_once_per_epoch(size, batch):
     batches = LengthBatches(LENGTHS[:size], batch, seed=0)
     for number in (0, 3):
         seen = np.concatenate([micro for step in epoch(batches, number) for micro in step])
@@ -31,7 +31,7 @@ def test_every_example_once_an_epoch(size, batch):
 @pytest.mark.parametrize(
     ("size", "batch", "ranks", "accumulation"), [(1003, 16, 2, 4), (9, 8, 2, 4), (33, 32, 4, 8), (17, 16, 2, 1)]
 )
-def test_ranks_share_every_step_and_none_is_idle(size, batch, ranks, accumulation):
+def test_ranks_split_every_step_and_none_is_idle(size, batch, ranks, accumulation):
     alone = LengthBatches(LENGTHS[:size], batch, seed=1, accumulation=ranks * accumulation)
     together = [LengthBatches(LENGTHS[:size], batch, 1, ranks, rank, accumulation) for rank in range(ranks)]
     assert {part.steps_per_epoch for part in together} == {alone.steps_per_epoch}
@@ -43,7 +43,7 @@ def test_ranks_share_every_step_and_none_is_idle(size, batch, ranks, accumulatio
         assert len(set(shared)) == len(shared)
 
 
-def test_a_step_does_not_depend_on_those_before_it():
+def test_a_step_does_not_depend_on_earlier_steps():
     straight = LengthBatches(LENGTHS, 16, seed=5)
     expected = [straight.batch(step) for step in range(200)]
     for step in (199, 3, 64, 63, 0, 130):
@@ -52,14 +52,14 @@ def test_a_step_does_not_depend_on_those_before_it():
             assert np.array_equal(a, b) and np.array_equal(a, c)
 
 
-def test_order_changes_with_seed_and_epoch():
+def test_the_order_changes_with_seed_and_epoch():
     one, two = LengthBatches(LENGTHS, 16, seed=0), LengthBatches(LENGTHS, 16, seed=1)
     assert not np.array_equal(np.concatenate(one.batch(0)), np.concatenate(two.batch(0)))
     groups = [{frozenset(step[0].tolist()) for step in epoch(one, number)} for number in (0, 1)]
     assert len(groups[0] & groups[1]) < len(groups[0]) / 10
 
 
-def test_batches_are_alike_in_length_and_in_random_order():
+def test_batches_have_similar_lengths_and_random_order():
     padded = {"sorted": 0, "shuffled": 0}
     steps = epoch(LengthBatches(LENGTHS, 16, seed=0))
     shuffled = np.random.default_rng(0).permutation(len(LENGTHS))
@@ -71,14 +71,14 @@ def test_batches_are_alike_in_length_and_in_random_order():
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.4
 
 
-def test_too_little_to_share_is_refused():
+def test_too_few_examples_to_split_are_an_error():
     with pytest.raises(ConfigError, match="batch of 4 examples"):
         LengthBatches(LENGTHS, 4, seed=0, ranks=2, accumulation=4)
     with pytest.raises(DataError, match="3 training examples for 2 processes x 2"):
         LengthBatches(LENGTHS[:3], 8, seed=0, ranks=2, accumulation=2)
 
 
-def test_ordered_batches_hold_everything_once_by_length():
+def test_ordered_batches_hold_every_example_once_sorted_by_length():
     batches = ordered_batches(LENGTHS, 32)
     order = np.concatenate(batches)
     assert sorted(order) == list(range(len(LENGTHS))) and max(map(len, batches)) == 32
@@ -106,13 +106,13 @@ def test_collate_pads_on_the_right_to_a_multiple_of_eight():
 
 def test_collate_never_pads_beyond_the_model():
     assert collate([np.arange(9)], [0], pad_id=3, max_length=10)["input_ids"].shape == (1, 10)
-    with pytest.raises(ValueError, match="1 to 10 are possible"):
+    with pytest.raises(ValueError, match="each needs 1 to 10"):
         collate([np.arange(11)], [0], pad_id=3, max_length=10)
     with pytest.raises(ValueError, match="0 to 2 tokens"):
         collate([np.arange(0), np.arange(2)], [0, 0], pad_id=3, max_length=10)
 
 
-def test_rows_without_labels_count_nothing():
+def test_rows_without_labels_are_not_counted():
     assert collate([np.arange(2)], None, pad_id=3, max_length=8)["labels"].tolist() == [IGNORED_LABEL]
 
 
@@ -120,7 +120,7 @@ def test_rows_without_labels_count_nothing():
 
 
 class Letters:
-    """A tokenizer of one token per letter, from 10 on."""
+    """A tokenizer with one token per letter; "a" is 10."""
 
     directory, bos_id, eos_id, pad_id, cls_id, sep_id, frame = "letters", 1, 2, 3, 5, 6, None
 
@@ -128,12 +128,12 @@ class Letters:
         return [np.array([10 + ord(c) - ord("a") for c in text], dtype=np.int32) for text in texts]
 
 
-def test_texts_are_framed_as_in_pretraining():
+def test_texts_get_the_special_tokens_of_pretraining():
     assert [row.tolist() for row in encode_texts(Letters(), ["ab", ""], True, 8).tokens] == [[1, 10, 11], [1]]
     assert [row.tolist() for row in encode_texts(Letters(), ["ab", ""], False, 8).tokens] == [[5, 10, 11, 6], [5, 6]]
 
 
-def test_the_beginning_of_a_long_text_is_kept_and_cuts_are_counted():
+def test_long_texts_are_truncated_at_the_end_and_counted():
     encoded = encode_texts(Letters(), ["abcdef", "abcd", "abc"], False, 5)
     assert [row.tolist() for row in encoded.tokens] == [[5, 10, 11, 12, 6]] * 3
     assert encoded.truncated == 2 and encoded.lengths.tolist() == [5, 5, 5]
@@ -145,5 +145,5 @@ def test_tokenizers_that_lack_special_tokens():
     bare.bos_id = bare.pad_id = bare.cls_id = None
     assert [row.tolist() for row in encode_texts(bare, ["a", ""], True, 8).tokens] == [[10], [2]]
     assert padding_id(bare) == 2
-    with pytest.raises(CheckpointError, match="no cls or no sep"):
+    with pytest.raises(CheckpointError, match="lacks a cls or sep token"):
         encode_texts(bare, ["a"], False, 8)

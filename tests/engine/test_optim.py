@@ -1,30 +1,30 @@
-"""Optimizer and schedule."""
+"""Muon, AdamW and the learning-rate schedule."""
 
 from itertools import pairwise
 
 import pytest
 import torch
 
-from mini_llm.engine import optim
+from mini_llm.engine import muon, optim
 from mini_llm.engine.errors import ConfigError
 from mini_llm.engine.muon import WHOLE, Placement, head_pieces, muon_updates, orthogonalize
 from mini_llm.engine.optim import MuonAdamW, make_optimizer, parameter_groups
 from mini_llm.engine.schedule import Schedule
 from mini_llm.engine.settings import OptimConfig, ScheduleConfig
 from mini_llm.model import CausalLM
-from tests.model.test_model import decoder, tokens
+from tests.models import decoder, tokens
 
 
-def test_every_parameter_is_in_one_group_and_vectors_do_not_decay():
+def test_every_parameter_is_in_one_group_and_vectors_have_no_weight_decay():
     model = CausalLM(decoder(tie_word_embeddings=False))
     groups = parameter_groups(model, OptimConfig(), muon=True)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     for group in groups:
         assert all((p.dim() == 1) == (group["weight_decay"] == 0) for p in group["params"])
-    muon = next(group for group in groups if "momentum" in group)
+    hidden = next(group for group in groups if "momentum" in group)
     inside = {id(p) for name, p in model.named_parameters() if name.startswith("trunk.blocks.") and p.dim() == 2}
-    assert {id(p) for p in muon["params"]} == inside
+    assert {id(p) for p in hidden["params"]} == inside
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 40)])
@@ -36,8 +36,8 @@ def test_orthogonalized_matrices_have_singular_values_near_one(shape):
     assert values.min() > 0.6 and values.max() < 1.3
 
 
-def test_heads_are_orthogonalized_each_for_itself():
-    """Queries and keys of a model with fewer key heads, in rows; outputs in columns; all else as it is."""
+def test_heads_are_orthogonalized_separately():
+    """Queries and keys (of which there are fewer) in rows, outputs in columns; other matrices as a whole."""
     torch.manual_seed(0)
     config = decoder(num_key_value_heads=2)
     model, heads, size = CausalLM(config), config.num_attention_heads, config.head_dim
@@ -66,25 +66,25 @@ def test_pieces_are_updated_as_matrices_of_their_own():
     rows = muon_updates(list(gradient.split(8)), [WHOLE] * 4, torch.float32)
     torch.testing.assert_close(whole, torch.cat(rows))
     whole = muon_updates([gradient], [(1, 4)], torch.float32)[0]
-    # Tall pieces alone would have rows of a norm of 1 each, not in all four.
+    # Updated alone, each tall piece would have rows of norm 1; here the rows of all four together have norm 1.
     columns = muon_updates(list(gradient.split(6, 1)), [WHOLE] * 4, torch.float32)
     torch.testing.assert_close(whole, torch.cat(columns, 1) / 2)
 
 
-def test_stacks_hold_equal_shapes_and_no_more_than_they_may(monkeypatch):
-    monkeypatch.setattr(optim, "STACKED", 100)
+def test_stacks_hold_equal_shapes_and_a_bounded_number_of_elements(monkeypatch):
+    monkeypatch.setattr(muon, "STACKED", 100)
     shapes = [torch.Size(shape) for shape in ((2, 4, 10), (1, 4, 10), (1, 5, 8), (3, 4, 10), (1, 4, 10), (1, 4, 10))]
-    assert list(optim.stacks(shapes)) == [[0], [1], [3], [4, 5], [2]]
+    assert list(muon.stacks(shapes)) == [[0], [1], [3], [4, 5], [2]]
 
 
-def test_parameters_that_are_no_projections_of_heads_are_whole():
+def test_only_attention_projections_are_cut_into_heads():
     model = CausalLM(decoder())
     names = {name for name, parameter in model.named_parameters() if parameter in head_pieces(model)}
     assert names == {f"trunk.blocks.{i}.attn.{x}_proj.weight" for i in range(len(model.trunk.blocks)) for x in "qkvo"}
 
 
 def test_muon_agrees_with_torch():
-    """One matrix of each shape, three steps; torch's runs its iteration in bf16, so to bf16's precision."""
+    """One matrix of each shape, three steps, to the precision of bf16, in which torch runs the iteration."""
     torch.manual_seed(0)
     for shape in ((24, 24), (16, 40), (40, 16)):
         ours, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
@@ -98,8 +98,8 @@ def test_muon_agrees_with_torch():
         assert (ours - theirs).abs().max() < 0.02
 
 
-def test_the_update_is_momentum_orthogonalized_and_scaled_after_decay():
-    """The first step by hand: momentum 0.05 g, Nesterov 0.0975 g; the scale of the gradient is lost."""
+def test_the_first_muon_update_by_hand():
+    """Momentum is 0.05 g, Nesterov 0.0975 g; orthogonalization removes the scale. Decay comes first: 1 - 0.1 x 0.1."""
     torch.manual_seed(0)
     gradient = torch.randn(40, 16)
     p = torch.nn.Parameter(torch.ones(40, 16))
@@ -154,7 +154,7 @@ def test_a_model_learns_a_fixed_batch(name):
 
 
 @pytest.mark.parametrize("name", ["auto", "muon"])
-def test_under_zero_the_same_matrices_take_muon_in_groups_of_bounded_size(name, monkeypatch):
+def test_zero_uses_muon_for_the_same_matrices_in_groups_of_bounded_size(name, monkeypatch):
     model = CausalLM(decoder())
     whole = make_optimizer(model, OptimConfig(name=name), None)
     monkeypatch.setattr(optim, "GATHERED", 3000)
@@ -175,8 +175,8 @@ def test_under_zero_the_same_matrices_take_muon_in_groups_of_bounded_size(name, 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_placement_reads_and_writes_its_matrix_and_nothing_else(stage, ranks):
-    """Shards as ZeRO 2 lays them (end to end) and as ZeRO 3 does (each matrix over all ranks, padded)."""
+def test_a_placement_reads_and_writes_only_its_own_matrix(stage, ranks):
+    """Shards as in ZeRO 2 (matrices end to end) and as in ZeRO 3 (each matrix over all ranks, padded)."""
     shapes = [torch.Size((5, 7)), torch.Size((2, 3)), torch.Size((4, 4))]
     matrices = [torch.arange(float(shape.numel())).view(shape) + 100 * i for i, shape in enumerate(shapes, 1)]
     if stage == 3:
@@ -195,8 +195,8 @@ def test_a_placement_reads_and_writes_its_matrix_and_nothing_else(stage, ranks):
     assert shards.sum() == sum(matrix.sum() for matrix in matrices)
 
 
-def test_linear_schedule_warms_up_stays_and_falls_to_zero():
-    schedule = Schedule(ScheduleConfig(warmup_steps=10, decay_fraction=0.5), 100)
+def test_wsd_warms_up_stays_and_falls_to_zero():
+    schedule = Schedule(ScheduleConfig(warmup_steps=10, decay_ratio=0.5), 100)
     factors = [schedule.factor(step) for step in range(100)]
     assert 0 < factors[0] < factors[5] < 1
     assert factors[10:51] == [1.0] * 41
@@ -205,7 +205,7 @@ def test_linear_schedule_warms_up_stays_and_falls_to_zero():
 
 
 def test_cosine_schedule_falls_to_its_floor():
-    schedule = Schedule(ScheduleConfig(kind="cosine", warmup_steps=10, min_ratio=0.1), 100)
+    schedule = Schedule(ScheduleConfig(kind="cosine", warmup_steps=10, min_lr_ratio=0.1), 100)
     factors = [schedule.factor(step) for step in range(100)]
     assert 0 < factors[0] < factors[9] <= 1 and factors[10] == pytest.approx(1)
     assert all(a >= b for a, b in pairwise(factors[10:]))
@@ -213,7 +213,7 @@ def test_cosine_schedule_falls_to_its_floor():
 
 
 @pytest.mark.parametrize("at, total", [(2, 60), (20, 60), (20, 400), (50, 90), (75, 80), (75, 160), (99, 100)])
-def test_a_new_end_keeps_the_past_and_has_no_jump(at, total):
+def test_a_new_total_keeps_past_rates_and_does_not_jump(at, total):
     schedule = Schedule(ScheduleConfig(warmup_steps=5), 100)
     before = [schedule.factor(step) for step in range(at + 1)]
     schedule.retotal(at, total)
@@ -227,6 +227,6 @@ def test_a_new_end_keeps_the_past_and_has_no_jump(at, total):
     assert [copy.factor(step) for step in range(total)] == [schedule.factor(step) for step in range(total)]
 
 
-def test_no_steps_is_an_error():
+def test_a_schedule_of_zero_steps_is_an_error():
     with pytest.raises(ConfigError):
         Schedule(ScheduleConfig(), 0)

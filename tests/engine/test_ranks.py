@@ -18,6 +18,8 @@ from chaos.ranks import (
     write_text,
 )
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
@@ -27,7 +29,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_whatever_happens_to_a_rank_costs_only_the_steps_since_the_last_save(folder):
+def test_a_lost_rank_costs_only_the_steps_since_the_last_save(folder):
     code, said = disturb(folder, "disturbed", kill_rank)
     assert code != 0
     assert "another process of this job is gone or does not answer" in said
@@ -35,16 +37,16 @@ def test_whatever_happens_to_a_rank_costs_only_the_steps_since_the_last_save(fol
 
     code, said = disturb(folder, "disturbed", stop_rank)
     assert code != 0
-    assert "going on from step 40" in said
+    assert "resuming from step 40" in said
     assert "rank 0 (process" in said and f"no progress for {HANG_SECONDS} s since step" in said
     assert "rank 1 (process" in said and "DOES NOT ANSWER" in said
     assert "most recent call first" in said and LOOP_FRAME in said
 
     code, said = disturb(folder, "disturbed", kill_launcher)
     assert code == -9
-    assert "going on from step 80" in said
+    assert "resuming from step 80" in said
     # Its ranks were asked to stop, and saved.
-    assert "saved. The same command goes on" in said
+    assert "saved. Run the same command again" in said
 
     complete(folder, "disturbed")
     assert difference(folder, "straight", "disturbed") is None

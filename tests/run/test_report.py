@@ -1,4 +1,4 @@
-"""Reports: one page that needs nothing else, complete, safe to open, and there for a run of any state."""
+"""Reports: one self-contained page, complete, safe to open, and available for a run in any state."""
 
 import re
 from pathlib import Path
@@ -59,7 +59,7 @@ def runs(tmp_path) -> Path:
     return tmp_path
 
 
-def test_every_run_gets_a_page_with_all_it_holds(runs):
+def test_every_run_gets_a_complete_page(runs):
     assert [path.name for path in find_runs(runs)] == ["clf", "gpt", "tokenizer"]
     pages = {path.name: write_report(path).read_text(encoding="utf-8") for path in find_runs(runs)}
     for title in ("Loss (nats)", "Bits per byte", "Learning rate", "Throughput (tokens/s)", "unigram entropy"):
@@ -72,7 +72,7 @@ def test_every_run_gets_a_page_with_all_it_holds(runs):
         assert text in pages["tokenizer"]
 
 
-def test_a_page_needs_nothing_from_elsewhere_and_nothing_in_it_runs(runs):
+def test_a_page_is_self_contained_and_runs_no_script(runs):
     for path in find_runs(runs):
         page = write_report(path).read_text(encoding="utf-8")
         assert not re.search(r"""<(?:script|img|link|iframe|object)\b|\son\w+=|@import|url\((?!#)""", page)
@@ -82,7 +82,7 @@ def test_a_page_needs_nothing_from_elsewhere_and_nothing_in_it_runs(runs):
         assert re.findall(r"<svg[^>]*>", page) == [svg for svg in re.findall(r"<svg[^>]*>", page) if "http" not in svg]
 
 
-def test_ids_of_charts_do_not_meet_and_each_reference_is_there(runs):
+def test_chart_ids_are_unique_and_references_resolve(runs):
     page = write_report(runs / "gpt").read_text(encoding="utf-8")
     ids = re.findall(r'\sid="([^"]+)"', page)
     assert len(ids) == len(set(ids)) > 0
@@ -90,7 +90,7 @@ def test_ids_of_charts_do_not_meet_and_each_reference_is_there(runs):
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
 
 
-def test_colours_come_from_the_page(runs):
+def test_charts_use_the_colours_of_the_page(runs):
     page = write_report(runs / "gpt").read_text(encoding="utf-8")
     charts = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert "var(--series-1)" in charts and "var(--grid)" in charts
@@ -143,13 +143,13 @@ def test_a_single_evaluation_is_shown_beside_the_training_curve():
     assert panel.curves["val"] == ([2], [2.0])
 
 
-def test_the_accuracy_of_a_masked_model_is_named_for_what_it_is(tmp_path):
+def test_the_accuracy_of_a_masked_model_is_labelled_as_such(tmp_path):
     with Tracker(tmp_path, TrackingConfig(wandb="disabled"), "pretrain", {}) as tracker:
         tracker.summary({"objective": "masked", "val/loss": 2.0, "val/accuracy": 0.5, "unigram_loss": 6.0})
     assert Run(tmp_path).scores().columns == ["", "loss (nats)", "masked accuracy"]
 
 
-def test_the_summary_shows_places_scores_a_sample_and_three_commands(runs, capsys):
+def test_the_summary_shows_paths_scores_a_sample_and_three_commands(runs, capsys):
     (runs / "gpt" / "model").mkdir()
     console = Console(width=250, force_terminal=False)
     with console.capture() as capture:
@@ -157,7 +157,7 @@ def test_the_summary_shows_places_scores_a_sample_and_three_commands(runs, capsy
     text = capture.get()
     assert f"{runs / 'mlm'}: nothing to show yet" in text
     assert str(runs / "gpt" / "model") in text
-    for part in ("bits per byte", "1.524", "the line to beat", "73.1%", "majority class", "plain bytes", "return 1"):
+    for part in ("bits per byte", "1.524", "(baseline)", "73.1%", "majority class", "plain bytes", "return 1"):
         assert part in text
     next_steps = text.partition("Try next")[2].strip().splitlines()
     assert len(next_steps) == 3
@@ -173,5 +173,5 @@ def test_two_classifiers_share_their_baselines(runs):
     console = Console(width=140, force_terminal=False)
     with console.capture() as capture:
         print_summary([runs / "clf", runs / "clf2"], console)
-    table = capture.get().partition("beside baselines")[2].partition("Try next")[0]
+    table = capture.get().partition("Classifiers and baselines")[2].partition("Try next")[0]
     assert [line.split()[0] for line in table.strip().splitlines()[2:]] == ["clf", "clf2", "majority"]

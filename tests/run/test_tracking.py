@@ -1,4 +1,4 @@
-"""The record of a run: files that survive kills, full disks and resumes, and one W&B run per launch equal to them."""
+"""A run's record: files that survive kills, full disks and resumes, and one W&B run per launch with equal content."""
 
 import json
 import math
@@ -64,7 +64,7 @@ def of_type(found: list[dict], kind: str) -> list[dict]:
 # metrics.jsonl
 
 
-def test_rows_are_the_same_bytes_for_the_same_values(tmp_path):
+def test_equal_values_are_written_as_equal_bytes(tmp_path):
     import numpy as np
 
     for name in ("one", "two"):
@@ -74,13 +74,13 @@ def test_rows_are_the_same_bytes_for_the_same_values(tmp_path):
     assert read_rows(tmp_path / "one/metrics.jsonl") == [{"step": 1, "train/loss": 0.1 + 0.2, "count": 3}]
 
 
-def test_values_that_are_not_finite_are_null_and_valid_json(tmp_path):
+def test_non_finite_values_become_null(tmp_path):
     with Tracker(tmp_path, FILES_ONLY, "pretrain", {}) as tracker:
         tracker.log(1, {"train/loss": math.nan, "norm": math.inf})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": null, "norm": null}\n'
 
 
-def test_rewind_drops_the_rows_after_a_step_and_appending_goes_on(tmp_path):
+def test_rewind_drops_the_rows_after_a_step(tmp_path):
     with Tracker(tmp_path, FILES_ONLY, "pretrain", {}) as tracker:
         for step in range(1, 6):
             tracker.log(step, {"train/loss": step}, {"elapsed": step})
@@ -91,7 +91,7 @@ def test_rewind_drops_the_rows_after_a_step_and_appending_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ['{"step": 3, "tr', '{"step": 3}', "\x00\x00\x00", '{"step": 3\n{"step": 4}\n'])
-def test_a_torn_or_damaged_line_is_repaired_on_open(tmp_path, torn):
+def test_an_incomplete_or_damaged_line_is_repaired_on_open(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n' + torn)
     file = JsonLines(path)
@@ -101,7 +101,7 @@ def test_a_torn_or_damaged_line_is_repaired_on_open(tmp_path, torn):
     assert steps in ([1, 2, 9], [1, 2, 4, 9])
 
 
-def test_a_killed_writer_leaves_whole_rows(tmp_path):
+def test_a_killed_writer_leaves_complete_rows(tmp_path):
     code = (
         "import sys; from mini_llm.engine.run.jsonl import JsonLines; file = JsonLines(sys.argv[1]); step = 0\n"
         "while True:\n step += 1; file.append({'step': step, 'text': 'x' * 200})"
@@ -117,7 +117,7 @@ def test_a_killed_writer_leaves_whole_rows(tmp_path):
     assert len((tmp_path / "m.jsonl").read_bytes().splitlines()) == len(steps)
 
 
-def test_a_full_disk_costs_rows_and_one_warning_but_not_the_run(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_loses_rows_with_one_warning_and_the_run_continues(tmp_path, monkeypatch, capsys):
     with Tracker(tmp_path, FILES_ONLY, "pretrain", {}) as tracker:
         tracker.log(1, {"loss": 1})
         write = os.write
@@ -139,6 +139,7 @@ def test_a_full_disk_costs_rows_and_one_warning_but_not_the_run(tmp_path, monkey
 # W&B
 
 
+@pytest.mark.slow
 def test_offline_runs_read_back_equal_the_files_across_a_resume(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SOME_API_KEY", CANARY)
     run, model = tmp_path / "gpt", tmp_path / "gpt" / "model"
@@ -199,9 +200,11 @@ def test_offline_runs_read_back_equal_the_files_across_a_resume(tmp_path, monkey
     assert everything and not [path for path in everything if CANARY.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_run(tmp_path):
     code = (
-        "import os, sys; from mini_llm.engine.run.tracker import Tracker; from mini_llm.engine.settings import TrackingConfig\n"
+        "import os, sys\n"
+        "from mini_llm.engine.run.tracker import Tracker; from mini_llm.engine.settings import TrackingConfig\n"
         "with Tracker(sys.argv[1], TrackingConfig(wandb='offline'), 'pretrain', {}, os.environ['RANK'] == '0') as t:\n"
         "    t.log(1, {'train/loss': 1.0}); t.table('x', ['a'], [[1]]); t.summary({'a': 1}); t.rewind(1); t.sync()\n"
     )
@@ -216,7 +219,8 @@ def test_two_processes_make_one_run(tmp_path):
 
 def test_disabled_imports_no_wandb_and_the_modules_import_nothing_heavy(tmp_path):
     code = (
-        "import sys; import mini_llm.engine.report.page, mini_llm.engine.report.summary, mini_llm.engine.run.progress, mini_llm.engine.run.directory\n"
+        "import sys; import mini_llm.engine.report.page, mini_llm.engine.report.summary\n"
+        "import mini_llm.engine.run.progress, mini_llm.engine.run.directory\n"
         "from mini_llm.engine.run.tracker import Tracker; from mini_llm.engine.settings import TrackingConfig\n"
         "with Tracker(sys.argv[1], TrackingConfig(wandb='disabled'), 'pretrain', {}) as t: t.log(1, {'a': 1.0})\n"
         "print([m for m in ('torch', 'wandb', 'pandas', 'datasets', 'transformers') if m in sys.modules])"

@@ -1,4 +1,4 @@
-"""W&B online, against a server on this machine: one run across resumes, and no trouble of its own making."""
+"""W&B online, against a local server: one run across resumes, and failures of the server never stop a run."""
 
 import json
 import re
@@ -13,6 +13,8 @@ import mini_llm.engine.run.wandb_mirror as mirror_module
 from mini_llm.engine.run.jsonl import read_rows
 from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import TrackingConfig
+
+pytestmark = pytest.mark.slow
 
 
 class Server(ThreadingHTTPServer):
@@ -147,7 +149,7 @@ def test_a_server_that_fails_at_the_start_leaves_an_offline_run(server, tmp_path
 
 
 @pytest.mark.parametrize("server", ["die"], indirect=True)
-def test_a_server_that_dies_later_delays_the_end_by_the_timeout_only(server, tmp_path, capsys):
+def test_a_server_that_dies_later_delays_the_end_only_by_the_timeout(server, tmp_path, capsys):
     started = time.monotonic()
     launch(tmp_path / "run", [1, 2])
     assert time.monotonic() - started < 15

@@ -1,1 +1,1 @@
-"""Checkpoints: their format on disk, saving, resuming, and the model directory at the end."""
+"""Checkpoints: format on disk, saving, resuming, and exporting the trained model."""

@@ -1,7 +1,7 @@
-"""Checkpoints written while the training goes on: the state is copied, then one thread writes it.
+"""Checkpoints written in the background: the state is copied, then one thread writes it while training continues.
 
-The next save, the end, a signal and an error wait for that thread. A save that fails is said and leaves the checkpoint
-before it in place; the last one of a launch must succeed.
+The next save, the end of training, a signal and an error wait for that thread. A save that fails is reported and leaves
+the previous checkpoint in place; the last save of a launch must succeed.
 """
 
 import sys
@@ -9,35 +9,45 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mini_llm.engine.checkpoint.format import DISK_ERRORS, Decorate, Snapshot, remove_old, write_best, write_checkpoint
+from mini_llm.engine.checkpoint.format import (
+    DISK_ERRORS,
+    SaveExtras,
+    Snapshot,
+    remove_old,
+    write_best,
+    write_checkpoint,
+)
 from mini_llm.engine.distributed.collectives import broadcast
 from mini_llm.engine.distributed.zero import gather_state, gather_weights, unwrap
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.engine.run.fault_points import fault_point
-from mini_llm.engine.step import Training
+from mini_llm.engine.step import TrainContext
+from mini_llm.model import Model
 
 
 class Saver:
-    """Save the state of `training` below `root`; a context manager. All ranks call every method, the main one writes.
+    """Context manager that saves the state of `context` below `root`. Every rank calls every method; rank 0 writes.
 
-    `facts` goes into each manifest. `decorate(directory)` adds the tokenizer's files to a model directory.
+    save_extras(directory) writes the tokenizer and other files into a model directory. `metadata` goes into each
+    manifest.
     """
 
     def __init__(
-        self, root: Path, training: Training, decorate: Decorate, keep_last: int, facts: Mapping[str, Any]
+        self, root: Path, context: TrainContext, save_extras: SaveExtras, keep_last: int, metadata: Mapping[str, Any]
     ) -> None:
         self.root = root
-        self.training = training
+        self.context = context
         self.keep_last = keep_last
-        self.facts = dict(facts)
-        self._main = training.accelerator.is_main_process
-        self._decorate = _Once(decorate)
+        self.metadata = dict(metadata)
+        self._main = context.accelerator.is_main_process
+        self._make_extras = save_extras
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._written: Future[None] | None = None
         self._saved: int | None = None
@@ -46,40 +56,49 @@ class Saver:
         self._failure: str | None = None
 
     def keep_best(self, step: int) -> None:
-        """Keep the weights as they are for the next save, in memory: a killed run evaluates them again."""
-        weights = gather_weights(self.training.model, keep=self._main)
+        """Keep a copy of the current weights in memory, to be written by the next save.
+
+        A run killed before that save repeats the evaluation when it resumes.
+        """
+        weights = gather_weights(self.context.model, keep=self._main)
         if self._main:
             self._wait()
             self._best = (step, weights)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Copy everything and have it written as checkpoints/step-<state["step"]>, after the save before it."""
+        """Copy the state and start writing checkpoints/step-<state["step"]>, once the previous save is written."""
         if self._saved == state["step"]:
             return
-        accelerator = self.training.accelerator
-        # One copy in memory at a time.
+        accelerator = self.context.accelerator
+        # Wait first, so that memory never holds two copies.
         self._wait()
         self._saved = state["step"]
-        weights, moments = gather_state(self.training.model, self.training.optimizer, keep=self._main)
+        weights, optimizer_state = gather_state(self.context.model, self.context.optimizer, keep=self._main)
         if not self._main:
             return
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         if self._best is not None and self._best[0] == state["step"]:
             self._best = (state["step"], weights)
-        snapshot = Snapshot(weights, moments, state, scaler, self.facts)
-        self._decorate.prepare()
-        self._written = self._writer.submit(self._write, unwrap(self.training.model), snapshot)
+        snapshot = Snapshot(weights, optimizer_state, state, scaler, self.metadata)
+        _ = self._extras  # Read it here, in the main thread.
+        self._written = self._writer.submit(self._write, unwrap(self.context.model), snapshot)
 
     def finish(self) -> None:
-        """Wait until the last save is on disk. Raises CheckpointError on every rank when it is not."""
+        """Wait until the last save is on disk. Raises CheckpointError on every rank when it failed."""
         self._wait(last=True)
-        failure = broadcast(self._failure, self.training.accelerator)
+        failure = broadcast(self._failure, self.context.accelerator)
         if failure is not None:
             raise CheckpointError(failure)
 
+    def save_extras(self, directory: Path) -> None:
+        """Write the files of save_extras into a model directory, from memory."""
+        for name, content in self._extras.items():
+            (directory / name).write_bytes(content)
+            fault_point("save-file")
+
     def __enter__(self) -> "Saver":
         if self._main:
-            # A run killed after its last save has still to remove what that made superfluous.
+            # A run that was killed after its last save may have left checkpoints that this save made obsolete.
             with suppress(OSError):
                 remove_old(self.root, self.keep_last)
         return self
@@ -90,25 +109,26 @@ class Saver:
         self._wait()
         self._writer.shutdown()
 
-    @property
-    def decorate(self) -> Decorate:
-        """The tokenizer's files, as they are added to every directory."""
-        self._decorate.prepare()
-        return self._decorate
+    @cached_property
+    def _extras(self) -> dict[str, bytes]:
+        """The files of save_extras by name. Must be read first in the main thread: save_extras may import modules."""
+        with tempfile.TemporaryDirectory() as name:
+            self._make_extras(Path(name))
+            return {path.name: path.read_bytes() for path in Path(name).iterdir()}
 
-    def _write(self, model: nn.Module, snapshot: Snapshot) -> None:
+    def _write(self, model: Model, snapshot: Snapshot) -> None:
         fault_point("save-begin")
         if self._best is not None:
-            write_best(self.root, model, *self._best, self._decorate)
+            write_best(self.root, model, *self._best, self.save_extras)
             fault_point("save-best")
-        write_checkpoint(self.root, model, snapshot, self._decorate)
+        write_checkpoint(self.root, model, snapshot, self.save_extras)
         self._best = None
         fault_point("save-published")
         remove_old(self.root, self.keep_last)
         fault_point("save-end")
 
     def _wait(self, last: bool = False) -> None:
-        """Wait for the writer; say what went wrong, unless it is the `last` save, for finish to raise."""
+        """Wait for the writer thread. Reports a failed save, except the `last` one, which finish() raises."""
         written, self._written = self._written, None
         if written is None:
             return
@@ -118,29 +138,9 @@ class Saver:
         except DISK_ERRORS as error:
             reason = getattr(error, "strerror", None) or error
             self._failure = (
-                f"{self.root / 'checkpoints'}: step {self._saved} could not be saved ({reason}). What was saved before "
-                "it is intact; make room there or make it writable"
+                f"{self.root / 'checkpoints'}: step {self._saved} could not be saved ({reason}). Earlier checkpoints "
+                "are intact; make room there or make the directory writable"
             )
             self._saved = None
             if self._main and not last:
-                print(f"{self._failure}. The training goes on", file=sys.stderr, flush=True)
-
-
-class _Once:
-    """`decorate` called once, in the training's own thread, where it may import; then its files are written again."""
-
-    def __init__(self, decorate: Decorate) -> None:
-        self._make = decorate
-        self._files: dict[str, bytes] | None = None
-
-    def prepare(self) -> None:
-        if self._files is None:
-            with tempfile.TemporaryDirectory() as name:
-                self._make(Path(name))
-                self._files = {path.name: path.read_bytes() for path in Path(name).iterdir()}
-
-    def __call__(self, directory: Path) -> None:
-        assert self._files is not None
-        for name, content in self._files.items():
-            (directory / name).write_bytes(content)
-            fault_point("save-file")
+                print(f"{self._failure}. Training continues", file=sys.stderr, flush=True)

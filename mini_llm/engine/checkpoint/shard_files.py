@@ -1,9 +1,10 @@
-"""The files of a sharded checkpoint: one a rank, with the ranges of the flattened tensors that this rank holds.
+"""The files of a sharded checkpoint: one per rank, with the ranges of flattened tensors that this rank holds.
 
-shards/rank-00000-of-00008.safetensors: rows of fp32 numbers by "<parameter>" and "<parameter>/<state>". The metadata of
-its header says of each where in the whole tensor it begins, and that tensor's shape.
+shards/rank-00000-of-00008.safetensors: fp32 vectors by "<parameter>" and "<parameter>/<state>". For each vector, the
+metadata in the file's header gives its start in the flattened tensor and the shape of the whole tensor.
 
-Which rank wrote what is of no concern to a reader: it asks for ranges, whatever its own number of ranks and ZeRO stage.
+A reader asks for ranges and does not depend on which rank wrote them, so the number of ranks and the ZeRO stage may
+differ from those of the writer.
 """
 
 import json
@@ -28,35 +29,36 @@ SHARDS = "shards"
 
 
 @dataclass(frozen=True)
-class Fragment:
-    """`values` (elements,) are those of a flattened tensor of `shape` from `start` on.
+class LocalShard:
+    """A range of a flattened tensor of `shape`: `values` (elements,), starting at element `start`.
 
-    `everywhere`: it is the whole tensor, and every rank has it.
+    `replicated`: every rank holds the whole tensor.
     """
 
     start: int
     shape: torch.Size
     values: Tensor
-    everywhere: bool = False
+    replicated: bool = False
 
 
-def write_shard(directory: Path, rank: int, ranks: int, fragments: Mapping[str, Fragment]) -> dict[str, Any]:
-    """Write what a rank holds; returns its entry of the manifest, by name. Raises OSError or SafetensorError."""
+def write_shards(directory: Path, rank: int, ranks: int, shards: Mapping[str, LocalShard]) -> dict[str, Any]:
+    """Write this rank's file; returns its manifest entry by file name. Raises OSError or SafetensorError."""
     path = directory / SHARDS / f"rank-{rank:05d}-of-{ranks:05d}.safetensors"
-    placed = {key: json.dumps([part.start, *part.shape]) for key, part in fragments.items()}
-    save_file({key: part.values for key, part in fragments.items()}, str(path), metadata=placed)
+    placements = {key: json.dumps([shard.start, *shard.shape]) for key, shard in shards.items()}
+    save_file({key: shard.values for key, shard in shards.items()}, str(path), metadata=placements)
     with open(path, "rb+") as file:
-        # Only the machine that wrote it can flush it.
+        # Only the machine that wrote the file can flush it.
         os.fsync(file.fileno())
     name = path.relative_to(directory).as_posix()
     return {name: {"size": path.stat().st_size, "sha256": sha256(path)}}
 
 
-class Shards:
-    """Any range of any tensor of a sharded checkpoint; a context manager. Files are mapped: only what is asked is read.
+class ShardReader:
+    """Context manager that reads any range of any tensor of a sharded checkpoint.
 
-    `shapes`: of the whole tensors, by "<parameter>" and "<parameter>/<state>". Raises CheckpointError when a file
-    cannot be read or the files together leave out a part.
+    Files are memory-mapped, so only the requested ranges are read. `shapes` are those of the whole tensors, by
+    "<parameter>" and "<parameter>/<state>". Raises CheckpointError when a file is unreadable or when the files
+    together do not cover a tensor.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -66,14 +68,14 @@ class Shards:
         self._ranges: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
         self._files = ExitStack()
 
-    def __enter__(self) -> "Shards":
+    def __enter__(self) -> "ShardReader":
         with ExitStack() as self._files:
             for path in sorted(self.directory.glob("*.safetensors")):
                 try:
                     self._add(self._files.enter_context(safe_open(str(path), framework="pt")))
                 except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
                     raise CheckpointError(f"{path}: unreadable ({error})") from None
-            self._check()
+            self._check_coverage()
             self._files = self._files.pop_all()
         return self
 
@@ -83,7 +85,7 @@ class Shards:
         self._files.close()
 
     def read(self, key: str, start: int, count: int) -> Tensor:
-        """`count` numbers of the flattened tensor `key` from `start` on, in fp32 on the CPU, in new memory."""
+        """Elements start to start + count of the flattened tensor `key`: a new fp32 tensor (count,) on the CPU."""
         result = torch.empty(count)
         for begin, end, file in self._ranges[key]:
             low, high = max(begin, start), min(end, start + count)
@@ -91,22 +93,24 @@ class Shards:
                 result[low - start : high - start] = file.get_slice(key)[low - begin : high - begin]
         return result
 
-    def whole(self, key: str) -> Tensor:
+    def read_tensor(self, key: str) -> Tensor:
+        """The whole tensor `key` in its own shape."""
         return self.read(key, 0, self.shapes[key].numel()).view(self.shapes[key])
 
     def _add(self, file: Any) -> None:
-        placed = file.metadata() or {}
+        """Index one open file. Raises ValueError, TypeError or KeyError when its header is invalid."""
+        placements = file.metadata() or {}
         for key in file.keys():  # noqa: SIM118
-            start, *shape = json.loads(placed[key])
-            shape = torch.Size(shape)
+            start, *sizes = json.loads(placements[key])
+            shape = torch.Size(sizes)
             (count,) = file.get_slice(key).get_shape()
             if self.shapes.setdefault(key, shape) != shape or not 0 <= start <= start + count <= shape.numel():
-                raise ValueError(f"{key} is out of place")
+                raise ValueError(f"the placement of {key} does not match its shape or the other files")
             if file.get_slice(key).get_dtype() != "F32":
                 raise ValueError(f"{key} is not fp32")
             self._ranges[key].append((start, start + count, file))
 
-    def _check(self) -> None:
+    def _check_coverage(self) -> None:
         for key, ranges in self._ranges.items():
             covered = 0
             for begin, end, _ in sorted(ranges, key=lambda item: item[:2]):

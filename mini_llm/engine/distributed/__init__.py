@@ -1,1 +1,1 @@
-"""Many processes: launch, DeepSpeed ZeRO, collectives, and peers that hang or die."""
+"""Training on several processes: launch, DeepSpeed ZeRO, collectives, and ranks that hang or die."""

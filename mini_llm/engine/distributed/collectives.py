@@ -1,4 +1,4 @@
-"""Values that all ranks must share."""
+"""Collectives for values that must be the same on all ranks."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from accelerate.utils import broadcast_object_list
 
 
 def broadcast(value: Any, accelerator: Accelerator) -> Any:
-    """The main process's value on every rank."""
+    """Return the main process's value on every rank."""
     if accelerator.num_processes == 1:
         return value
     return broadcast_object_list([value])[0]
 
 
 def agree(number: int, accelerator: Accelerator) -> int:
-    """The largest signal number seen by any rank."""
+    """Return the largest `number` of any rank, such as the signal that one of them received."""
     if accelerator.num_processes == 1:
         return number
     flag = torch.tensor(number, device=accelerator.device)

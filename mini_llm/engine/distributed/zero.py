@@ -1,7 +1,7 @@
-"""Whole tensors out of, and into, a model and optimizer that may be sharded by DeepSpeed ZeRO.
+"""Gather and restore the full state dict of a model and optimizer that DeepSpeed ZeRO may have sharded.
 
-The canonical form is independent of ranks and ZeRO stage: fp32 weights by parameter name, and the optimizer's state as
-"<parameter>/<state>". Every function here is collective: all ranks call it.
+The full state dict is independent of rank count and ZeRO stage: fp32 weights by parameter name, and optimizer state by
+"<parameter>/<state>". All ranks must call the functions that gather or restore.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,20 +13,22 @@ from torch import Tensor, nn
 
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.engine.muon import WHOLE, Placement, ShardedMatrices
+from mini_llm.model import Model
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 MUON_MOMENTS = ("momentum_buffer",)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DDP or a DeepSpeed engine. (Accelerate's own imports DeepSpeed to find out.)"""
-    return getattr(model, "module", model)
+def unwrap(model: nn.Module) -> Model:
+    """The model inside DDP or a DeepSpeed engine. Accelerate's unwrap_model would import DeepSpeed."""
+    inner: Any = getattr(model, "module", model)
+    return inner
 
 
 def gather_weights(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
-    """All weights, whole, in fp32 on the CPU, under the model's own names (tied ones under each name).
+    """All full weights in fp32 on the CPU, by parameter name (tied weights under each name). Collective.
 
-    A rank that will not write them gives keep=False: it takes part, holds one tensor at a time and gets nothing.
+    A rank that does not write them passes keep=False: it participates but holds only one tensor at a time.
     """
     named = unwrap(model).named_parameters(remove_duplicate=False)
     pairs = ((name, full_weight(parameter, keep)) for name, parameter in named)
@@ -34,7 +36,7 @@ def gather_weights(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
 
 
 def gather_state(model: nn.Module, optimizer: Any, keep: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(weights, optimizer state) in canonical form; `keep` as for gather_weights."""
+    """The full state dict as (weights, optimizer state); `keep` as in gather_weights. Collective."""
     moments = {}
     inner = innermost(optimizer)
     kinds = _state_keys(optimizer)
@@ -61,10 +63,10 @@ def _copy(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def restore_state(model: nn.Module, optimizer: Any, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-    """Inverse of gather_state. Raises CheckpointError when the state is another optimizer's."""
+    """Inverse of gather_state. Raises CheckpointError for the state of a different optimizer. Collective."""
     for key, value in moments.items():
         if not value.is_floating_point():
-            raise CheckpointError(f"the checkpoint's optimizer state {key} is {value.dtype}, not floating point")
+            raise CheckpointError(f"optimizer state {key} of the checkpoint is {value.dtype}, not floating point")
     check_states(model, optimizer, {key: value.shape for key, value in moments.items()})
     named = dict(unwrap(model).named_parameters())
     states: dict[str, dict[str, Tensor]] = {name: {} for name in named}
@@ -86,7 +88,7 @@ def restore_state(model: nn.Module, optimizer: Any, weights: dict[str, Tensor], 
 
 
 def check_states(model: nn.Module, optimizer: Any, shapes: Mapping[str, torch.Size]) -> None:
-    """Raises CheckpointError when state of these shapes, by "<parameter>/<state>", is not that of this optimizer."""
+    """Raises CheckpointError if these shapes, by "<parameter>/<state>", do not fit this optimizer."""
     named = dict(unwrap(model).named_parameters())
     states: dict[str, dict[str, torch.Size]] = {name: {} for name in named}
     for key, shape in shapes.items():
@@ -99,25 +101,25 @@ def check_states(model: nn.Module, optimizer: Any, shapes: Mapping[str, torch.Si
         missing = set(kinds.get(parameter, ())) - set(states[name])
         if shapes and missing:
             raise CheckpointError(
-                f"the checkpoint holds {', '.join(states[name]) or 'nothing'} for {name}, this run's optimizer needs "
-                f"{', '.join(kinds[parameter])}: go on with the optim.name it was written with, or start a new run"
+                f"the checkpoint has {', '.join(states[name]) or 'no state'} for {name}, but the optimizer needs "
+                f"{', '.join(kinds[parameter])}: resume with the optim.name it was written with, or start a new run"
             )
         for state, shape in states[name].items():
             expected = torch.Size() if state == "step" else getattr(parameter, "ds_shape", parameter.shape)
             if shape != expected:
                 raise CheckpointError(
-                    f"the checkpoint's optimizer state {name}/{state} has shape {tuple(shape)}, not {tuple(expected)}"
+                    f"optimizer state {name}/{state} of the checkpoint has shape {tuple(shape)}, not {tuple(expected)}"
                 )
 
 
 def create_sharded_state(optimizer: Any, step: Tensor | None = None) -> None:
-    """Give every flat fp32 shard its optimizer state now, and tell Muon which matrices it is a part of.
+    """Create the optimizer state of every flat fp32 shard, and tell Muon which matrices the shard belongs to.
 
-    DeepSpeed 0.19 links shards to parameters after the step of its first parameter group, when the other groups have
-    no state yet, and never again; made beforehand, all of it is linked.
+    DeepSpeed 0.19 links optimizer state to parameters once, after the step of its first parameter group, when the other
+    groups have no state yet. State created before the first step is linked completely.
     """
     zero = optimizer.optimizer
-    inner = innermost(optimizer)
+    inner: Any = innermost(optimizer)
     for shard, group, _, matrices in zero_shards(optimizer):
         inner.state[shard] = {key: torch.zeros_like(shard) for key in _keys(group)}
         if "momentum" in group:
@@ -131,8 +133,8 @@ def create_sharded_state(optimizer: Any, step: Tensor | None = None) -> None:
 
 
 def zero_shards(optimizer: Any) -> Iterator[tuple[Tensor, dict[str, Any], list[nn.Parameter], ShardedMatrices]]:
-    """(flat fp32 shard of this rank, its settings, the parameters in it, where they lie), for each group under ZeRO."""
-    zero = getattr(optimizer, "optimizer", None)
+    """Yield (this rank's flat fp32 shard, its param group, the parameters in it, their layout) for each ZeRO group."""
+    zero: Any = getattr(optimizer, "optimizer", None)
     if not _is_zero(zero):
         return
     groups, pieces = zero.optimizer.param_groups, zero.optimizer.pieces
@@ -145,7 +147,7 @@ def zero_shards(optimizer: Any) -> Iterator[tuple[Tensor, dict[str, Any], list[n
             layout = ShardedMatrices(placements, zero.sub_group_process_groups[i], zero.fp16_groups[i][0].device)
             yield shard, groups[zero.sub_group_to_group_id[i]], zero.fp16_groups[i], layout
         return
-    # The optimizer of ZeRO 1 in bf16 has names of its own and no padding between parameters.
+    # The ZeRO-1 optimizer for bf16 uses other attribute names and does not pad between parameters.
     all_parameters = getattr(zero, "round_robin_bit16_groups", None) or zero.bf16_groups
     for i, (group, parameters) in enumerate(zip(groups, all_parameters, strict=True)):
         ends = accumulate(p.numel() for p in parameters)
@@ -167,7 +169,7 @@ def _keys(group: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _state_keys(optimizer: Any) -> dict[nn.Parameter, tuple[str, ...]]:
-    """Names of the moments that the optimizer keeps of each of the model's parameters."""
+    """Names of the moments that the optimizer keeps for each parameter."""
     if _is_zero(getattr(optimizer, "optimizer", None)):
         groups = ((parameters, group) for _, group, parameters, _ in zero_shards(optimizer))
     else:
@@ -176,12 +178,13 @@ def _state_keys(optimizer: Any) -> dict[nn.Parameter, tuple[str, ...]]:
 
 
 def optimizer_numbers(optimizer: Any) -> int:
-    """How many numbers the optimizer's state holds, over all ranks."""
+    """Number of elements of the optimizer state over all ranks."""
     kinds = _state_keys(optimizer).items()
     return sum(len(keys) * getattr(parameter, "ds_numel", parameter.numel()) for parameter, keys in kinds)
 
 
 def innermost(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer inside the wrappers of Accelerate and DeepSpeed."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
@@ -193,7 +196,7 @@ def is_sharded(parameter: nn.Parameter) -> bool:
 
 
 def full_weight(parameter: nn.Parameter, keep: bool = True) -> Tensor | None:
-    """One weight, whole, in fp32 on the CPU, a copy; None without `keep`. Collective where it is sharded."""
+    """A copy of one full weight in fp32 on the CPU, or None without `keep`. Collective if it is sharded."""
     if is_sharded(parameter):
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -201,8 +204,8 @@ def full_weight(parameter: nn.Parameter, keep: bool = True) -> Tensor | None:
     return _copy(parameter) if keep else None
 
 
-def _set_full(parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
-    """Write a whole tensor into this rank's shard: the fp32 weight (and its working copy), or an optimizer state."""
+def _set_full(parameter: Any, value: Tensor, key: str | None) -> None:
+    """Write a full tensor into this rank's shard: an optimizer state, or the fp32 weight and its working copy."""
     value = value.to(parameter.device)
     if not hasattr(parameter, "ds_id"):
         parameter.set_full_hp_param(value, key)
@@ -212,7 +215,7 @@ def _set_full(parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
     size = parameter.ds_tensor.numel()
     rank = torch.distributed.get_rank()
     flat = value.flatten()[rank * size : (rank + 1) * size]
-    # The last rank's shard is padded.
+    # Pad the shard of the last rank.
     local = torch.nn.functional.pad(flat, (0, size - flat.numel()))
     parameter._z3_optimizer.set_local_hp_param(local, parameter, key)
     if key is None:

@@ -1,4 +1,4 @@
-"""Curves of a run as inline SVG that takes its colours from the page: one picture for light, dark and print."""
+"""Training curves as inline SVG. Colors are CSS variables of the page, which has light, dark and print themes."""
 
 import html
 import io
@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Stand-ins that matplotlib can draw with; the page's CSS variables replace them in the SVG.
-_COLOURS = {
+# Placeholder colors for matplotlib; CSS variables of the page replace them in the SVG.
+_COLORS = {
     "#010101": "var(--ink)",
     "#020202": "var(--muted)",
     "#030303": "var(--grid)",
@@ -19,12 +19,12 @@ _COLOURS = {
     "#a30003": "var(--series-3)",
     "#a40004": "var(--series-4)",
 }
-_INK, _MUTED, _GRID, *_SERIES = _COLOURS
+_INK, _MUTED, _GRID, *_SERIES = _COLORS
 _MOST_POINTS = 800
 _MOST_MARKERS = 60
 _SIZE = (5.6, 2.7)  # inches
 
-# Metric (the name after the last "/") -> title, in the order of the page. Others follow by name.
+# Metric (the name after the last "/") -> title, in page order. Other metrics follow by name.
 TITLES = {
     "loss": "Loss (nats)",
     "bpb": "Bits per byte",
@@ -38,7 +38,7 @@ TITLES = {
     "mfu": "Share of the matrix-product ceiling (MFU)",
 }
 _PERCENT = {"accuracy", "masked_accuracy", "mfu"}
-# Perplexity is the loss again, on a scale that hides its end.
+# Perplexity shows the same as the loss, on a scale that hides the end of the curve.
 _NO_CHART = {"step", "elapsed", "count", "seconds", "ppl"}
 _FROM_ZERO = {"lr", "tokens_per_second", "mfu"}
 _EXACT = {"lr"}
@@ -46,7 +46,7 @@ _EXACT = {"lr"}
 
 @dataclass
 class Panel:
-    """One chart: curves (steps, values) by name, and level lines to compare with."""
+    """One chart: curves (steps, values) by name, and horizontal lines by name to compare them with."""
 
     metric: str
     curves: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Panel:
 def panels(rows: Sequence[Mapping[str, Any]], levels: Mapping[str, Mapping[str, float]] | None = None) -> list[Panel]:
     """Group the numbers of metrics.jsonl and timing.jsonl rows: "train/loss" and "val/loss" share a panel.
 
-    `levels` maps a metric to named level lines. A panel needs a curve of two points; beside it a single one is shown.
+    levels: horizontal lines by metric and name. A panel needs at least one curve with two points.
     """
     found: dict[str, Panel] = {}
     for row in rows:
@@ -80,18 +80,18 @@ def panels(rows: Sequence[Mapping[str, Any]], levels: Mapping[str, Mapping[str, 
 
 
 def draw(panel: Panel) -> str:
-    """The panel as an <svg> element without a fixed size."""
+    """Draw the panel as an <svg> element without a fixed size."""
     import matplotlib
 
-    # The Agg figure class alone: no window system, and no state shared with the caller's pyplot.
+    # Use the Agg canvas directly: it needs no window system and shares no state with the caller's pyplot.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "text.parse_math": False,
-        # Ids are hashed from this: they must not meet those of another chart on the page.
+        # Element ids are hashed with this salt, so that they differ from those of other charts on the page.
         "svg.hashsalt": panel.metric,
         "font.size": 9,
         "axes.edgecolor": _GRID,
@@ -104,9 +104,9 @@ def draw(panel: Panel) -> str:
         figure = Figure(figsize=_SIZE, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        # Few points (an evaluation) are drawn over many (each step), in the page's fixed colours for each.
+        # Draw curves with few points (evaluations) last, over those with many (training steps).
         for name, (steps, values) in sorted(panel.curves.items(), key=lambda item: -len(item[1][0])):
-            _draw_curve(axes, name, steps, values, _SERIES[_colour(name)], smooth=panel.metric not in _EXACT)
+            _draw_curve(axes, name, steps, values, _SERIES[_color(name)], smooth=panel.metric not in _EXACT)
         for name, level in panel.levels.items():
             axes.axhline(level, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=name)
         axes.set_xlabel("step")
@@ -131,35 +131,33 @@ def draw(panel: Panel) -> str:
     return _inline(text.getvalue(), panel.title)
 
 
-def _draw_curve(
-    axes: Any, name: str, steps: list[float], values: list[float], colour: str, smooth: bool = True
-) -> None:
+def _draw_curve(axes: Any, name: str, steps: list[float], values: list[float], color: str, smooth: bool = True) -> None:
     steps, values = _thin(steps, values)
     if len(values) <= _MOST_MARKERS:
-        axes.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=3.2, label=name)
+        axes.plot(steps, values, color=color, linewidth=1.8, marker="o", markersize=3.2, label=name)
     elif smooth:
-        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
-        axes.plot(steps, _smooth(values), color=colour, linewidth=1.8, label=name)
+        axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
+        axes.plot(steps, _smooth(values), color=color, linewidth=1.8, label=name)
     else:
-        axes.plot(steps, values, color=colour, linewidth=1.8, label=name)
+        axes.plot(steps, values, color=color, linewidth=1.8, label=name)
 
 
-def _colour(series: str) -> int:
+def _color(series: str) -> int:
     return {"train": 0, "val": 1, "validation": 1, "": 0, "timing": 0, "test": 2}.get(series, 3)
 
 
 def _thin(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """At most _MOST_POINTS points: means of equal stretches."""
+    """Average groups of equal size, to at most _MOST_POINTS points."""
     size = math.ceil(len(steps) / _MOST_POINTS)
     if size <= 1:
         return steps, values
     starts = range(0, len(steps), size)
-    pieces = [(steps[i : i + size], values[i : i + size]) for i in starts]
-    return [sum(s) / len(s) for s, _ in pieces], [sum(v) / len(v) for _, v in pieces]
+    groups = [(steps[i : i + size], values[i : i + size]) for i in starts]
+    return [sum(s) / len(s) for s, _ in groups], [sum(v) / len(v) for _, v in groups]
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """Mean over a fortieth of the curve around each point, narrower near the ends: it neither lags nor leads."""
+    """Centered moving average over a fortieth of the curve, with a narrower window near the ends."""
     reach = max(1, len(values) // 80)
     sums = [0.0, *itertools.accumulate(values)]
     smooth = []
@@ -170,15 +168,15 @@ def _smooth(values: list[float]) -> list[float]:
 
 
 def _inline(svg: str, title: str) -> str:
-    """Only the <svg> element: no XML head, metadata or name space addresses; colours and font are the page's."""
+    """Reduce to the <svg> element: no XML header, metadata or namespace URLs; colors and font come from the page."""
     svg = svg[svg.index("<svg") :]
     head, _, body = svg.partition(">")
     head = re.sub(r'\s(?:xmlns(?::\w+)?|version|width|height)="[^"]*"', "", head)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    # Several charts share the page: keep the ids that are referred to (hashed per chart) and no others.
+    # Charts share the page: keep only ids that are referenced, which are hashed per chart.
     body = re.sub(r' id="(?:[a-z0-9]+_\d+|matplotlib\.axis_\d+)"', "", body)
     body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
     svg = f"{head}>{body}"
-    for stand_in, variable in _COLOURS.items():
+    for stand_in, variable in _COLORS.items():
         svg = svg.replace(stand_in, variable)
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)

@@ -1,20 +1,20 @@
-"""`python -m mini_llm report`: one self-contained report.html per run, and an index of them.
+"""`python -m mini_llm report`: write one self-contained report.html per run, and an index of them.
 
-Read from a run directory (all optional): config.yaml, command.txt, environment.json, finished.json, lock.json,
-metrics.jsonl, timing.jsonl, summary.json and tables/*.json. Known keys of summary.json; others are listed as they are:
+Files read from a run directory, all optional: config.yaml, command.txt, environment.json, finished.json, lock.json,
+metrics.jsonl, timing.jsonl, summary.json and tables/*.json. Known keys of summary.json; others are shown unchanged:
 
     job_type         "tokenizer" | "pretrain" | "finetune" (written by the Tracker)
     objective        "causal" | "masked" | "classification"
     parameters, tokens, train_seconds
-    pretrain         val/loss (nats), val/ppl, val/bpb (bits per byte), val/accuracy (of the masked positions where the
-                     objective is "masked"), unigram_loss, unigram_bpb: the lines to beat
+    pretrain         val/loss (nats), val/ppl, val/bpb (bits per byte), val/accuracy (on masked positions if the
+                     objective is "masked"); baselines: unigram_loss, unigram_bpb
     finetune         scores: [{"name", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "mcc", "examples",
-                     "baseline": true for the rows to beat}, ...]; the first row is the run's own
+                     "baseline": true for baselines}, ...]; the first row is the run itself
     tokenizer        vocab_size, bytes_per_token, coverage, byte_fallback (shares of 1), tokens_per_word,
                      byte_baseline_tokens_per_word
 
 Tables {"columns", "rows"}: samples (the last column is the text), confusion (columns: labels; rows: counts by true
-label), per_class (name, precision, recall, f1, support), pieces (piece, id, kind). Others are shown as they are.
+label), per_class (name, precision, recall, f1, support), pieces (piece, id, kind). Others are shown unchanged.
 """
 
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ from mini_llm.engine.errors import ConfigError
 from mini_llm.engine.report.record import RUN_FILES, Run, show
 from mini_llm.engine.run.files import write_atomic
 
-_TILE = 14  # characters: longer values are listed below the tiles
+_TILE = 14  # characters; longer values are listed below the tiles
 
 
 def write_report(path: Path | str) -> Path:
-    """Write report.html into a run directory and return its path. Raises ConfigError when there is no run."""
+    """Write report.html into a run directory and return its path. Raises ConfigError if it is not a run directory."""
     path = Path(path)
     if not any((path / name).is_file() for name in RUN_FILES):
-        raise ConfigError(f"{path}: not a run directory (none of {', '.join(RUN_FILES)} is there)")
+        raise ConfigError(f"{path}: not a run directory (it has none of {', '.join(RUN_FILES)})")
     from mini_llm.engine.report.charts import draw, panels
 
     run = Run(path)
@@ -67,7 +67,7 @@ def write_report(path: Path | str) -> Path:
 
 
 def write_index(root: Path | str) -> Path | None:
-    """Write index.html into `root`, with a line for each run below it that has a report."""
+    """Write index.html into `root` with a row for each run below it that has a report; None if no run has one."""
     root = Path(root)
     runs = [Run(report.parent) for report in sorted(root.glob("*/report.html"))]
     if not runs:
@@ -78,7 +78,7 @@ def write_index(root: Path | str) -> Path | None:
 
 
 def page_template(name: str, *folders: Path) -> Any:
-    """The Jinja template `name` of `folders`, or of engine/templates. What it prints is escaped for HTML."""
+    """Load the Jinja template `name` from `folders` or report/templates. It escapes values for HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -92,7 +92,7 @@ def page_template(name: str, *folders: Path) -> Any:
 
 
 def _text_table(table: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Cells as text; numbers say so, to be set right-aligned."""
+    """Cells as (text, is a number); numbers are right-aligned."""
     if table is None:
         return None
     rows = [[(show("", c), isinstance(c, (int, float))) for c in row] for row in table["rows"] if isinstance(row, list)]
@@ -100,7 +100,7 @@ def _text_table(table: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _confusion(table: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Rows (label, [(count, share of the row)]) of a heat map."""
+    """Rows (label, [(count, share of the row)]) of the heat map."""
     if table is None:
         return None
     labels = [str(label) for label in table["columns"]]

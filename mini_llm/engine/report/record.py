@@ -1,4 +1,4 @@
-"""A run directory as its reader sees it: what the files say, put into words and figures."""
+"""Read a run directory, and format its values for people."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ RUN_FILES = ("config.yaml", "summary.json", "metrics.jsonl")
 _KINDS = {"tokenizer": "Tokenizer", "pretrain": "Pretraining", "finetune": "Fine-tuning"}
 _OBJECTIVES = {"causal": "language model", "masked": "masked language model", "classification": "classifier"}
 
-# Scores, in the order of the columns, then other figures.
+# Scores in column order, then other figures.
 LABELS = {
     "bpb": "bits per byte",
     "loss": "loss (nats)",
@@ -43,7 +43,7 @@ _SHOWN_ELSEWHERE = {"job_type", "objective", "byte_baseline_tokens_per_word", *(
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores beside baselines: rows of text, the first cell a name; `baseline[i]` marks the rows to beat."""
+    """Scores next to baselines: rows of text, whose first cell is a name; `baseline[i]` marks baselines."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -51,7 +51,7 @@ class ScoreTable:
 
 
 class Run:
-    """What a run directory says about its run. A file that is missing or damaged reads as empty."""
+    """The content of a run directory. A missing or damaged file reads as empty."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -111,28 +111,28 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Training time where it is known, else the wall time of the last launch."""
+        """Training time if known, else the wall time of the last launch."""
         return self.summary.get("train_seconds", self.finished.get("seconds"))
 
     @property
     def location(self) -> Path:
-        """Where the result lies: the model directory, or the run itself for a tokenizer."""
+        """The directory of the result: the model directory, or the run directory for a tokenizer."""
         model = self.path / "model"
         return model if model.is_dir() else self.path
 
     def score_rows(self) -> list[dict[str, Any]]:
-        """{"name", scores..., "baseline": True for a row to beat}, the own row first; empty before there are any."""
+        """Rows {"name", scores..., "baseline": True for a baseline}, the run's own first; empty without scores."""
         rows = self.summary.get("scores")
         if not isinstance(rows, list):
             rows = self._unsupervised_scores()
         return [row for row in rows if isinstance(row, dict)]
 
     def scores(self) -> ScoreTable | None:
-        """Scores beside baselines, or None when there are none yet."""
+        """Scores next to baselines, or None without scores."""
         return score_table(self.score_rows())
 
     def _unsupervised_scores(self) -> list[dict[str, Any]]:
-        """Rows of a pretraining beside the unigram entropy, or of a tokenizer beside plain bytes."""
+        """Rows of a pretraining run with the unigram entropy, or of a tokenizer with plain bytes, as the baseline."""
         found = self.summary
         if "bytes_per_token" in found:
             own = {key: found[key] for key in _TOKENIZER if key in found}
@@ -145,11 +145,11 @@ class Run:
         unigram = {key: found[f"unigram_{key}"] for key in _UNIGRAM if f"unigram_{key}" in found}
         if not own:
             return []
-        line = [{"name": "unigram entropy, the line to beat", **unigram, "baseline": True}] if unigram else []
+        line = [{"name": "unigram entropy (baseline)", **unigram, "baseline": True}] if unigram else []
         return [{"name": self.name, **own}, *line]
 
     def headline(self) -> str:
-        """The one figure for a list of runs."""
+        """The most important score, for a list of runs."""
         scores = self.summary.get("scores")
         if isinstance(scores, list) and scores and isinstance(scores[0], dict) and "accuracy" in scores[0]:
             return f"accuracy {_score('accuracy', scores[0])}"
@@ -160,7 +160,7 @@ class Run:
         return ""
 
     def figures(self) -> list[tuple[str, str]]:
-        """(label, value) of what summary.json holds beside the scores, lists and tables left out."""
+        """(label, value) of the other numbers and texts in summary.json."""
         scored = self.scores() is not None
         shown = []
         for key, value in self.summary.items():
@@ -173,7 +173,7 @@ class Run:
 
 
 def score_table(rows: list[dict[str, Any]]) -> ScoreTable | None:
-    """Rows of `Run.score_rows`, of one run or several, as text."""
+    """Format rows of `Run.score_rows`, from one run or several, as text; None without scores."""
     keys = [key for key in LABELS if key not in _NO_SCORE and any(key in row for row in rows)]
     if not rows or not keys:
         return None
@@ -182,7 +182,7 @@ def score_table(rows: list[dict[str, Any]]) -> ScoreTable | None:
 
 
 def show(key: str, value: Any) -> str:
-    """A value of summary.json as text for a reader."""
+    """Format a value of summary.json."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "-" if value is None else str(value)
     if key in _PERCENT:
@@ -202,11 +202,11 @@ def show_date(text: str) -> str:
 
 
 def find_runs(root: Path | str) -> list[Path]:
-    """The run directories right under `root`, by name. Raises ConfigError when there are none."""
+    """The run directories directly below `root`, by name. Raises ConfigError if there are none."""
     root = Path(root)
     found = sorted(p for p in root.glob("*") if p.is_dir() and any((p / name).is_file() for name in RUN_FILES))
     if not found:
-        raise ConfigError(f"{root}: no runs here yet. `make pipeline` makes some; or name run directories")
+        raise ConfigError(f"{root}: no runs here yet. Create some with `make pipeline`, or name run directories")
     return found
 
 

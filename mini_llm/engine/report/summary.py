@@ -1,4 +1,4 @@
-"""What `make pipeline` prints at its end: where the models lie, scores beside baselines, a sample, what to try next."""
+"""The end of `make pipeline`: where the models are, scores next to baselines, a sample, and what to try next."""
 
 import os
 import shlex
@@ -12,20 +12,21 @@ from rich.text import Text
 
 from mini_llm.engine.errors import ConfigError
 from mini_llm.engine.report.record import Run, score_table, show
+from mini_llm.stages import INSTALLED, local_commands
 
 _SAMPLE_LINES = 15
 _PIPED_WIDTH = 120
 _TITLES = {
-    "tokenizer": "Tokenizer beside plain bytes",
-    "pretrain": "Pretraining beside the line to beat",
-    "finetune": "Classifiers beside baselines (in brackets: 95 % confidence interval)",
+    "tokenizer": "Tokenizer and plain bytes",
+    "pretrain": "Pretraining and its baseline",
+    "finetune": "Classifiers and baselines (in brackets: 95 % confidence interval)",
 }
 
 
 def print_summary(paths: list[Path], console: Console | None = None) -> None:
-    """Print the end of a pipeline from the summary.json and tables of its runs.
+    """Print the summary of a pipeline from summary.json and the tables of its runs.
 
-    A run without summary.json is named and left out. Raises ConfigError when there is none left.
+    Names and skips runs without summary.json. Raises ConfigError if no run has one.
     """
     console = console or Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
     runs = []
@@ -34,9 +35,9 @@ def print_summary(paths: list[Path], console: Console | None = None) -> None:
         if run.summary:
             runs.append(run)
         else:
-            console.print(Text(f"{path}: nothing to show yet (no summary.json)"))
+            console.print(Text(f"{path}: nothing to show yet (summary.json is missing)"))
     if not runs:
-        raise ConfigError("none of these runs has a summary.json. `make pipeline` makes them")
+        raise ConfigError("none of these runs has a summary.json. Run `make pipeline` first")
     _print_models(runs, console)
     _print_scores(runs, console)
     _print_sample(runs, console)
@@ -44,7 +45,7 @@ def print_summary(paths: list[Path], console: Console | None = None) -> None:
 
 
 def _print_models(runs: list[Run], console: Console) -> None:
-    table = _table(["run", "what", "parameters", "took", "lies in"], numbers={2, 3})
+    table = _table(["run", "what", "parameters", "took", "directory"], numbers={2, 3})
     for run in runs:
         took = "" if run.seconds is None else show("seconds", run.seconds)
         parameters = run.summary.get("parameters")
@@ -58,7 +59,7 @@ def _print_scores(runs: list[Run], console: Console) -> None:
     for stage, title in _TITLES.items():
         rows = [row for run in runs if run.summary.get("job_type") == stage for row in run.score_rows()]
         own = [row for row in rows if not row.get("baseline")]
-        # Two classifiers of one task share their baselines.
+        # Classifiers of the same task have the same baselines: show them once.
         shared = {str(sorted(row.items(), key=str)): row for row in rows if row.get("baseline")}
         scores = score_table([*own, *shared.values()])
         if scores is None:
@@ -92,13 +93,17 @@ def _print_next(runs: list[Run], console: Console) -> None:
         commands.append((f"{python} -m generate {_quoted(writer.location)} --interactive", "write with the model"))
     judge = next((run for run in runs if run.summary.get("job_type") == "finetune"), None)
     if judge is not None:
-        commands.append((f"{python} -m finetune predict {_quoted(judge.location)} FILE", "label the texts of a file"))
-    commands.append(("make pipeline DATA=your.txt BUDGET=10m", "the same on your text, with more time"))
-    commands.append(("make report", "curves and samples of every run, as runs/index.html"))
+        commands.append((f"{python} -m finetune predict {_quoted(judge.location)} FILE", "label the texts in a file"))
+    longer = "mini-llm pretrain --data your.txt --budget 10m" if INSTALLED else "make pipeline DATA=your.txt BUDGET=10m"
+    commands.append((longer, "the same on your text, for longer"))
+    commands.append(
+        ("mini-llm report" if INSTALLED else "make report", "curves and samples of every run, as runs/index.html")
+    )
+    commands = [(local_commands(command), why) for command, why in commands]
     _section("Try next", console)
     width = max(len(command) for command, _ in commands[:3])
     for command, why in commands[:3]:
-        # Not wrapped, and the reason is a shell comment: the line can be copied whole.
+        # Do not wrap, and write the reason as a shell comment, so that the line can be copied as a whole.
         console.print(Text(f"  {command:<{width}}  # {why}"), soft_wrap=True)
 
 
@@ -119,5 +124,5 @@ def _quoted(path: Path) -> str:
 
 
 def _shortest(path: str) -> str:
-    """As seen from here, where that is shorter."""
+    """The path relative to the current directory, if that is shorter."""
     return min(path, os.path.relpath(path), key=len)
