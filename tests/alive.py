@@ -1,4 +1,4 @@
-"""Counts what tensors hold while code runs."""
+"""Counts the bytes of live tensors while code runs."""
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Alive(TorchDispatchMode):
-    """`peak`: most bytes of tensors made inside that were alive at once."""
+    """`peak` is the largest number of bytes of tensors created inside that were alive at once."""
 
     def __init__(self) -> None:
         super().__init__()

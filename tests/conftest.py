@@ -1,4 +1,4 @@
-"""What several test files start from."""
+"""Fixtures that several rooms use."""
 
 from collections.abc import Callable, Iterator
 
@@ -17,7 +17,7 @@ TEXT = "def one(x):\n    return x + 1\n\n\nclass Two:\n    pass\n# caf\u00e9 \u2
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory) -> Tokenizer:
-    """A tokenizer as stage 1 makes them, of 330 pieces, for models with a vocabulary of 384."""
+    """A tokenizer of 330 tokens, as the tokenizer stage trains them, for models with a vocabulary of 384."""
     directory = tmp_path_factory.mktemp("tokenizer")
     model = train_model(TokenizerConfig(vocab_size=330), draw_sample([TEXT], 10_000, 0))
     (directory / "tokenizer.model").write_bytes(model)
@@ -26,7 +26,7 @@ def tiny_tokenizer(tmp_path_factory) -> Tokenizer:
 
 @pytest.fixture
 def assert_parity(record_property) -> Callable[[str, str, str, float], None]:
-    """Asserts a largest difference from the reference and leaves it for `python -m benchmarks.parity`."""
+    """Assert the largest difference from a reference and record it for `python -m benchmarks.parity`."""
 
     def note(family: str, reference: str, column: str, figure: float) -> None:
         record_property("parity", (family, reference, column, figure))
@@ -37,7 +37,7 @@ def assert_parity(record_property) -> Callable[[str, str, str, float], None]:
 
 @pytest.fixture(params=["-mavx2 -mfma", "-mavx512f -mfma"])
 def fewer_instructions(request, monkeypatch, tmp_path) -> Iterator[None]:
-    """The C++ sources are compiled as -march=native would on a processor that has no more than these."""
+    """Compile the C++ sources as for a processor with only these instructions."""
     enough = ("AVX512",) if "avx512" in request.param else ("AVX2", "AVX512")
     if not torch.backends.cpu.get_cpu_capability().startswith(enough):
         pytest.skip("this processor has even fewer")

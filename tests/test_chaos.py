@@ -1,22 +1,28 @@
-"""The short tier of the fault campaign, and the parts of saving that it stands on."""
+"""The short fault campaign, and the parts of saving that it relies on."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.errors import CheckpointError, ConfigError
+from mini_llm.engine.preflight import SMALL_FILES, check_space, checkpoint_bytes
 from mini_llm.engine.run.fault_points import InjectedError, fault_point
 from mini_llm.engine.run.files import atomic_directory, remove_leftovers
+from mini_llm.engine.settings import OptimConfig
+from mini_llm.engine.step import prepare
+from tests.loops import accelerator, checkpoint, config, final_files, fresh, run
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_short_tier_of_the_campaign(tmp_path):
-    """Runs are killed, their checkpoints damaged, their disk filled; broken savers are found. `make chaos` does all."""
+@pytest.mark.slow
+def test_the_short_fault_campaign(tmp_path):
+    """Runs are killed, checkpoints damaged, disks filled, broken savers found. `make chaos` runs the whole campaign."""
     command = [sys.executable, "-m", "chaos", "--quick", "--only", "short", "--output", str(tmp_path / "found.json")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     found = {str(row["fault"]): row for row in json.loads((tmp_path / "found.json").read_text())["faults"]}
@@ -39,7 +45,7 @@ def test_the_short_tier_of_the_campaign(tmp_path):
         ("", None),
     ],
 )
-def test_a_fault_point_fails_where_it_is_told_to(setting, raised, monkeypatch):
+def test_a_fault_point_fails_where_it_is_configured_to(setting, raised, monkeypatch):
     monkeypatch.setenv("LLM_FAULT", setting)
     monkeypatch.setattr("mini_llm.engine.run.fault_points._passed", {})
     if raised is None:
@@ -52,7 +58,7 @@ def test_a_fault_point_fails_where_it_is_told_to(setting, raised, monkeypatch):
         fault_point("here")
 
 
-def test_a_directory_is_exchanged_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_directory_is_replaced_completely_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "model"
     for content in ("old", "new"):
         with atomic_directory(target) as directory:
@@ -65,7 +71,7 @@ def test_a_directory_is_exchanged_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [path.name for path in target.iterdir()] == ["a"] and len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+def test_only_leftovers_of_killed_writers_are_removed(tmp_path):
     kept = ["model", ".lock", ".tmp", "step-1", ".gitignore", ".tmp-mine"]
     gone = [".tmp-step-00000003-0123abcd", ".tmp-model-0123abcd-old"]
     for name in [*kept, *gone, ".tmp-best-00000002-0123abcd-old"]:
@@ -76,16 +82,12 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "best-00000002"])
 
 
-def test_too_little_room_is_an_error_before_the_training(tmp_path, monkeypatch):
-    from mini_llm.engine.preflight import check_space, checkpoint_bytes
-    from mini_llm.engine.step import prepare
-    from tests.engine.test_loop import accelerator, config, fresh
-
+def test_too_little_disk_space_is_an_error_before_training(tmp_path, monkeypatch):
     training = prepare(fresh(), config(), accelerator())
     whole, model = checkpoint_bytes(training)
     usage = type("Usage", (), {"free": whole + model - 1})
     monkeypatch.setattr("mini_llm.engine.preflight.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(ConfigError, match=r"too little room.*keep_last=2"):
+    with pytest.raises(ConfigError, match=r"not enough disk space.*keep_last=2"):
         check_space(tmp_path, training, 2)
     usage.free += 1
     assert "saves will fail" in check_space(tmp_path, training, 2)
@@ -93,23 +95,16 @@ def test_too_little_room_is_an_error_before_the_training(tmp_path, monkeypatch):
     assert check_space(tmp_path, training, 2) is None
 
 
-def test_the_size_of_a_checkpoint_is_foreseen(tmp_path):
-    from mini_llm.engine.preflight import SMALL_FILES, checkpoint_bytes
-    from mini_llm.engine.step import prepare
-    from tests.engine.test_loop import accelerator, checkpoint, config, fresh
-
+def test_the_size_of_a_checkpoint_is_predicted(tmp_path):
     newest = checkpoint(tmp_path)
     found = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     foreseen, _ = checkpoint_bytes(prepare(fresh(), config(), accelerator()))
     assert 0.8 * (foreseen - SMALL_FILES) < found < foreseen
 
 
-def test_a_run_killed_after_its_early_stop_does_not_train_on(tmp_path, monkeypatch):
-    from mini_llm.engine.settings import OptimConfig
-    from tests.engine.test_loop import config, final_files, run
-
+def test_a_run_killed_after_its_early_stop_does_not_continue_training(tmp_path, monkeypatch):
     still = OptimConfig(lr=0, muon_lr=0)
-    settings = config(max_steps=200, evaluate_every=1, save_every=50, patience=3, keep="last", optim=still)
+    settings = config(max_steps=200, evaluate_every=1, save_every=50, patience=3, load_best=False, optim=still)
     straight = run(tmp_path / "straight", settings)
     monkeypatch.setenv("LLM_FAULT", "export=raise")
     monkeypatch.setattr("mini_llm.engine.run.fault_points._passed", {})
@@ -120,27 +115,20 @@ def test_a_run_killed_after_its_early_stop_does_not_train_on(tmp_path, monkeypat
     assert final_files(tmp_path / "killed") == final_files(tmp_path / "straight")
 
 
-def test_lost_best_weights_do_not_cost_the_run(tmp_path, capsys):
-    import shutil
-
-    from tests.engine.test_loop import checkpoint, config, run
-
+def test_a_run_survives_the_loss_of_its_best_weights(tmp_path, capsys):
     checkpoint(tmp_path)
     for best in (tmp_path / "checkpoints").glob("best-*"):
         shutil.rmtree(best)
     run(tmp_path, config(max_steps=12))
-    assert "taken without the best weights" in capsys.readouterr().err
+    assert "resuming without the best weights" in capsys.readouterr().err
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
 def test_another_tokenizer_or_batch_size_is_refused(tmp_path):
-    from mini_llm.engine.errors import CheckpointError
-    from tests.engine.test_loop import config, run
-
     facts = {"tokenizer_sha256": "a" * 64, "data_fingerprint": "b", "global_batch_size": 8}
-    run(tmp_path, config(), facts=facts)
+    run(tmp_path, config(), metadata=facts)
     for name in facts:
         with pytest.raises(CheckpointError, match=name):
-            run(tmp_path, config(max_steps=12), facts={**facts, name: "c"})
-    run(tmp_path, config(max_steps=12), facts=facts)
+            run(tmp_path, config(max_steps=12), metadata={**facts, name: "c"})
+    run(tmp_path, config(max_steps=12), metadata=facts)
     assert os.listdir(tmp_path / "checkpoints")

@@ -1,4 +1,4 @@
-"""Reading documents: what counts as one, how bad input is met, how parts are split, weighed and kept apart."""
+"""Reading documents: formats, bad input, weights, and the split into training and validation text."""
 
 import hashlib
 import json
@@ -115,7 +115,7 @@ def test_invalid_bytes_are_replaced_and_counted_or_stop_with_their_place(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["empty.txt", "blank.txt", "binary.txt", "missing.txt", "cut.txt.gz", "folder"])
-def test_what_holds_no_text_is_a_data_error_that_names_it(tmp_path, name):
+def test_a_source_without_text_is_a_data_error_that_names_it(tmp_path, name):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "blank.txt").write_text(" \n\t\n")
     (tmp_path / "binary.txt").write_bytes(b"\x7fELF\0\0\1")
@@ -127,7 +127,7 @@ def test_what_holds_no_text_is_a_data_error_that_names_it(tmp_path, name):
     assert caught.value.exit_code == 3
 
 
-def test_a_misspelt_path_gets_the_nearest_name(tmp_path, monkeypatch):
+def test_a_misspelt_path_is_answered_with_the_nearest_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "input.txt").write_text("x")
@@ -157,7 +157,7 @@ def test_a_document_never_changes_its_part(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"split": "hash", "validation_fraction": 0.3}, {"split": "tail"}])
 @pytest.mark.parametrize("deduplicate", [True, False])
-def test_no_text_is_in_both_parts(tmp_path, settings, deduplicate):
+def test_training_and_validation_share_no_text(tmp_path, settings, deduplicate):
     texts = [random.Random(i % 60).choice(["x" * 10, "y"]) * (1 + i % 30) for i in range(120)]
     path = write_rows(tmp_path / "a.jsonl", texts)
     report = ReadReport()
@@ -179,7 +179,7 @@ def test_given_validation_is_kept_out_of_training(tmp_path):
     assert read(train, "train", validation=validation, deduplicate=False) == ["a", "c"]
 
 
-def test_weights_repeat_and_thin_training_documents_alone(tmp_path):
+def test_weights_repeat_or_drop_training_documents_only(tmp_path):
     texts = [f"text {i}" for i in range(400)]
     path = write_rows(tmp_path / "a.jsonl", texts)
     train, validation = parts(path)
@@ -194,11 +194,11 @@ def test_weights_repeat_and_thin_training_documents_alone(tmp_path):
     assert len(chosen) == pytest.approx(len(parts(path, **even)[0]) / 2, abs=40)
     more = read([{"path": path, "weight": 2.5}], "train")
     assert {text for text in train if more.count(text) == 3} == set(half[0])
-    with pytest.raises(DataError, match="leaves none"):
+    with pytest.raises(DataError, match="drops all 1 training documents"):
         read([{"path": write_rows(tmp_path / "one.jsonl", ["only"]), "weight": 0.001}])
 
 
-def test_a_long_document_is_cut_losslessly_at_lines_or_spaces(tmp_path, monkeypatch):
+def test_a_long_document_is_split_losslessly_at_lines_or_spaces(tmp_path, monkeypatch):
     monkeypatch.setattr("mini_llm.corpus.documents.MAX_DOCUMENT_BYTES", 100)
     lines = "".join(f"line {i} is here\n" for i in range(100))
     words = " ".join(f"word{i}" for i in range(300))
@@ -224,7 +224,8 @@ def test_one_long_line_takes_little_memory(tmp_path):
         for i in range(30):
             file.write((f"{i} " + "word \xc3\xa9 " * 120_000).encode("latin-1"))
     code = (
-        "import resource, sys\nfrom mini_llm.corpus.config import CorpusConfig\nfrom mini_llm.corpus.documents import iter_documents\n"
+        "import resource, sys\nfrom mini_llm.corpus.config import CorpusConfig\n"
+        "from mini_llm.corpus.documents import iter_documents\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\n"
         "sizes = [len(t.encode()) for t in iter_documents(CorpusConfig(sources=sys.argv[1]), 'all')]\n"
         "print(sum(sizes), max(sizes), peak() - before)"
@@ -247,11 +248,9 @@ def test_the_hash_set_is_exact(monkeypatch):
     assert len(seen) == len(expected) and all((digest in seen) == (digest in expected) for digest in digests)
 
 
-def test_importing_the_corpus_is_light():
+def test_importing_the_corpus_loads_no_heavy_module():
     code = (
         "import sys, mini_llm.corpus.config, mini_llm.corpus.documents, mini_llm.corpus.tables, mini_llm.corpus.build\n"
-        + (
-            "print([m for m in ('torch', 'datasets', 'pandas', 'pyarrow', 'transformers', 'wandb') if m in sys.modules])"
-        )
+        "print([m for m in ('torch', 'datasets', 'pandas', 'pyarrow', 'transformers', 'wandb') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

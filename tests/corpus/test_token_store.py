@@ -1,4 +1,4 @@
-"""The token store: what is written is what the tokenizer gave; reused, rebuilt and resumed when it should be."""
+"""The token store: it holds the tokenizer's ids, and is reused, rebuilt or resumed as needed."""
 
 import json
 import math
@@ -18,26 +18,7 @@ from mini_llm.corpus.documents import iter_documents
 from mini_llm.corpus.shard_writer import token_dtype
 from mini_llm.corpus.token_store import TokenStore
 from mini_llm.engine.errors import DataError
-
-BOS, EOS = 1, 2
-
-
-class Bytes:
-    """A tokenizer whose ids are the UTF-8 bytes of the text plus `shift`."""
-
-    bos_id: int | None = BOS
-    eos_id: int | None = EOS
-
-    def __init__(self, vocab_size=300, shift=3, limit=None):
-        self.vocab_size, self.shift, self.limit = vocab_size, shift, limit
-        self.sha256 = f"bytes-{vocab_size}-{shift}"
-        self.texts: list[str] = []
-
-    def encode_batch(self, texts):
-        self.texts += texts
-        if self.limit is not None and len(self.texts) > self.limit:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + self.shift for text in texts]
+from tests.byte_tokenizer import BOS, EOS, ByteEncoder
 
 
 @pytest.fixture
@@ -60,7 +41,7 @@ def files(folder):
 @pytest.mark.parametrize("vocab_size", [300, 65_536, 65_537])
 def test_a_store_holds_each_document_between_bos_and_eos(corpus, tmp_path, small_shards, vocab_size):
     shift = vocab_size - 256  # the largest ids occur
-    stores = build_store(corpus, Bytes(vocab_size, shift), tmp_path / "tokens")
+    stores = build_store(corpus, ByteEncoder(vocab_size, shift), tmp_path / "tokens")
     for part, store in stores.items():
         texts = list(iter_documents(corpus, part))
         expected = [[BOS, *(byte + shift for byte in text.encode()), EOS] for text in texts]
@@ -77,7 +58,7 @@ def test_a_store_holds_each_document_between_bos_and_eos(corpus, tmp_path, small
 
 
 def test_reading_crosses_shards_and_stops_at_the_end(corpus, tmp_path, small_shards):
-    store = build_store(corpus, Bytes(), tmp_path / "tokens")["train"]
+    store = build_store(corpus, ByteEncoder(), tmp_path / "tokens")["train"]
     everything = store.read(0, len(store))
     for start in range(0, len(store) + 50, 37):
         for count in (0, 1, 499, 1_501, len(store) * 2):
@@ -93,19 +74,19 @@ def test_token_files_are_little_endian():
     assert np.array([1], token_dtype(100_000)).tobytes() == b"\1\0\0\0"
 
 
-def test_unigram_entropy_is_that_of_the_text_tokens(tmp_path):
+def test_unigram_entropy_is_computed_over_text_tokens(tmp_path):
     (tmp_path / "train.txt").write_text("aabb" * 10)
     (tmp_path / "validation.txt").write_text("abcd" * 10)
     config = CorpusConfig(sources=str(tmp_path / "train.txt"), validation=[{"path": str(tmp_path / "validation.txt")}])
-    stores = build_store(config, Bytes(), tmp_path / "tokens")
+    stores = build_store(config, ByteEncoder(), tmp_path / "tokens")
     assert stores["train"].unigram_entropy() == pytest.approx(math.log(2))
     assert stores["validation"].unigram_entropy() == pytest.approx(math.log(4))
 
 
 def test_a_store_is_reused_until_content_settings_or_tokenizer_change(corpus, tmp_path, capsys):
     root, source = tmp_path / "tokens", Path(corpus.sources[0].path)
-    first = build_store(corpus, Bytes(), root)["train"]
-    unused = Bytes()
+    first = build_store(corpus, ByteEncoder(), root)["train"]
+    unused = ByteEncoder()
     again = build_store(corpus, unused, root)["train"]
     assert again.path == first.path and not unused.texts and "reusing" in capsys.readouterr().err
     os.utime(source, ns=(1, 1))
@@ -115,11 +96,11 @@ def test_a_store_is_reused_until_content_settings_or_tokenizer_change(corpus, tm
     source.write_bytes(data.replace(b"document 7 ", b"DOCUMENT 7 "))
     os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert source.stat().st_size == stat.st_size and source.stat().st_mtime_ns == stat.st_mtime_ns
-    changed = build_store(corpus, Bytes(), root)["train"]
+    changed = build_store(corpus, ByteEncoder(), root)["train"]
     assert changed.path != first.path and changed.fingerprint != first.fingerprint
 
     other_split = corpus.model_copy(update={"validation_fraction": 0.3})
-    others = [build_store(corpus, Bytes(shift=4), root), build_store(other_split, Bytes(), root)]
+    others = [build_store(corpus, ByteEncoder(shift=4), root), build_store(other_split, ByteEncoder(), root)]
     assert len({first.path, changed.path, *(stores["train"].path for stores in others)}) == 4
 
 
@@ -127,16 +108,16 @@ def test_a_moved_source_is_the_same_content(corpus, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     moved = tmp_path / "elsewhere" / "a.jsonl"
     moved.write_bytes(Path(corpus.sources[0].path).read_bytes())
-    before = build_store(corpus, Bytes(), tmp_path / "tokens")["train"]
+    before = build_store(corpus, ByteEncoder(), tmp_path / "tokens")["train"]
     sources = [corpus.sources[0].model_copy(update={"path": str(moved)})]
-    after = build_store(corpus.model_copy(update={"sources": sources}), Bytes(), tmp_path / "tokens")["train"]
+    after = build_store(corpus.model_copy(update={"sources": sources}), ByteEncoder(), tmp_path / "tokens")["train"]
     assert after.path == before.path
 
 
 @pytest.mark.parametrize("kind", ["tokens", "documents"])
 @pytest.mark.parametrize("damage", ["truncate", "remove", "flip"])
 def test_a_damaged_shard_is_named_and_the_store_rebuilt(corpus, tmp_path, small_shards, capsys, kind, damage):
-    store = build_store(corpus, Bytes(), tmp_path / "tokens")["train"]
+    store = build_store(corpus, ByteEncoder(), tmp_path / "tokens")["train"]
     good, bad = files(store.path), store.path / f"{kind}-00001.bin"
     data = bytearray(bad.read_bytes())
     data[5] ^= 1
@@ -145,14 +126,14 @@ def test_a_damaged_shard_is_named_and_the_store_rebuilt(corpus, tmp_path, small_
         bad.unlink()
     with pytest.raises(DataError, match=bad.name):
         TokenStore.open(store.path).verify()
-    rebuilt = build_store(corpus, Bytes(), tmp_path / "tokens")["train"]
+    rebuilt = build_store(corpus, ByteEncoder(), tmp_path / "tokens")["train"]
     assert bad.name in capsys.readouterr().err and files(rebuilt.path) == good
 
 
-def test_what_is_no_store_is_an_error(corpus, tmp_path):
+def test_a_directory_that_is_no_store_is_an_error(corpus, tmp_path):
     with pytest.raises(DataError, match="not a token store"):
         TokenStore.open(tmp_path)
-    store = build_store(corpus, Bytes(), tmp_path / "tokens")["train"]
+    store = build_store(corpus, ByteEncoder(), tmp_path / "tokens")["train"]
     manifest = store.path / "manifest.json"
     good = json.loads(manifest.read_text())
     for change, message in (({"format": 99}, "format 99"), ({"shards": None}, "cannot be read")):
@@ -165,13 +146,15 @@ def test_what_is_no_store_is_an_error(corpus, tmp_path):
         TokenStore.open(store.path)
 
 
-def test_a_killed_build_goes_on_after_its_whole_shards(corpus, tmp_path, small_shards, capsys):
-    expected = build_store(corpus, Bytes(), tmp_path / "undisturbed")["train"]
+@pytest.mark.slow
+def test_a_killed_build_resumes_after_its_complete_shards(corpus, tmp_path, small_shards, capsys):
+    expected = build_store(corpus, ByteEncoder(), tmp_path / "undisturbed")["train"]
     code = (
         "import sys\nimport mini_llm.corpus.shard_writer as s; s.SHARD_TOKENS, s.BATCH_BYTES = 500, 100\n"
-        "from pathlib import Path\nfrom tests.corpus.test_token_store import Bytes, CorpusConfig, build_store\n"
+        "from pathlib import Path\nfrom mini_llm.corpus.build import build_store\n"
+        "from mini_llm.corpus.config import CorpusConfig\nfrom tests.byte_tokenizer import ByteEncoder\n"
         "config = CorpusConfig(sources=sys.argv[1], validation_fraction=0.2)\n"
-        "build_store(config, Bytes(limit=int(sys.argv[3])), Path(sys.argv[2]))"
+        "build_store(config, ByteEncoder(limit=int(sys.argv[3])), Path(sys.argv[2]))"
     )
     root = tmp_path / "tokens"
     for limit in (120, 80):
@@ -184,16 +167,16 @@ def test_a_killed_build_goes_on_after_its_whole_shards(corpus, tmp_path, small_s
     last = sorted(partial.glob("shard-*.json"))[-1]
     damaged = last.with_name(last.name.replace("shard", "tokens")).with_suffix(".bin")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
-    rest = Bytes()
+    rest = ByteEncoder()
     stores = build_store(corpus, rest, root)
-    assert "going on after" in capsys.readouterr().err and 0 < len(rest.texts) < 100
+    assert "continuing after" in capsys.readouterr().err and 0 < len(rest.texts) < 100
     assert files(stores["train"].path.parent) == files(expected.path.parent)
     assert not list(root.glob("*.partial"))
 
 
-def test_a_text_file_becomes_two_stores_by_its_tail(tmp_path):
+def test_the_tail_of_a_text_file_is_its_validation_store(tmp_path):
     (tmp_path / "input.txt").write_text("0123456789" * 100)
-    stores = build_store(CorpusConfig(sources=str(tmp_path / "input.txt")), Bytes(), tmp_path / "tokens")
+    stores = build_store(CorpusConfig(sources=str(tmp_path / "input.txt")), ByteEncoder(), tmp_path / "tokens")
     assert (stores["train"].num_bytes, stores["validation"].num_bytes) == (900, 100)
     assert stores["train"].path.parent.name.startswith("input-") and stores["train"].manifest["split"] == "tail"
 
@@ -201,17 +184,17 @@ def test_a_text_file_becomes_two_stores_by_its_tail(tmp_path):
 def test_errors_leave_no_store(corpus, tmp_path):
     empty = corpus.model_copy(update={"validation_fraction": 1e-9, "split": "hash"})
     with pytest.raises(DataError, match=r"no validation text found.*split=tail"):
-        build_store(empty, Bytes(), tmp_path / "tokens")
+        build_store(empty, ByteEncoder(), tmp_path / "tokens")
     with pytest.raises(DataError, match="outside its vocabulary of 100"):
-        build_store(corpus, Bytes(vocab_size=100), tmp_path / "tokens")
+        build_store(corpus, ByteEncoder(vocab_size=100), tmp_path / "tokens")
     assert not list((tmp_path / "tokens").glob("*/*/manifest.json"))
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot be written"):
-        build_store(corpus, Bytes(), tmp_path / "file" / "tokens")
+        build_store(corpus, ByteEncoder(), tmp_path / "file" / "tokens")
 
 
 def test_a_tokenizer_without_bos_or_eos_adds_none(corpus, tmp_path):
-    tokenizer = Bytes()
+    tokenizer = ByteEncoder()
     tokenizer.bos_id = tokenizer.eos_id = None
     store = build_store(corpus, tokenizer, tmp_path / "tokens")["train"]
     assert len(store) == store.num_bytes

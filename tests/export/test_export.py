@@ -1,4 +1,4 @@
-"""GGUF: tensors and vocabulary as llama.cpp takes them, read back by transformers and by our check; refusals."""
+"""GGUF export: tensors and vocabulary as llama.cpp expects them, read back by transformers and our check; refusals."""
 
 import gguf
 import numpy as np
@@ -21,9 +21,9 @@ from mini_llm.model.huggingface.layouts import LAYOUTS
 from mini_llm.model.positions import rotary_table, rotate
 from mini_llm.tokenization.gate import hostile_strings
 from mini_llm.tokenization.save import save_tokenizer
-from tests.export.test_export_vocabulary import train_sentencepiece, write_byte_level
-from tests.model.test_layouts import LLAMA3
-from tests.model.test_model import randomized
+from tests.export.tiny_tokenizers import train_sentencepiece, write_byte_level
+from tests.families import LLAMA3
+from tests.models import randomized
 
 VOCABULARY = 384
 COMMON = {
@@ -79,7 +79,7 @@ def fields_of(file) -> dict:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_transformers_reads_the_same_model_out_of_the_file(name, written, tmp_path):
+def test_transformers_reads_the_same_model_from_the_file(name, written, tmp_path):
     directory, ours = written(name)
     file = export_gguf(directory, tmp_path / "model.gguf", "f32").file
     (tmp_path / "config.json").write_bytes((directory / "config.json").read_bytes())
@@ -96,6 +96,7 @@ def test_transformers_reads_the_same_model_out_of_the_file(name, written, tmp_pa
     assert (mine * scale - other).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("tensor_type", FILE_TYPES)
 def test_the_file_passes_its_check(name, tensor_type, written, tmp_path, monkeypatch):
@@ -118,12 +119,12 @@ def test_the_largest_error_of_each_type_is_the_rounding_it_allows():
         assert kind is gguf.GGMLQuantizationType.F32 or share > 0.8
 
 
-def test_rows_that_are_no_blocks_of_32_become_f16_and_that_is_said(tiny_tokenizer, tmp_path):
+def test_rows_not_divisible_into_blocks_of_32_become_f16_with_a_message(tiny_tokenizer, tmp_path):
     save_model(make_model("qwen3", "causal", intermediate_size=88), tmp_path)
     save_tokenizer(tiny_tokenizer, tmp_path, "causal", 64)
     done = export_gguf(tmp_path, None, "q8_0")
     assert done.fallen_back == ["blk.0.ffn_down.weight", "blk.1.ffn_down.weight"]
-    assert "F16 instead of Q8_0, as rows are not a multiple of 32: 2 (blk.0.ffn_down.weight" in str(done)
+    assert "F16 instead of Q8_0, because rows are not a multiple of 32: 2 (blk.0.ffn_down.weight" in str(done)
     assert done.file == tmp_path / f"{tmp_path.name}-q8_0.gguf"
     check_gguf(tmp_path, done.file)
 
@@ -149,7 +150,7 @@ def test_interleaved_pairs_give_the_same_attention_scores():
     assert torch.allclose(found, expected, atol=1e-3)
 
 
-def test_rope_factors_are_what_the_frequencies_are_divided_by():
+def test_rope_factors_divide_the_frequencies():
     config = ModelConfig(**COMMON, causal=True, rope_scaling={**LLAMA3, "original_max_position_embeddings": 512})
     angles = [rotary_table(torch.tensor([1]), 16, 10_000.0, scaling) for scaling in (None, config.rope_scaling)]
     plain, scaled = (torch.atan2(sin, cos)[0, :8] for cos, sin in angles)
@@ -158,7 +159,7 @@ def test_rope_factors_are_what_the_frequencies_are_divided_by():
 
 
 @pytest.mark.parametrize(("name", "add_bos", "add_eos"), [("qwen3", True, False), ("t5", False, True)])
-def test_the_vocabulary_says_what_llama_cpp_must_know(name, add_bos, add_eos, written, tiny_tokenizer, tmp_path):
+def test_the_vocabulary_has_the_settings_llama_cpp_needs(name, add_bos, add_eos, written, tiny_tokenizer, tmp_path):
     directory, _ = written(name)
     fields = fields_of(export_gguf(directory, tmp_path / "model.gguf").file)
     ids = {"bos": 1, "eos": 2, "unknown": 0, "padding": 3}
@@ -167,7 +168,7 @@ def test_the_vocabulary_says_what_llama_cpp_must_know(name, add_bos, add_eos, wr
     assert [fields[key] for key in settings] == ["llama", False, add_bos, add_eos]
     tokens, types = fields[Keys.Tokenizer.LIST], fields[Keys.Tokenizer.TOKEN_TYPE]
     pieces = tiny_tokenizer.vocab_size
-    assert tokens[:pieces] == [tiny_tokenizer.piece(i) for i in range(pieces)]
+    assert tokens[:pieces] == [tiny_tokenizer.id_to_token(i) for i in range(pieces)]
     assert types[:4] == [TokenType.UNKNOWN, *[TokenType.CONTROL] * 3]
     assert types[tokens.index("<mask>")] == TokenType.CONTROL
     assert types.count(TokenType.BYTE) == 256
@@ -175,14 +176,14 @@ def test_the_vocabulary_says_what_llama_cpp_must_know(name, add_bos, add_eos, wr
     assert len(fields[Keys.Tokenizer.SCORES]) == len(set(tokens)) == VOCABULARY
 
 
-def test_ids_from_the_file_are_ours(written, tiny_tokenizer, tmp_path):
+def test_ids_encoded_from_the_file_equal_our_tokenizer(written, tiny_tokenizer, tmp_path):
     directory, _ = written("qwen3")
     encoder = make_encoder(vocabulary_of(fields_of(export_gguf(directory, tmp_path / "model.gguf").file)))
     for text in hostile_strings().values():
         assert encoder.encode(text) == tiny_tokenizer.encode(text)
 
 
-def test_a_name_that_llama_cpp_would_read_as_a_special_token_is_told_and_no_failure(tmp_path, monkeypatch, capsys):
+def test_a_token_that_llama_cpp_would_read_as_special_is_reported_without_failing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mini_llm.export.llama_cpp.is_installed", lambda: False)
     monkeypatch.setenv("COLUMNS", "300")
     tokenizer = train_sentencepiece(tmp_path)
@@ -190,7 +191,7 @@ def test_a_name_that_llama_cpp_would_read_as_a_special_token_is_told_and_no_fail
     file = export_gguf(tmp_path).file
     encoder = make_encoder(vocabulary_of(fields_of(file)))
     assert encoder.encode("<s>") == [1]
-    assert tokenizer.pieces("<s>") == ["<s", ">"]
+    assert tokenizer.tokenize("<s>") == ["<s", ">"]
     check_gguf(tmp_path, file)
     assert "spell a special token's name" in capsys.readouterr().out
 
@@ -209,28 +210,33 @@ def test_a_byte_level_tokenizer_brings_its_merges(tmp_path, monkeypatch):
 
 
 REFUSED = [
-    ("bert", "masked", {"hidden_act": "gelu"}, "bert model: llama.cpp knows this family for embeddings alone"),
-    ("modernbert", "masked", {"sliding_window": 8, "local_rope_theta": 1e4}, "modernbert model: llama.cpp knows"),
+    ("bert", "masked", {"hidden_act": "gelu"}, "bert model: llama.cpp uses this family only for embeddings"),
+    ("modernbert", "masked", {"sliding_window": 8, "local_rope_theta": 1e4}, "modernbert model: llama.cpp uses"),
     ("marian", "seq2seq", {"hidden_act": "relu"}, "marian model: llama.cpp has no architecture with sinusoidal"),
     ("qwen3", "classifier", {"id2label": {0: "a", 1: "b"}}, "qwen3 classifier: .* python -m finetune predict"),
-    ("gpt2", "causal", {"hidden_act": "relu"}, "activation_function = gelu_new .not relu."),
-    ("llama", "causal", {"hidden_act": "gelu"}, "hidden_act = silu .not gelu."),
-    ("qwen3", "causal", {"attention_bias": True}, "attention_bias = False .not True."),
-    ("qwen3", "causal", {"rope_scaling": LLAMA3}, "rope_type = default or linear .not llama3."),
+    ("gpt2", "causal", {"hidden_act": "relu"}, "activation_function=relu .needs gelu_new."),
+    ("llama", "causal", {"hidden_act": "gelu"}, "hidden_act=gelu .needs silu."),
+    ("qwen3", "causal", {"attention_bias": True}, "attention_bias=True .needs False."),
+    ("qwen3", "causal", {"rope_scaling": LLAMA3}, "rope_type=llama3 .needs default or linear."),
     (
         "qwen3",
         "causal",
         {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8},
-        "layer_types = full_attention .not sliding_attention.",
+        "layer_types=sliding_attention .needs full_attention.",
     ),
-    ("t5", "seq2seq", {**GATED, "relative_max_distance": 64}, "relative_attention_max_distance = 128 .not 64."),
-    ("t5", "seq2seq", {**GATED, "num_decoder_layers": 3}, "num_decoder_layers = at most num_layers = 2 .not 3."),
-    ("t5", "seq2seq", {**GATED, "hidden_act": "silu"}, "feed_forward_proj = relu or gated-gelu"),
+    ("t5", "seq2seq", {**GATED, "relative_max_distance": 64}, "relative_attention_max_distance=64 .needs 128."),
+    ("t5", "seq2seq", {**GATED, "num_decoder_layers": 3}, "num_decoder_layers=3 .needs at most num_layers = 2."),
+    (
+        "t5",
+        "seq2seq",
+        {**GATED, "hidden_act": "silu"},
+        "feed_forward_proj=silu, gated: True .needs relu or gated-gelu.",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("family", "head", "changes", "cause"), REFUSED, ids=[f"{r[0]} {r[1]}" for r in REFUSED])
-def test_what_llama_cpp_cannot_hold_is_refused(family, head, changes, cause, tiny_tokenizer, tmp_path):
+def test_models_that_llama_cpp_does_not_support_are_refused(family, head, changes, cause, tiny_tokenizer, tmp_path):
     save_model(make_model(family, head, **changes), tmp_path)
     save_tokenizer(tiny_tokenizer, tmp_path, "causal", 64)
     with pytest.raises(CheckpointError, match=cause):
@@ -245,7 +251,7 @@ def run(*arguments, capsys) -> tuple[int, str]:
     return end.value.code or 0, output.out + output.err
 
 
-def test_the_command_line_exits_with_what_went_wrong(written, tmp_path, capsys, monkeypatch):
+def test_the_command_line_reports_the_cause_in_its_exit_code(written, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mini_llm.export.llama_cpp.is_installed", lambda: False)
     directory, _ = written("qwen3")
     code, text = run("gguf", tmp_path / "nothing", capsys=capsys)
@@ -261,7 +267,7 @@ def test_the_command_line_exits_with_what_went_wrong(written, tmp_path, capsys, 
     assert code == 4 and "no such file" in text
 
 
-def test_a_changed_byte_and_a_lost_end_are_found(written, tmp_path, monkeypatch, capsys):
+def test_a_changed_byte_and_a_truncated_file_are_detected(written, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mini_llm.export.llama_cpp.is_installed", lambda: False)
     monkeypatch.setenv("COLUMNS", "300")
     directory, _ = written("qwen3")
@@ -274,18 +280,18 @@ def test_a_changed_byte_and_a_lost_end_are_found(written, tmp_path, monkeypatch,
     assert f"{tensor.name} differs" in capsys.readouterr().out
     for damaged in (content[: len(content) // 2], content[:30], b"GGUF", b""):
         file.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="not a GGUF file, or a damaged one"):
+        with pytest.raises(CheckpointError, match="not a GGUF file, or damaged"):
             check_gguf(directory, file)
 
 
-def test_another_models_file_is_not_this_model(written, tmp_path, monkeypatch):
+def test_a_file_of_another_model_fails_the_check(written, tmp_path, monkeypatch):
     monkeypatch.setattr("mini_llm.export.llama_cpp.is_installed", lambda: False)
     file = export_gguf(written("llama")[0], tmp_path / "model.gguf").file
     with pytest.raises(CheckpointError, match="metadata, tensors"):
         check_gguf(written("gpt2")[0], file)
 
 
-def test_weights_too_large_for_f16_leave_the_old_file(written, tmp_path, tiny_tokenizer):
+def test_weights_too_large_for_f16_keep_the_old_file(written, tmp_path, tiny_tokenizer):
     model = make_model("qwen3", "causal")
     with torch.no_grad():
         model.trunk.blocks[0].mlp.up_proj.weight[0, 0] = 1e5
@@ -293,7 +299,9 @@ def test_weights_too_large_for_f16_leave_the_old_file(written, tmp_path, tiny_to
     save_tokenizer(tiny_tokenizer, tmp_path, "causal", 64)
     file = tmp_path / "old.gguf"
     file.write_bytes(b"old")
-    with pytest.raises(CheckpointError, match=r"blk.0.ffn_up.weight: holds 1e\+05, too large for F16; use --type bf16"):
+    with pytest.raises(
+        CheckpointError, match=r"blk.0.ffn_up.weight: contains 1e\+05, too large for F16; use --type bf16"
+    ):
         export_gguf(tmp_path, file)
     assert file.read_bytes() == b"old" and len(list(tmp_path.glob("*gguf*"))) == 1
     export_gguf(tmp_path, file, "bf16")
@@ -304,7 +312,7 @@ def test_weights_too_large_for_f16_leave_the_old_file(written, tmp_path, tiny_to
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_llama_cpp_writes_our_text(name, written, tmp_path, monkeypatch):
+def test_llama_cpp_generates_our_text(name, written, tmp_path, monkeypatch):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is an optional extra")
     monkeypatch.setattr(check_text, "LENGTH", 24)
     directory, _ = written(name)

@@ -1,41 +1,17 @@
-"""A tokenizer as llama.cpp's vocabulary: which can be one, with what settings, and which are refused."""
+"""A tokenizer as a llama.cpp vocabulary: which ones are supported, with what settings, and which are refused."""
 
 import json
 
 import pytest
 from gguf import Keys
-from sentencepiece import SentencePieceTrainer
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.export.encoders import make_encoder
 from mini_llm.export.vocabulary import PRE_TOKENIZERS, read_vocabulary
 from mini_llm.tokenization.load import load_tokenizer
-from mini_llm.tokenization.tokenizer import Tokenizer
+from tests.export.tiny_tokenizers import train_sentencepiece, write_byte_level
 
 VOCABULARY = 384
-
-
-def train_sentencepiece(directory, **changes) -> Tokenizer:
-    settings = {
-        "model_type": "bpe",
-        "vocab_size": 340,
-        "byte_fallback": True,
-        "normalization_rule_name": "identity",
-        "remove_extra_whitespaces": False,
-        "add_dummy_prefix": False,
-        "split_by_unicode_script": False,
-        "pad_id": 3,
-    }
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(["the span of the strong a<sb>c<sd>e<sf>g<sh>i<sj>k<sl"] * 20),
-        model_prefix=str(directory / "tokenizer"),
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **{**settings, **changes},
-    )
-    return Tokenizer.load(directory)
 
 
 def test_a_space_before_the_text_is_written_where_the_tokenizer_puts_it(tmp_path):
@@ -52,10 +28,10 @@ def test_a_space_before_the_text_is_written_where_the_tokenizer_puts_it(tmp_path
     [
         ({"byte_fallback": False}, "no byte_fallback"),
         ({"normalization_rule_name": "nmt_nfkc"}, "it normalizes text"),
-        ({"remove_extra_whitespaces": True}, "takes away spaces"),
+        ({"remove_extra_whitespaces": True}, "removes spaces"),
     ],
 )
-def test_a_sentencepiece_that_llama_cpp_would_cut_otherwise_is_refused(changes, cause, tmp_path):
+def test_a_sentencepiece_model_that_llama_cpp_would_split_differently_is_refused(changes, cause, tmp_path):
     train_sentencepiece(tmp_path, **changes)
     with pytest.raises(CheckpointError, match=cause):
         read_vocabulary(tmp_path, VOCABULARY, "causal")
@@ -72,21 +48,7 @@ def test_unigram_is_llama_cpps_t5_vocabulary(tmp_path):
         assert encoder.encode(text) == tokenizer.encode(text)
 
 
-def write_byte_level(directory, **pre_tokenizer) -> None:
-    """A tokenizer as GPT-2's, of some 300 tokens."""
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(**{"add_prefix_space": False, **pre_tokenizer})
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train_from_iterator(["the span of the strong, don't go and the span again 123 456\n"] * 20, trainer)
-    directory.mkdir(exist_ok=True)
-    backend.save(str(directory / "tokenizer.json"))
-
-
-def test_a_byte_level_tokenizer_that_cuts_words_in_its_own_way_is_refused(tmp_path):
+def test_a_byte_level_tokenizer_with_an_unknown_word_split_is_refused(tmp_path):
     write_byte_level(tmp_path)
     path = tmp_path / "tokenizer.json"
     split = {"type": "Split", "pattern": {"Regex": "\\p{N}|[^\\p{N}]+"}, "behavior": "Isolated", "invert": False}
@@ -94,15 +56,15 @@ def test_a_byte_level_tokenizer_that_cuts_words_in_its_own_way_is_refused(tmp_pa
     tree = json.loads(path.read_text())
     for changed in ({**level, "add_prefix_space": True}, {"type": "Sequence", "pretokenizers": [split, level]}):
         path.write_text(json.dumps(tree | {"pre_tokenizer": changed}))
-        with pytest.raises(CheckpointError, match="without a name in llama"):
+        with pytest.raises(CheckpointError, match="does not support its pre-tokenizer or normalizer"):
             read_vocabulary(tmp_path, VOCABULARY, "causal")
     path.write_text(json.dumps(tree | {"normalizer": {"type": "Lowercase"}}))
-    with pytest.raises(CheckpointError, match="without a name in llama"):
+    with pytest.raises(CheckpointError, match="does not support its pre-tokenizer or normalizer"):
         read_vocabulary(tmp_path, VOCABULARY, "causal")
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS.values())
-def test_the_known_ways_to_cut_words_go_by_llama_cpps_names(name, tmp_path):
+def test_known_word_splits_get_their_llama_cpp_names(name, tmp_path):
     write_byte_level(tmp_path)
     path = tmp_path / "tokenizer.json"
     tree = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Fine-tuning from Hugging Face directories of every family, as transformers writes them."""
+"""Fine-tuning from Hugging Face directories of every family, as written by transformers."""
 
 import json
 from pathlib import Path
@@ -24,8 +24,8 @@ from mini_llm.engine.cli import run_app
 from mini_llm.engine.config import load_config
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.model import load_model
-from tests.model.test_model import randomized
-from tests.tokenizer.test_foreign_tokenizers import KINDS, ROWS, TEXTS, TOKENIZERS, write_tokenizer
+from tests.foreign_tokenizers import KINDS, ROWS, TEXTS, TOKENIZERS, write_tokenizer
+from tests.models import randomized
 
 LANGUAGE_MODEL = {"bert": AutoModelForMaskedLM, "modernbert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}
 SIZES = {
@@ -78,8 +78,9 @@ def write_model(family: str, directory: Path, vocab_size: int, head: str, sharde
     assert (directory / "model.safetensors.index.json").exists() == sharded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TOKENIZERS)
-def test_fine_tuning_leaves_what_transformers_loads(family, tmp_path, monkeypatch, capsys):
+def test_transformers_loads_a_fine_tuned_model(family, tmp_path, monkeypatch, capsys):
     source = tmp_path / "pretrained"
     write_model(family, source, write_tokenizer(family, source).vocab_size + 5, *RUNS[family])
     monkeypatch.chdir(tmp_path)
@@ -98,9 +99,9 @@ def test_fine_tuning_leaves_what_transformers_loads(family, tmp_path, monkeypatc
     assert 0 <= scores["validation/accuracy"] <= 1
     said = capsys.readouterr().err
     new = {"gpt2": "score.weight", "llama": "score.weight", "qwen3": "score.weight"}.get(family, "classifier.bias")
-    assert f"newly initialised: {new}" in said or f", {new}" in said
+    assert f"newly initialized: {new}" in said or f", {new}" in said
     assert f"tokenizer: {KINDS.get(family, 'byte-level BPE')}" in said
-    assert ("left behind" in said) == (LEFT_BEHIND[family] is not None) and (LEFT_BEHIND[family] or "") in said
+    assert ("not used" in said) == (LEFT_BEHIND[family] is not None) and (LEFT_BEHIND[family] or "") in said
 
     directory = tmp_path / "runs" / "classifier" / "model"
     ours = Classifier("runs/classifier")
@@ -123,8 +124,8 @@ def test_fine_tuning_leaves_what_transformers_loads(family, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("family", TOKENIZERS)
-def test_with_and_without_a_head_the_trunk_is_the_same(family, tmp_path):
-    """Every combination of head and precision gives the same trunk, and names what is new and what has no place."""
+def test_the_trunk_is_the_same_with_and_without_a_head(family, tmp_path):
+    """Every combination of head and precision gives the same trunk and lists the new and the unused tensors."""
     labels = {0: "a", 1: "b", 2: "c"}
     found = {}
     for head in ("base", "language model"):
@@ -165,13 +166,13 @@ def test_a_family_without_classifiers_is_refused_before_anything_is_read(tmp_pat
         find_pretrained(tmp_path)
 
 
-def test_init_is_model(monkeypatch, capsys, tmp_path):
+def test_init_is_an_alias_of_model(monkeypatch, capsys, tmp_path):
     seen = []
-    monkeypatch.setattr("finetune.run.main", lambda path, overrides: seen.append((path, overrides)))
+    monkeypatch.setattr("finetune.run.finetune", seen.append)
     for flag in ("--init", "--model"):
         with pytest.raises(SystemExit):
             run_app(app, "finetune", [flag, "models/some-bert", "epochs=2"])
-    assert seen == [(None, ['model="models/some-bert"', "epochs=2"])] * 2
+    assert seen == [FinetuneConfig(model="models/some-bert", epochs=2)] * 2
     monkeypatch.undo()
     with pytest.raises(SystemExit) as ended:
         run_app(app, "finetune", ["--init", str(tmp_path / "nowhere")])
@@ -179,7 +180,7 @@ def test_init_is_model(monkeypatch, capsys, tmp_path):
 
 
 def test_the_learning_rate_follows_the_width_unless_given():
-    """And what is given beside it, or alone, leaves AdamW in place."""
+    """Other optimizer settings, given with or without it, leave AdamW in place."""
     config = load_config(FinetuneConfig, None, ["optim.weight_decay=0.1"]).optim
     assert config.name == "adamw" and config.weight_decay == 0.1
     assert config.for_width(256).lr == 5e-4 and 2e-5 <= config.for_width(768).lr <= 6e-5

@@ -55,7 +55,7 @@ def test_labels_of_any_type_have_one_name(value, name):
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), "", "  "])
-def test_a_missing_label_is_no_label(value):
+def test_a_missing_label_is_not_a_label_name(value):
     assert label_name(value, "") is None
 
 
@@ -64,7 +64,7 @@ def test_a_list_is_not_a_label():
         label_name(["a", "b"], "x.jsonl row 3")
 
 
-def test_numbers_are_ordered_by_value_and_names_naturally():
+def test_label_names_are_sorted_by_value_or_natural_order():
     assert label_names({"10", "9", "-1", "2.5"}) == ["-1", "2.5", "9", "10"]
     assert label_names({"grade 10", "grade 2", "Other"}) == ["grade 2", "grade 10", "Other"]
     assert label_names({"10", "9", "x"}) == ["9", "10", "x"]
@@ -119,7 +119,7 @@ def test_the_test_split_is_never_used_for_validation(tmp_path, train):
     assert alone.test is None and alone.validation == splits.validation
 
 
-def test_a_given_validation_file_is_used_as_it_is(tmp_path, train):
+def test_a_given_validation_file_is_used_unchanged(tmp_path, train):
     validation = write_jsonl(tmp_path / "dev.jsonl", rows_of(6, prefix="dev"))
     splits = load_examples(DataConfig(path=train, validation=validation))
     assert len(splits.train) == 40 and texts(splits.validation) == [f"dev {i}" for i in range(6)]
@@ -151,7 +151,7 @@ def test_splits_of_a_saved_dataset_keep_their_label_names(tmp_path):
 # Files
 
 
-def test_csv_text_stays_as_it_stands(tmp_path):
+def test_csv_text_is_kept_unchanged(tmp_path):
     path = tmp_path / "reviews.csv"
     path.write_bytes(
         b'\xef\xbb\xbfreview;stars\r\n"one\nwith ""quotes""; and lines";5\r\n'
@@ -264,6 +264,7 @@ def task():
     return load_stdlib_task()
 
 
+@pytest.mark.slow
 def test_built_in_task_has_its_size(task):
     assert len(task.names) >= 10
     assert 4000 <= len(task.train) + len(task.validation) + len(task.test) <= 6000
@@ -271,6 +272,7 @@ def test_built_in_task_has_its_size(task):
         assert in_train >= 30 and min(in_validation, in_test) >= 8
 
 
+@pytest.mark.slow
 def test_built_in_task_is_split_by_file(task):
     files = [{e.source.rpartition(":")[0] for e in part} for part in (task.train, task.validation, task.test)]
     assert not (files[0] & files[1] or files[0] & files[2] or files[1] & files[2])
@@ -278,7 +280,8 @@ def test_built_in_task_is_split_by_file(task):
     assert len(set(everything)) == len(everything)
 
 
-def test_built_in_task_does_not_name_the_answer(task):
+@pytest.mark.slow
+def test_built_in_task_does_not_reveal_the_label(task):
     names = re.compile("|".join(re.escape(name.strip("_")) for name in task.names), re.IGNORECASE)
     for example in task.train + task.validation + task.test:
         assert not names.search(example.text), example
@@ -304,7 +307,7 @@ def tiny_library(functions_per_file=16, packages=10, files=4):
             )
 
 
-def test_functions_are_cut_out_and_cleaned():
+def test_functions_are_extracted_and_cleaned():
     splits = load_stdlib_task(files=list(tiny_library()))
     example = next(e for e in splits.train + splits.validation + splits.test if e.source == "packagea/part1.py:4")
     assert example.text == (
@@ -325,6 +328,7 @@ def test_equal_functions_count_once_and_not_at_all_across_packages():
     assert sum("repeated" in e.text for e in everything) == 1
 
 
+@pytest.mark.slow
 def test_built_in_task_is_deterministic_and_seeded():
     library = list(tiny_library())
     assert load_stdlib_task(0, library) == load_stdlib_task(0, library)
@@ -336,7 +340,7 @@ def test_a_stripped_python_is_an_error_with_advice():
         load_stdlib_task(files=list(tiny_library(packages=3)))
 
 
-def test_files_are_shared_out_near_the_wanted_shares():
+def test_files_are_split_close_to_the_wanted_fractions():
     parts = split_files({"a": 81, "b": 57, "c": 35, "d": 23, "e": 2}, "seed")
     assert set(parts.values()) == {"train", "validation", "test"}
     assert sum(n for f, n in {"a": 81, "b": 57, "c": 35, "d": 23, "e": 2}.items() if parts[f] == "train") > 198 / 2

@@ -1,4 +1,4 @@
-"""`python -m finetune predict`: rows in order for every input, endless streams, errors that say what to do."""
+"""`python -m finetune predict`: rows in order for every kind of input, endless streams, errors that name the fix."""
 
 import csv
 import io
@@ -136,7 +136,7 @@ def test_every_kind_of_table(runs, expected, tmp_path, monkeypatch, capsys, suff
     assert f"1 of {len(texts)} texts are longer than {CONTEXT} tokens" in log
 
 
-def test_lines_of_a_text_file_blank_ones_included(runs, expected, tmp_path, monkeypatch, capsys):
+def test_lines_of_a_text_file_include_blank_ones(runs, expected, tmp_path, monkeypatch, capsys):
     path = tmp_path / "new.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode())
     code, output, _ = main(monkeypatch, capsys, runs / "mlm" / "model", path)
@@ -190,7 +190,7 @@ def test_top_k(runs):
     assert len(json.loads(file.getvalue())["probabilities"]) == 3
 
 
-def test_a_shorter_recorded_length_is_obeyed(runs, tmp_path):
+def test_a_shorter_recorded_length_is_respected(runs, tmp_path):
     import shutil
 
     shutil.copytree(runs / "gpt" / "model", tmp_path / "short")
@@ -206,8 +206,9 @@ def test_a_shorter_recorded_length_is_obeyed(runs, tmp_path):
 # Streams
 
 
-def test_an_endless_pipe_is_answered_as_it_comes(runs):
-    """Each line is answered before the next is sent; an interrupt ends the command, with no thread left hanging."""
+@pytest.mark.slow
+def test_an_endless_pipe_is_labelled_line_by_line(runs):
+    """Each line is answered before the next one is sent; an interrupt ends the command without a hanging thread."""
     command = [sys.executable, "-m", "finetune", "predict", str(runs / "gpt"), "-", "--top-k", "1"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
@@ -222,7 +223,7 @@ def test_an_endless_pipe_is_answered_as_it_comes(runs):
         assert not {b"Traceback", b"Fatal"} & set(child.stderr.read().split())
 
 
-def test_chunks_take_what_is_there_and_no_more():
+def test_chunks_take_only_the_lines_that_are_available():
     taken = []
 
     def source():
@@ -239,7 +240,7 @@ def test_chunks_take_what_is_there_and_no_more():
     assert max(map(len, rest)) <= 10
 
 
-def test_rows_before_an_error_are_given_out():
+def test_rows_before_an_error_are_yielded():
     def source():
         yield from (1, 2, 3)
         raise ValueError("row 4")
@@ -255,7 +256,7 @@ def test_rows_before_an_error_are_given_out():
 # Errors
 
 
-def test_errors_say_what_to_do(runs, tmp_path, monkeypatch, capsys):
+def test_errors_name_the_fix(runs, tmp_path, monkeypatch, capsys):
     good = tmp_path / "new.csv"
     good.write_text("body\nx\n")
     bad_json = b'{"text": "fine"}\n{"text": \n'
@@ -265,8 +266,8 @@ def test_errors_say_what_to_do(runs, tmp_path, monkeypatch, capsys):
         ([runs / "nowhere", good], None, 4, "no such directory"),
         ([runs / "gpt", good], None, 3, "no column 'text'", "'body'"),
         ([runs / "gpt", tmp_path / "new.csw"], None, 3, "no such file", "new.csv"),
-        ([runs / "gpt", tmp_path], None, 3, "a folder; give one file"),
-        ([runs / "gpt", good, "--output", good, "--text", "body"], None, 2, "is the input itself"),
+        ([runs / "gpt", tmp_path], None, 3, "a folder; name one file"),
+        ([runs / "gpt", good, "--output", good, "--text", "body"], None, 2, "is the input file"),
         ([runs / "gpt", good, "--input-format", "csv"], None, 2, "standard input"),
         ([runs / "gpt", good, "--format", "xml"], None, 2, "jsonl, csv"),
         ([runs / "gpt", "-", "--input-format", "jsonl"], bad_json, 3, "line 2", "not valid JSON"),

@@ -1,6 +1,5 @@
-"""Generation: the cached window, streaming, stop strings, seeds, and the edges: context, prompt, end of text."""
+"""Generation: the cached window, streaming, stop strings, seeds, and edge cases of context, prompt and end of text."""
 
-import codecs
 import io
 import json
 import random
@@ -15,37 +14,8 @@ from generate.decode import TextGenerator
 from generate.output import Printer, interact
 from generate.stop import StopFilter
 from mini_llm.engine.errors import CheckpointError, ConfigError
-from mini_llm.model import CausalLM, ModelConfig
-
-CONTEXT = 16
-FIRST_BYTE, VOCABULARY = 7, 263
-
-
-class ByteTokenizer:
-    """Ids 0 to 6 are special, then one id per byte."""
-
-    vocab_size = VOCABULARY
-    unk_id, bos_id, eos_id, pad_id, mask_id, cls_id, sep_id = range(7)
-
-    def encode(self, text):
-        return [b + FIRST_BYTE for b in text.encode()]
-
-    def decode(self, ids):
-        return bytes(i - FIRST_BYTE for i in ids if i >= FIRST_BYTE).decode(errors="replace")
-
-    def stream(self):
-        return ByteStream()
-
-
-class ByteStream:
-    def __init__(self):
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token):
-        return self.decoder.decode(bytes([token - FIRST_BYTE]) if token >= FIRST_BYTE else b"")
-
-    def flush(self):
-        return self.decoder.decode(b"", final=True)
+from tests.byte_tokenizer import FIRST_BYTE, VOCABULARY, ByteTokenizer
+from tests.models import CONTEXT, tiny_config, tiny_model
 
 
 class ScriptedModel(nn.Module):
@@ -66,30 +36,13 @@ class ScriptedModel(nn.Module):
         return self.lm_head(hidden)
 
 
-def tiny_config(**changes):
-    sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
-    defaults = {"num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "causal": True}
-    return ModelConfig(**{**sizes, **ends, **defaults, **changes})
-
-
-def tiny_model(**changes):
-    """Random weights everywhere: as made, the residual projections are zero and no token would see another."""
-    torch.manual_seed(0)
-    model = CausalLM(tiny_config(**changes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
-
-
 @pytest.fixture(scope="module")
 def model():
     return tiny_model()
 
 
 def generate(model, prompt="ab", index=0, end_ids=(), **settings):
-    """(sample, pieces)"""
+    """Return the sample and the list of streamed texts."""
     generator = TextGenerator(model, ByteTokenizer(), GenerateConfig(**settings), end_ids)
     sample = generator.sample(prompt, index)
     return sample, list(generator.stream(sample))
@@ -112,8 +65,8 @@ def test_cached_equals_uncached(model):
 
 
 @pytest.mark.parametrize("context", [1, 2, 3, CONTEXT])
-def test_a_full_window_goes_on_from_the_last_half_of_the_context(context):
-    """The same as a plain loop without a cache over the tokens that are in sight."""
+def test_a_full_window_continues_from_the_last_half_of_the_context(context):
+    """The result equals a plain loop without a cache over the tokens in the window."""
     model, ids = tiny_model(max_position_embeddings=context), list(range(10, 60))
     seen, slides = ids[:1], 0
     with torch.inference_mode():
@@ -128,19 +81,19 @@ def test_a_full_window_goes_on_from_the_last_half_of_the_context(context):
     assert window.slides == slides > 0
 
 
-def test_the_cache_is_no_longer_than_needed_nor_than_the_context(model):
+def test_the_cache_is_no_longer_than_needed(model):
     assert Window(model, [1, 2], 3).cache.max_length == 5
     assert Window(model, [1, 2], 10**9).cache.max_length == CONTEXT
 
 
-def test_same_seed_same_text_and_other_seed_other_text(model):
+def test_the_seed_determines_the_text(model):
     first, again, other = (generate(model, seed=s, top_p=1)[0].ids for s in (3, 3, 4))
     assert first == again != other
 
 
 @pytest.mark.parametrize("max_new_tokens", [5, 40])
-def test_a_sample_does_not_depend_on_those_before_it(model, max_new_tokens):
-    """With 40 the window slides, so the kept keys and values of the prompt are gone for the next sample."""
+def test_a_sample_does_not_depend_on_earlier_samples(model, max_new_tokens):
+    """With 40 tokens the window slides, so the next sample cannot reuse the prompt's keys and values."""
     settings = {"temperature": 1.0, "max_new_tokens": max_new_tokens}
     generator = TextGenerator(model, ByteTokenizer(), GenerateConfig(**settings))
     together = []
@@ -153,8 +106,8 @@ def test_a_sample_does_not_depend_on_those_before_it(model, max_new_tokens):
     assert len({tuple(ids) for ids, _ in together}) == 4
 
 
-def test_text_that_passes_the_context_says_so():
-    """3 tokens of prompt and 13 more fill 16 positions; the next leaves 8, and so does every ninth after it."""
+def test_text_longer_than_the_context_is_reported():
+    """3 prompt tokens and 13 new ones fill 16 positions; the next token keeps 8, and so does every ninth after it."""
     generator = TextGenerator(ScriptedModel([50] * 50, CONTEXT), ByteTokenizer(), GenerateConfig(max_new_tokens=50))
     sample = generator.sample("ab")
     assert len("".join(generator.stream(sample))) == 50
@@ -170,7 +123,7 @@ def test_a_long_prompt_keeps_its_end(model, max_new_tokens, kept):
     assert len(sample.ids) <= max_new_tokens
 
 
-def test_a_prompt_that_fills_the_context_is_whole(model):
+def test_a_prompt_that_fills_the_context_is_kept_completely(model):
     sample, _ = generate(model, "x" * (CONTEXT - 1), max_new_tokens=3, end_ids=())
     assert len(sample.prompt_ids) == CONTEXT and sample.prompt_tokens_dropped == 0
 
@@ -189,13 +142,13 @@ def test_an_empty_prompt_without_a_beginning_token_is_an_error(model, monkeypatc
 
 
 def test_special_and_padding_ids_are_never_generated(model):
-    """A uniform distribution over the whole vocabulary: temperature so high that every allowed token would come."""
+    """The temperature makes the distribution uniform, so every allowed token appears."""
     sample, _ = generate(model, temperature=1e6, top_p=1.0, max_new_tokens=3000)
     assert set(sample.ids) <= {ByteTokenizer.eos_id, *range(FIRST_BYTE, VOCABULARY)}
 
 
 def test_an_end_token_is_never_suppressed(model, monkeypatch):
-    """Many tokenizers pad and begin with the end token."""
+    """Many tokenizers use the end token for padding and for the beginning too."""
     for name in ("bos_id", "pad_id"):
         monkeypatch.setattr(ByteTokenizer, name, ByteTokenizer.eos_id)
     generator = TextGenerator(model, ByteTokenizer(), GenerateConfig(), [300])
@@ -204,15 +157,15 @@ def test_an_end_token_is_never_suppressed(model, monkeypatch):
 
 
 def test_a_tokenizer_that_is_too_large_is_refused():
-    with pytest.raises(CheckpointError, match="263 tokens, the model 200"):
+    with pytest.raises(CheckpointError, match="263 tokens, the model only 200"):
         generate(tiny_model(vocab_size=200))
 
 
-def test_the_reason_of_the_end():
+def test_the_finish_reason():
     text = ByteTokenizer().encode("hello")
-    sample, pieces = scripted([*text, ByteTokenizer.eos_id])
+    sample, texts = scripted([*text, ByteTokenizer.eos_id])
     assert (sample.finish_reason, sample.text, sample.ids) == ("end", "hello", [*text, 2])
-    assert "".join(pieces) == "hello"
+    assert "".join(texts) == "hello"
     sample, _ = scripted([*text, 9], end_ids=[9])
     assert (sample.finish_reason, sample.text, sample.ids) == ("end", "hello", [*text, 9])
     assert scripted("hello", max_new_tokens=3)[0].finish_reason == "length"
@@ -221,7 +174,7 @@ def test_the_reason_of_the_end():
     assert scripted("hello", stop=["lo"], max_new_tokens=5)[0].finish_reason == "stop"
 
 
-def test_an_unfinished_sample_says_so():
+def test_an_unfinished_sample_counts_as_interrupted():
     generator = TextGenerator(ScriptedModel(ByteTokenizer().encode("hello")), ByteTokenizer(), GenerateConfig())
     sample = generator.sample("")
     stream = generator.stream(sample)
@@ -229,7 +182,7 @@ def test_an_unfinished_sample_says_so():
     assert sample.finish_reason == "interrupted"
 
 
-def test_ctrl_c_prints_what_there_is_and_an_empty_line_goes_on(monkeypatch, capsys):
+def test_ctrl_c_prints_the_partial_answer_and_keeps_it_as_context(monkeypatch, capsys):
     def script():
         yield from ByteTokenizer().encode("hel")
         raise KeyboardInterrupt
@@ -246,27 +199,27 @@ def test_ctrl_c_prints_what_there_is_and_an_empty_line_goes_on(monkeypatch, caps
 def test_a_stream_never_holds_half_a_character():
     text = "na\u00efve \u2192 \u65e5\u672c \U0001f600!"
     count = len(text.encode())
-    sample, pieces = scripted(text, max_new_tokens=count)
-    assert "".join(pieces) == sample.text == text
-    assert "\ufffd" not in "".join(pieces)
-    sample, pieces = scripted(text, max_new_tokens=count - 2)
-    assert "".join(pieces) == sample.text == text[:-2] + "\ufffd"
+    sample, texts = scripted(text, max_new_tokens=count)
+    assert "".join(texts) == sample.text == text
+    assert "\ufffd" not in "".join(texts)
+    sample, texts = scripted(text, max_new_tokens=count - 2)
+    assert "".join(texts) == sample.text == text[:-2] + "\ufffd"
 
 
-def test_what_is_streamed_is_what_is_decoded():
+def test_streamed_text_equals_decoded_text():
     rng = random.Random(0)
     for _ in range(50):
         ids = [rng.randrange(FIRST_BYTE, VOCABULARY) for _ in range(20)]
-        sample, pieces = scripted(ids, max_new_tokens=20)
-        assert "".join(pieces) == sample.text == ByteTokenizer().decode(sample.ids)
+        sample, texts = scripted(ids, max_new_tokens=20)
+        assert "".join(texts) == sample.text == ByteTokenizer().decode(sample.ids)
 
 
-def test_a_stop_string_is_not_streamed_in_part():
-    sample, pieces = scripted("one two STO STOP three", stop=["STOP", "\n\n"])
-    assert "".join(pieces) == sample.text == "one two STO "
-    assert pieces[:3] == ["o", "n", "e"]
-    sample, pieces = scripted("one STO", stop=["STOP"], max_new_tokens=7)
-    assert "".join(pieces) == sample.text == "one STO"
+def test_no_part_of_a_stop_string_is_streamed():
+    sample, texts = scripted("one two STO STOP three", stop=["STOP", "\n\n"])
+    assert "".join(texts) == sample.text == "one two STO "
+    assert texts[:3] == ["o", "n", "e"]
+    sample, texts = scripted("one STO", stop=["STOP"], max_new_tokens=7)
+    assert "".join(texts) == sample.text == "one STO"
     assert sample.finish_reason == "length"
 
 

@@ -1,4 +1,4 @@
-"""`python -m generate inspect`: what is shown is what the model computes, for every family."""
+"""`python -m generate inspect` shows what the model computes, for every family."""
 
 import contextlib
 
@@ -8,24 +8,9 @@ import torch
 from generate.inspection.collect import inspect_text
 from generate.inspection.page import page_data
 from generate.inspection.states import Recorder, attribute, keys_seen, normalized_entropy
-from mini_llm.model import HEADS, load_model, save_model
-from mini_llm.tokenization.save import save_tokenizer
-from tests.model.test_layouts import AUTO, FAMILIES, HEADS_OF, make_config
-from tests.model.test_model import randomized
-
-TEXT = "def one(x):\n    return x + 1"
-CASES = [(family, head) for family in FAMILIES for head in HEADS_OF[family]]
-
-
-def make_model(family="qwen3", head="causal", size=0, **changes):
-    return randomized(HEADS[head](make_config(family, head, size, vocab_size=384, **changes))).requires_grad_(False)
-
-
-def save(directory, tokenizer, family="qwen3", head="causal", **changes):
-    """A tiny random model with its tokenizer in `directory`, which is returned."""
-    save_model(make_model(family, head, **changes), directory)
-    save_tokenizer(tokenizer, directory, "masked" if head == "masked" else "causal")
-    return directory
+from mini_llm.model import load_model
+from tests.families import AUTO, FAMILIES, HEADS_OF, make_config
+from tests.generate.inspected_models import CASES, TEXT, make_model, save
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +19,7 @@ def tokenizer(tiny_tokenizer):
 
 
 @pytest.mark.parametrize(("family", "head"), CASES)
-def test_maps_and_predictions_are_those_of_transformers(family, head, tokenizer, tmp_path):
+def test_attention_maps_and_predictions_equal_transformers(family, head, tokenizer, tmp_path):
     path = save(tmp_path, tokenizer, family, head)
     seen = inspect_text(load_model(path), tokenizer, TEXT, "class Two" if head == "seq2seq" else None)
     theirs = AUTO[head].from_pretrained(path, attn_implementation="eager").eval()
@@ -60,7 +45,7 @@ def test_maps_and_predictions_are_those_of_transformers(family, head, tokenizer,
 
 
 @pytest.mark.parametrize(("family", "size"), [(f, s) for f, sizes in FAMILIES.items() for s in range(len(sizes))])
-def test_keys_seen_are_those_with_a_weight(family, size, tokenizer):
+def test_keys_seen_are_the_ones_with_a_weight(family, size, tokenizer):
     seen = inspect_text(make_model(family, HEADS_OF[family][0], size), tokenizer, TEXT)
     maps, config = seen.maps[0], seen.model.config
     for layer in range(config.num_hidden_layers):
@@ -73,7 +58,7 @@ def test_a_sliding_decoder_sees_its_window():
     assert keys_seen(config, 0, 6).tolist() == [1, 2, 3, 3, 3, 3]
 
 
-def test_entropy_is_0_on_one_key_and_1_on_all_alike():
+def test_entropy_is_0_for_one_key_and_1_for_uniform_weights():
     seen = torch.arange(1, 6)[None]
     even = (torch.ones(5, 5).tril() / seen.mT).expand(1, 2, 5, 5)
     torch.testing.assert_close(normalized_entropy(even, seen), torch.ones(1, 2))
@@ -81,7 +66,7 @@ def test_entropy_is_0_on_one_key_and_1_on_all_alike():
     assert normalized_entropy(torch.ones(1, 2, 1, 1), torch.ones(1, 1)).eq(0).all()
 
 
-def test_the_true_token_is_the_next_one_and_its_probability_the_model_s(tokenizer):
+def test_the_expected_token_is_the_next_one_with_the_models_probability(tokenizer):
     model = make_model()
     lens = inspect_text(model, tokenizer, TEXT).lens
     ids = [1, *tokenizer.encode(TEXT)]
@@ -92,8 +77,8 @@ def test_the_true_token_is_the_next_one_and_its_probability_the_model_s(tokenize
 
 
 @pytest.mark.parametrize(("family", "head"), [case for case in CASES if case[1] == "classifier"])
-def test_scores_add_up_to_the_slope_of_the_log_odds(family, head):
-    """Euler: the sum of gradient times input is the derivative by a common factor on all inputs."""
+def test_attribution_scores_sum_to_the_slope_of_the_log_odds(family, head):
+    """Euler: the sum of gradient times input is the derivative with respect to a common factor on all inputs."""
     model = make_model(family, head).double()
     trunks = [model.trunk.encoder, model.trunk.decoder] if model.config.is_encoder_decoder else [model.trunk]
     ids = torch.tensor([[20, 21, 22, 23, 24, 2]])
@@ -117,7 +102,7 @@ def test_scores_add_up_to_the_slope_of_the_log_odds(family, head):
     torch.testing.assert_close(sum(s.sum(-1) for s in scores), slope, atol=1e-6, rtol=1e-5)
 
 
-def test_a_token_that_the_classifier_does_not_see_has_no_score(tokenizer):
+def test_a_token_the_classifier_does_not_see_has_no_score(tokenizer):
     model = make_model("bert", "classifier")
     torch.nn.init.zeros_(model.trunk.blocks[0].attn.o_proj.weight)
     torch.nn.init.zeros_(model.trunk.blocks[1].attn.o_proj.weight)
@@ -133,13 +118,13 @@ def test_a_model_with_one_output_shows_its_value(tokenizer):
     assert page_data(seen, tokenizer)["decision"]["single"]
 
 
-def test_attention_is_fused_again_afterwards(tokenizer):
+def test_fused_attention_is_restored_afterwards(tokenizer):
     model = make_model()
     inspect_text(model, tokenizer, TEXT)
     assert not any(block.attn.keep_weights or block._forward_hooks for block in model.trunk.blocks)
 
 
-def test_the_mask_in_a_text_is_the_mask_token(tokenizer):
+def test_mask_in_a_text_becomes_the_mask_token(tokenizer):
     seen = inspect_text(make_model("bert", "masked"), tokenizer, "def <mask>(x): [MASK] x")
     ids, lens = seen.sequences["text"], seen.lens
     assert [ids[position] for position in lens.positions] == [tokenizer.mask_id] * 2
@@ -151,17 +136,17 @@ def test_the_mask_in_a_text_is_the_mask_token(tokenizer):
 
 
 @pytest.mark.parametrize("head", ["causal", "classifier"])
-def test_a_long_text_keeps_its_beginning_and_says_so(head, tokenizer):
+def test_a_long_text_is_truncated_with_a_note(head, tokenizer):
     model = make_model("qwen3", head)
     seen = inspect_text(model, tokenizer, "def one " * 500, max_tokens=10)
     assert len(seen.sequences["text"]) == 10 and seen.sequences["text"][0] == tokenizer.bos_id
-    assert "cut" in seen.notes[0]
+    assert "truncated" in seen.notes[0]
     context = inspect_text(model, tokenizer, "def one " * 500, max_tokens=10**6)
     assert len(context.sequences["text"]) == model.config.max_position_embeddings
 
 
 @pytest.mark.parametrize("family", ["t5", "marian"])
-def test_without_a_target_the_model_answers_itself(family, tokenizer):
+def test_without_a_target_the_model_generates_its_own(family, tokenizer):
     model = make_model(family, "seq2seq")
     seen = inspect_text(model, tokenizer, TEXT, max_tokens=12)
     lens = seen.lens

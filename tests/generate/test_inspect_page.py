@@ -1,4 +1,4 @@
-"""The page of `python -m generate inspect`: its content, its safety, its errors, and that it runs in a browser."""
+"""The page of `python -m generate inspect`: content, safety, errors, and a run in a browser."""
 
 import base64
 import json
@@ -17,8 +17,8 @@ from generate.inspection.collect import inspect_text, write_inspection
 from generate.inspection.page import rounded, token_text
 from mini_llm.model import CausalLM, load_model, save_model
 from mini_llm.tokenization.fast import FastTokenizer
-from tests.generate.test_inspect import CASES, TEXT, make_model, save
-from tests.model.test_layouts import make_config
+from tests.families import make_config
+from tests.generate.inspected_models import CASES, TEXT, make_model, save
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=http://evil/x.png onerror=alert(2)> & \u202e\x07"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -76,7 +76,7 @@ def test_the_page_holds_the_weights_of_the_model(family, head, directory, tmp_pa
     assert (data["decision"] is None) == (head != "classifier")
 
 
-def test_nothing_in_a_text_a_label_or_a_name_is_executed_or_fetched(directory, tmp_path):
+def test_text_labels_and_names_are_never_executed_or_fetched(directory, tmp_path):
     path = directory("qwen3", "classifier", name="a&b <script>alert(3)<", id2label={0: HOSTILE, 1: "b"})
     write_inspection(path, HOSTILE, tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
@@ -92,7 +92,7 @@ def test_nothing_in_a_text_a_label_or_a_name_is_executed_or_fetched(directory, t
     assert "default-src 'none'" in html and not re.search(r'(src|href)="', html)
 
 
-def test_tokens_can_be_told_apart(tokenizer):
+def test_tokens_are_distinguishable(tokenizer):
     def shown(text):
         return "|".join(token_text(tokenizer, i) for i in tokenizer.encode(text))
 
@@ -124,7 +124,7 @@ def foreign(kind, directory):
 @pytest.mark.parametrize(
     ("kind", "family", "head"), [("byte-level", "gpt2", "causal"), ("WordPiece", "bert", "masked")]
 )
-def test_tokenizers_of_others(kind, family, head, tmp_path):
+def test_foreign_tokenizers(kind, family, head, tmp_path):
     theirs = foreign(kind, tmp_path)
     seen = inspect_text(make_model(family, head), theirs, "def one \u2192 [MASK]")
     shown = [token_text(theirs, i) for i in seen.sequences["text"]]
@@ -134,7 +134,7 @@ def test_tokenizers_of_others(kind, family, head, tmp_path):
     else:
         assert shown[0] == "[CLS]" and shown[-2:] == ["[MASK]", "[SEP]"]
         assert seen.lens.positions == [len(shown) - 2]
-        assert any(word.startswith("##") for word in map(theirs.piece, range(theirs.vocab_size)))
+        assert any(word.startswith("##") for word in map(theirs.id_to_token, range(theirs.vocab_size)))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_tokenizers_of_others(kind, family, head, tmp_path):
         (["model", "x", "--max-tokens", "1"], 2, "--max-tokens"),
     ],
 )
-def test_errors_say_what_to_change(arguments, code, message, call, directory):
+def test_errors_name_what_to_change(arguments, code, message, call, directory):
     directory()
     found, error = call("inspect", *arguments)
     assert found == code and message in error and "Traceback" not in error
@@ -167,10 +167,10 @@ def test_a_tokenizer_of_another_model_is_an_error(call, directory, tmp_path):
     path = directory()
     save_model(CausalLM(make_config("qwen3", "causal", 0)), path)
     code, error = call("inspect", path, "x")
-    assert code == 4 and "do not belong together" in error
+    assert code == 4 and "they do not match" in error
 
 
-def test_inspect_is_the_command_and_dot_slash_inspect_a_directory(call, directory, tmp_path):
+def test_inspect_is_a_command_and_dot_slash_inspect_a_directory(call, directory, tmp_path):
     path = directory(name="inspect")
     assert call("./inspect", "def", "--max-new-tokens", "2")[0] == 0
     assert not (tmp_path / "inspect.html").exists()
@@ -238,7 +238,7 @@ const wait = setInterval(() => {
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_pointer_and_arrow_keys_show_what_a_token_looks_at(directory, tmp_path):
+def test_pointer_and_arrow_keys_show_what_a_token_attends_to(directory, tmp_path):
     page = tmp_path / "page.html"
     seen = write_inspection(directory("bert", "masked"), "def one", page)
     html = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text())

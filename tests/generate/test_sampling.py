@@ -1,4 +1,4 @@
-"""Sampling: the filters are those of transformers, the draw follows the distribution, wrong settings are refused."""
+"""Sampling: filters equal those of transformers, draws follow the distribution, wrong settings are refused."""
 
 import math
 
@@ -132,8 +132,8 @@ def test_draws_follow_the_distribution():
     assert chisquare(observed[:5], count * expected[:5]).pvalue > 0.001
 
 
-def test_streams_of_samples_are_independent():
-    """First draws over many samples are uniform too: neighbouring seeds and indices share nothing."""
+def test_random_streams_of_samples_are_independent():
+    """The first draws of many samples are uniform too: neighbouring seeds and indices are independent."""
     firsts = [random_stream(seed, index).random() for seed in range(100) for index in range(100)]
     assert len(set(firsts)) == len(firsts)
     observed = torch.histc(torch.tensor(firsts), bins=20, min=0, max=1)
@@ -142,7 +142,7 @@ def test_streams_of_samples_are_independent():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_logits_that_are_not_finite_are_an_error(value, temperature):
+def test_non_finite_logits_are_an_error(value, temperature):
     logits = torch.zeros(5)
     logits[2] = value
     with pytest.raises(NonFiniteError):

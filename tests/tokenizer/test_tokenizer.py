@@ -1,8 +1,9 @@
-"""Text to ids and back: exactness, special ids, streaming, damaged files, the vocabulary size rule."""
+"""Our SentencePiece tokenizers: exact round trips, special ids, streaming, damaged files, the vocabulary size rule."""
 
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,21 +14,11 @@ from mini_llm.tokenization.config import TokenizerConfig, default_vocab_size
 from mini_llm.tokenization.gate import check, hostile_strings
 from mini_llm.tokenization.load import load_tokenizer
 from mini_llm.tokenization.tokenizer import SPACE, Tokenizer
-from tokenizer.sample import STRETCH, draw_sample, stretches
+from tests.documents import make_documents
+from tokenizer.sample import SEGMENT, draw_sample, segments
 from tokenizer.train import SETTINGS, train_model
 
-WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "he", "was", "for", "on", "are", "as", "with", "his"]
-
-
-def make_documents(count: int = 120, seed: int = 0) -> list[str]:
-    """Prose and indented code, with a little of everything else."""
-    rng = random.Random(seed)
-    documents = []
-    for number in range(count):
-        prose = " ".join(rng.choices(WORDS, k=60)).capitalize() + ".\n\n"
-        code = "".join(f"{' ' * 4 * rng.randrange(4)}def f{rng.randrange(50)}(x, y):\n" for _ in range(12))
-        documents.append(prose + code + f"<span>caf\u00e9 \u6f22\u5b57 {number}</span>\t\r\n")
-    return documents
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +39,7 @@ def random_text(rng: random.Random) -> str:
     return text.replace(SPACE, "")
 
 
-def test_settings_are_those_of_the_design(tokenizer):
+def test_special_ids_and_normalization(tokenizer):
     assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 2, 3)
     assert (tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id) == (4, 5, 6)
     assert tokenizer.special_ids == set(range(7))
@@ -60,14 +51,14 @@ def test_settings_are_those_of_the_design(tokenizer):
     assert proto.normalizer_spec.name == "identity" and proto.trainer_spec.split_by_whitespace
 
 
-def test_hostile_strings_come_back_without_special_ids(tokenizer):
+def test_hostile_strings_round_trip_without_special_ids(tokenizer):
     for name, text in hostile_strings().items():
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text, name
         assert not tokenizer.special_ids.intersection(ids), name
 
 
-def test_any_text_comes_back(tokenizer):
+def test_any_text_round_trips(tokenizer):
     rng = random.Random(1)
     for _ in range(2000):
         text = random_text(rng)
@@ -90,7 +81,7 @@ def test_gate_refuses_a_tokenizer_that_changes_text(tmp_path):
     )
     lossy = Tokenizer((tmp_path / "lossy.model").read_bytes(), tmp_path)
     assert not lossy.lossless
-    with pytest.raises(CheckpointError, match="does not come back"):
+    with pytest.raises(CheckpointError, match="does not round-trip"):
         check(lossy)
 
 
@@ -99,18 +90,18 @@ def test_gate_refuses_special_ids_from_text(model, tmp_path):
     proto.pieces[4].type = 4  # <mask> as a user-defined symbol is taken from text
     leaky = Tokenizer(proto.SerializeToString(), tmp_path)
     leaky.special_ids |= {4}
-    with pytest.raises(CheckpointError, match="special piece '<mask>'"):
+    with pytest.raises(CheckpointError, match="special token '<mask>'"):
         check(leaky)
 
 
-def test_corpus_without_spaces_still_gives_spaces_back(tmp_path):
+def test_spaces_round_trip_even_if_the_corpus_has_none(tmp_path):
     model = train_model(TokenizerConfig(), draw_sample(["abcabcxyz" * 100] * 20, 10**6, 0))
     tokenizer = Tokenizer(model, tmp_path)
     check(tokenizer)
     assert tokenizer.decode(tokenizer.encode("a b  c")) == "a b  c"
 
 
-def test_batches_threads_and_long_texts_give_the_ids_of_the_whole_text(tokenizer):
+def test_batches_threads_and_long_texts_give_the_same_ids(tokenizer):
     raw = SentencePieceProcessor(model_proto=tokenizer.model)
     rng = random.Random(2)
     long_word = "".join(rng.choices("thedfxy\u6f22(", k=30_000))
@@ -140,9 +131,9 @@ def test_decode_drops_specials_and_ids_outside_the_vocabulary(tokenizer):
     assert tokenizer.decode([]) == ""
 
 
-def test_pieces_join_to_the_text(tokenizer):
-    assert "".join(tokenizer.pieces("the of  and")).replace(SPACE, " ") == "the of  and"
-    assert tokenizer.pieces("\U0001f600") == ["<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]
+def test_tokens_join_to_the_text(tokenizer):
+    assert "".join(tokenizer.tokenize("the of  and")).replace(SPACE, " ") == "the of  and"
+    assert tokenizer.tokenize("\U0001f600") == ["<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]
 
 
 def test_stream_equals_decode_for_any_ids(tokenizer):
@@ -156,7 +147,7 @@ def test_stream_equals_decode_for_any_ids(tokenizer):
         assert "".join(parts) + stream.flush() == tokenizer.decode(ids)
 
 
-def test_stream_never_gives_half_a_character(tokenizer):
+def test_stream_never_yields_half_a_character(tokenizer):
     text = "caf\u00e9 \U0001f600\u0627\U0001f469\u200d\U0001f467 the \u20ac"
     stream, shown = tokenizer.stream(), ""
     for token_id in tokenizer.encode(text):
@@ -165,7 +156,7 @@ def test_stream_never_gives_half_a_character(tokenizer):
     assert shown == text and stream.flush() == ""
 
 
-def test_stream_flush_shows_what_is_incomplete_and_starts_again(tokenizer):
+def test_stream_flush_replaces_incomplete_bytes_and_resets(tokenizer):
     ids = tokenizer.encode("\U0001f600")
     stream = tokenizer.stream()
     assert [stream.push(i) for i in ids[:3]] == ["", "", ""]
@@ -195,11 +186,15 @@ def test_default_vocab_size(corpus_bytes, hidden_size, expected):
 
 def test_same_sample_gives_the_same_model_in_another_process(model):
     code = (
-        "import hashlib, sys; sys.path.insert(0, 'tests'); from test_tokenizer import *; "
-        "print(hashlib.sha256(train_model(TokenizerConfig(vocab_size=600), "
-        "draw_sample(make_documents(), 10**6, 0))).hexdigest())"
+        "import hashlib\n"
+        "from mini_llm.tokenization.config import TokenizerConfig\n"
+        "from tests.documents import make_documents\n"
+        "from tokenizer.sample import draw_sample\n"
+        "from tokenizer.train import train_model\n"
+        "sample = draw_sample(make_documents(), 10**6, 0)\n"
+        "print(hashlib.sha256(train_model(TokenizerConfig(vocab_size=600), sample)).hexdigest())"
     )
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output.strip() == Tokenizer(model, ".").sha256
 
 
@@ -210,7 +205,7 @@ def test_sample_keeps_its_budget_and_depends_on_the_seed_alone():
     assert (whole.sampled_bytes, whole.corpus_bytes, whole.documents) == (size, size, 400)
     assert sorted("".join(whole.texts)) == sorted("".join(documents))
     part = draw_sample(documents, 50_000, 0)
-    assert 50_000 <= part.sampled_bytes < 50_000 + 4 * STRETCH and part.corpus_bytes == size
+    assert 50_000 <= part.sampled_bytes < 50_000 + 4 * SEGMENT and part.corpus_bytes == size
     assert part == draw_sample(iter(documents), 50_000, 0)
     assert set(part.texts) != set(draw_sample(documents, 50_000, 1).texts)
     # One long document among short ones is sampled like the rest.
@@ -220,7 +215,7 @@ def test_sample_keeps_its_budget_and_depends_on_the_seed_alone():
 
 def test_long_and_reserved_texts_are_not_skipped_by_the_trainer():
     for text in ("q" * 300_000, "qqq\u2585 " * 500, "qq\0q " * 500):
-        assert "".join(stretches(text)) == text
+        assert "".join(segments(text)) == text
         model = train_model(TokenizerConfig(), draw_sample([text, *make_documents(5)], 10**6, 0))
         assert "qq" in Tokenizer(model, ".")._vocabulary
 
@@ -238,7 +233,7 @@ def test_largest_possible_vocab_size_is_the_one_in_the_message():
     sample = draw_sample(make_documents(), 10**6, 0)
     with pytest.raises(ConfigError) as caught:
         train_model(TokenizerConfig(vocab_size=500_000), sample)
-    largest = int(str(caught.value).split("gives ")[1].split(" ")[0].replace(",", ""))
+    largest = int(str(caught.value).split("at most ")[1].split(" ")[0].replace(",", ""))
     assert Tokenizer(train_model(TokenizerConfig(vocab_size=largest), sample), ".").vocab_size == largest
 
 
@@ -256,7 +251,7 @@ def test_corpus_without_text_is_an_error():
 
 
 def test_broken_model_files_raise_and_never_crash(model, tmp_path):
-    """In a subprocess: a segmentation fault would take the test run with it."""
+    """Runs in a subprocess, because a segmentation fault would end the test run."""
     (tmp_path / "good.model").write_bytes(model)
     code = """
 import random, sys
@@ -308,11 +303,12 @@ def test_missing_huge_and_swapped_models_are_named(tokenizer, model, tmp_path):
 
 def test_loading_and_encoding_import_neither_torch_nor_transformers(tokenizer):
     code = (
-        "import sys, tokenizer; assert not {'sentencepiece', 'pydantic'} & set(sys.modules); "
-        f"t = tokenizer.load_tokenizer({str(tokenizer.directory)!r}); t.decode(t.encode('the cat' * 2000)); "
+        "import sys, mini_llm.tokenization; assert not {'sentencepiece', 'pydantic'} & set(sys.modules); "
+        "from mini_llm.tokenization.load import load_tokenizer; "
+        f"t = load_tokenizer({str(tokenizer.directory)!r}); t.decode(t.encode('the cat' * 2000)); "
         "t.stream(); print(sorted({'torch', 'transformers', 'tokenizers', 'wandb', 'datasets'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 

@@ -1,4 +1,4 @@
-"""The files for Hugging Face: the same ids as SentencePiece; and tokenizers of others behind our interface."""
+"""The files for Hugging Face give the same ids as SentencePiece; foreign tokenizers have our interface."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def trained(tmp_path_factory) -> Tokenizer:
 
 
 def write_model_config(directory: Path, kind: str) -> None:
-    """As a model directory of ours: AutoTokenizer looks at the model type too."""
+    """Write a config.json as in our model directories, since AutoTokenizer also reads the model type."""
     model_type = {"causal": "qwen3", "masked": "modernbert"}[kind]
     (directory / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 640}))
 
@@ -53,8 +53,8 @@ def exported(request, trained, tmp_path_factory):
     return request.param, AutoTokenizer.from_pretrained(directory), directory
 
 
-def of_others(texts: list[str]) -> bytes:
-    """A model with symbols that a text may hold and that are never cut."""
+def foreign_model(texts: list[str]) -> bytes:
+    """A foreign SentencePiece model with user-defined symbols, which are never split."""
     model, lines = io.BytesIO(), iter("".join(texts).splitlines())
     symbols = ["<foo>", "self"]
     SentencePieceTrainer.train(
@@ -69,10 +69,10 @@ def of_ours(texts: list[str], size: int, sentinels: int | None) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "train", [of_others, *(partial(of_ours, size=size, sentinels=n) for size in (400, 900) for n in (None, 3))]
+    "train", [foreign_model, *(partial(of_ours, size=size, sentinels=n) for size in (400, 900) for n in (None, 3))]
 )
-def test_tokenizer_json_is_what_transformers_makes_of_the_model(train, tmp_path):
-    """But for the merges that would make names of special pieces out of text."""
+def test_tokenizer_json_equals_the_conversion_by_transformers(train, tmp_path):
+    """Except for the merges that would produce names of special tokens from text."""
     model = train([*TEXTS, *(Path(file).read_text() for file in (json.__file__, random.__file__))])
     (tmp_path / "tokenizer.model").write_bytes(model)
     theirs = LlamaTokenizer.from_pretrained(tmp_path, legacy=False, add_prefix_space=False).backend_tokenizer
@@ -111,7 +111,7 @@ def fuzz(count: int = 1500) -> list[str]:
     return [*texts, *hostile_strings().values(), *TEXTS]
 
 
-def test_autotokenizer_gives_the_ids_of_sentencepiece(trained, exported):
+def test_autotokenizer_ids_equal_sentencepiece(trained, exported):
     _, auto, _ = exported
     for text in fuzz():
         ids = auto(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -119,8 +119,8 @@ def test_autotokenizer_gives_the_ids_of_sentencepiece(trained, exported):
         assert auto.decode(ids, skip_special_tokens=True) == trained.decode(ids)
 
 
-def test_no_merge_makes_the_name_of_a_special_piece(tmp_path, monkeypatch):
-    """Where '<s' is a piece (HTML, with letters and signs in one piece), '<s' + '>' must not become <s>."""
+def test_no_merge_produces_the_name_of_a_special_token(tmp_path, monkeypatch):
+    """If '<s' is a token, as in HTML with letters and signs in one token, '<s' + '>' must not become <s>."""
     monkeypatch.setitem(SETTINGS, "split_by_unicode_script", False)
     documents = [f"{TEXTS[i % 2]} <strong{i} </small{i} <0x0A{i} <mask{i} " for i in range(60)]
     tokenizer = Tokenizer(train_model(TokenizerConfig(vocab_size=600), draw_sample(documents, 10**6, 0)), tmp_path)
@@ -132,7 +132,7 @@ def test_no_merge_makes_the_name_of_a_special_piece(tmp_path, monkeypatch):
         assert ids == tokenizer.encode(text), text
 
 
-def test_autotokenizer_adds_what_the_model_was_trained_on(trained, exported):
+def test_autotokenizer_adds_the_special_tokens_of_training(trained, exported):
     kind, auto, _ = exported
     ids = trained.encode("def f(x): the caf\u00e9")
     bos, cls, sep = trained.bos_id, trained.cls_id, trained.sep_id
@@ -148,7 +148,7 @@ def test_autotokenizer_pads_truncates_and_knows_every_special_token(trained, exp
     assert set(batch) == {"input_ids", "attention_mask"}
     assert len(batch["input_ids"][0]) == len(batch["input_ids"][1])
     assert trained.pad_id in batch["input_ids"][1] and 0 in batch["attention_mask"][1]
-    assert (batch["attention_mask"][1][0] == 0) == (kind == "causal"), "a decoder goes on from the last position"
+    assert (batch["attention_mask"][1][0] == 0) == (kind == "causal"), "a decoder continues from the last position"
     for name in ("unk", "bos", "eos", "pad", "mask", "cls", "sep"):
         assert getattr(auto, f"{name}_token_id") == getattr(trained, f"{name}_id")
     assert auto.model_max_length == 128 and len(auto) == trained.vocab_size
@@ -170,7 +170,8 @@ def test_an_exported_directory_is_a_tokenizer_directory(trained, exported, tmp_p
 
 def test_saving_again_needs_no_transformers(trained, tmp_path):
     code = (
-        "import sys; from mini_llm.tokenization.load import load_tokenizer; from mini_llm.tokenization.save import save_tokenizer; "
+        "import sys; from mini_llm.tokenization.load import load_tokenizer; "
+        "from mini_llm.tokenization.save import save_tokenizer; "
         f"save_tokenizer(load_tokenizer({str(trained.directory)!r}), {str(tmp_path)!r}, 'causal'); "
         "print({'transformers', 'torch'} & set(sys.modules))"
     )
@@ -183,7 +184,7 @@ def test_contradicting_files_are_refused(trained, tmp_path):
     save_tokenizer(trained, tmp_path, "causal")
     text = (tmp_path / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(text.replace('"the"', '"eht"'))
-    with pytest.raises(CheckpointError, match="another vocabulary"):
+    with pytest.raises(CheckpointError, match="vocabulary differs"):
         save_tokenizer(load_tokenizer(tmp_path), tmp_path / "model", "causal")
     (tmp_path / "tokenizer.json").write_text(text[:1000])
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: damaged"):
@@ -251,7 +252,7 @@ def llama_json(directory: Path) -> FastTokenizer:
 
 
 @pytest.mark.parametrize("make", [byte_level, word_piece, unigram, llama_json])
-def test_tokenizers_of_others_have_the_same_interface(make, tmp_path):
+def test_foreign_tokenizers_have_the_same_interface(make, tmp_path):
     tokenizer = make(tmp_path)
     backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
     backend.no_truncation()
@@ -262,7 +263,7 @@ def test_tokenizers_of_others_have_the_same_interface(make, tmp_path):
         if "<" not in text:
             assert ids == backend.encode(text, add_special_tokens=False).ids
         assert batch.tolist() == ids
-        assert len(tokenizer.pieces(text)) == len(ids)
+        assert len(tokenizer.tokenize(text)) == len(ids)
         assert tokenizer.decode(ids) == backend.decode(ids), text
         stream = tokenizer.stream()
         assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
@@ -274,7 +275,7 @@ def test_tokenizers_of_others_have_the_same_interface(make, tmp_path):
     assert tokenizer.vocab_size == backend.get_vocab_size() and len(tokenizer.sha256) == 64
 
 
-def test_special_tokens_of_others(tmp_path):
+def test_special_tokens_of_foreign_tokenizers(tmp_path):
     for name in ("gpt", "bert"):
         (tmp_path / name).mkdir()
     gpt = byte_level(tmp_path / "gpt")
@@ -284,11 +285,11 @@ def test_special_tokens_of_others(tmp_path):
     assert gpt.decode([0, *gpt.encode("the")]) == "the"
     bert = word_piece(tmp_path / "bert")
     assert (bert.pad_id, bert.unk_id, bert.cls_id, bert.sep_id, bert.mask_id) == (0, 1, 2, 3, 4)
-    assert (bert.bos_id, bert.eos_id) == (2, 3), "what stands around a text there"
+    assert (bert.bos_id, bert.eos_id) == (2, 3), "the tokens around a text"
     assert not {2, 3, 4} & set(bert.encode("the [CLS] [MASK]"))
 
 
-def test_tokenizers_of_others_are_copied_as_they_are(tmp_path):
+def test_foreign_tokenizers_are_copied_unchanged(tmp_path):
     tokenizer = word_piece(tmp_path)
     save_tokenizer(tokenizer, tmp_path / "model", "masked")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -301,5 +302,5 @@ def test_damaged_tokenizer_json_is_named(tmp_path):
     content = (tmp_path / "tokenizer.json").read_bytes()
     for damaged in (b"", content[:500], b"[]", b'{"model": 3}', b"\xff\xfe", b"null"):
         (tmp_path / "tokenizer.json").write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json: the tokenizers library cannot read"):
             load_tokenizer(tmp_path)

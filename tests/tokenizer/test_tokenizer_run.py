@@ -1,4 +1,4 @@
-"""A tokenizer run: its files, reuse, refusal, kills at any moment, the command line and the picture."""
+"""A tokenizer run: its files, reuse, refusals, kills at any moment, the command line and the picture."""
 
 import io
 import json
@@ -18,11 +18,11 @@ from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.tokenization.config import TokenizerConfig
 from mini_llm.tokenization.load import load_tokenizer
 from mini_llm.tokenization.tokenizer import Tokenizer
-from tokenizer.report import choose_sentence, cut, draw, measure
+from tests.documents import WORDS
+from tokenizer.report import choose_sentence, draw, measure, token_rows
 from tokenizer.train import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "he", "was", "for", "on", "are", "as", "with", "his"]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_run_leaves_a_complete_directory(place):
     assert trained.decode([row[1] for row in pieces["rows"]]) == summary["sentence"]
     artifact = json.loads((directory / "artifacts.jsonl").read_text())
     assert artifact["kind"] == "tokenizer" and artifact["sha256"] == trained.sha256
-    assert any("330 pieces" in line for line in said) and any("come back unchanged" in line for line in said)
+    assert any("330 tokens" in line for line in said) and any("decode unchanged" in line for line in said)
 
 
 def test_the_same_command_again_changes_nothing_and_says_so(place):
@@ -85,7 +85,7 @@ def test_the_same_command_again_changes_nothing_and_says_so(place):
     assert len(said) == 2 and "Nothing to do" in said[0]
 
 
-def test_another_config_in_the_same_directory_is_refused_with_its_keys(place):
+def test_another_configuration_in_the_same_directory_is_refused_with_its_keys(place):
     directory = place / "runs" / "t"
     train_tokenizer(make_config(), directory, quiet)
     before = contents(directory)
@@ -96,7 +96,7 @@ def test_another_config_in_the_same_directory_is_refused_with_its_keys(place):
     assert contents(directory) == before
 
 
-def test_a_changed_corpus_is_refused_with_the_ways_out(place):
+def test_a_changed_corpus_is_refused_with_the_alternatives(place):
     directory = place / "runs" / "t"
     train_tokenizer(make_config(), directory, quiet)
     (place / "texts" / "05.txt").write_text("the text is another one\n")
@@ -115,7 +115,7 @@ def test_default_directory_is_named_after_the_corpus():
 
 def test_a_failing_gate_leaves_no_tokenizer(place, monkeypatch):
     def refuse(*_):
-        raise CheckpointError("does not come back")
+        raise CheckpointError("does not round-trip")
 
     with monkeypatch.context() as broken, pytest.raises(CheckpointError):
         broken.setattr(train_module, "check", refuse)
@@ -147,6 +147,7 @@ def run_and_kill(config: TokenizerConfig, directory: Path, event: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_kill_at_any_moment_leaves_nothing_or_everything(place):
     config = make_config()
@@ -176,6 +177,7 @@ def command(*arguments: str, cwd: Path, **variables: str) -> subprocess.Complete
     )
 
 
+@pytest.mark.slow
 def test_command_line(place):
     (place / "t.yaml").write_text("vocab_size: 340\ncorpus: {split: hash, validation_fraction: 0.2}\n")
     done = command("t.yaml", "vocab_size=330", "--data", "texts", "--run", "mine", cwd=place)
@@ -190,9 +192,10 @@ def test_command_line(place):
     assert again.returncode == 0 and "Nothing to do" in again.stderr and again.stdout == done.stdout
 
 
-def test_command_line_errors_have_codes_and_no_traceback(place):
+@pytest.mark.slow
+def test_command_line_errors_have_exit_codes_and_no_traceback(place):
     for arguments, code, message in [
-        (["vocab_sise=4096"], 2, "did you mean 'vocab_size'"),
+        (["vocab_sise=4096"], 2, "did you mean vocab_size?"),
         (["--data", "texts", "corpus.split=hash", "corpus.validation_fraction=0.2", "vocab_size=99999"], 2, "at most"),
         (["--data", "nowhere.txt"], 3, "nowhere.txt"),
     ]:
@@ -200,7 +203,7 @@ def test_command_line_errors_have_codes_and_no_traceback(place):
         assert done.returncode == code and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def test_a_launcher_on_several_processes_trains_once(place):
+def test_several_processes_train_once(place):
     done = command("--data", "texts", cwd=place, RANK="1")
     assert (done.returncode, done.stdout) == (0, "") and not (place / "runs").exists()
 
@@ -220,7 +223,7 @@ def test_help_imports_nothing_heavy(place):
 
 def test_picture_in_a_terminal_and_without(place):
     trained = train_tokenizer(make_config(), place / "runs" / "t", quiet)
-    rows = cut(trained, "the \u6f22\tand\nof [b]it")
+    rows = token_rows(trained, "the \u6f22\tand\nof [b]it")
     assert {row[2] for row in rows} == {"piece", "byte"}
     plain = Console(file=io.StringIO(), width=60)
     draw(rows, plain)
@@ -231,7 +234,7 @@ def test_picture_in_a_terminal_and_without(place):
     coloured = terminal.file.getvalue()
     assert "\x1b[" in coloured and str(rows[0][1]) in coloured
     latin = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=60)
-    draw(cut(trained, "the of\nand"), latin)
+    draw(token_rows(trained, "the of\nand"), latin)
 
 
 def test_report_of_known_text(place):
