@@ -1,1 +1,1 @@
-"""Figures as commands: each prints what it measured beside a peer or a limit."""
+"""Benchmarks: each is a command that prints its measurements next to those of a peer or a limit."""

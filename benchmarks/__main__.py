@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run the benchmarks of registry.py one after another, keep their figures, print one table."""
+"""`python -m benchmarks`: run the benchmarks of registry.py in sequence, store their results, print one table."""
 
 import json
 import os
@@ -19,19 +19,19 @@ from benchmarks.runs import environment
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help="names; may be given several times")] = None,
-    data: Annotated[Path | None, typer.Option(help="folder with imdb/, sst2/ and shakespeare/")] = None,
-    out: Annotated[Path, typer.Option(help="folder for a JSON file of each")] = Path("bench"),
-    listing: Annotated[bool, typer.Option("--list", help="show what there is, run nothing")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Benchmark to run; repeat for several.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with imdb/, sst2/ and shakespeare/.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for one JSON file per benchmark.")] = Path("bench"),
+    listing: Annotated[bool, typer.Option("--list", help="List the benchmarks and run nothing.")] = False,
 ) -> None:
-    """Run all benchmarks, or those named; what is not at hand is left out and said."""
+    """Run all benchmarks or those named. Benchmarks whose data is missing are skipped and reported."""
     names = [benchmark.name for benchmark in BENCHMARKS]
     unknown = sorted(set(only or []) - set(names))
     if unknown:
-        print(f"benchmarks: no benchmark {', '.join(unknown)}; there are {', '.join(names)}", file=sys.stderr)
+        print(f"benchmarks: unknown benchmark {', '.join(unknown)}; choose from {', '.join(names)}", file=sys.stderr)
         raise SystemExit(2)
     if data is not None and not data.is_dir():
-        print(f"benchmarks: {data}: no such folder; --data takes the one that holds imdb/, sst2/", file=sys.stderr)
+        print(f"benchmarks: {data}: no such folder; --data is the one with imdb/ and sst2/", file=sys.stderr)
         raise SystemExit(2)
     chosen = [benchmark for benchmark in BENCHMARKS if only is None or benchmark.name in only]
     Console(width=140).print(overview(chosen, data))
@@ -63,13 +63,13 @@ def overview(chosen: list[Benchmark], data: Path | None) -> Table:
         needs = [name + ("" if find_spec(name) else " (not installed)") for name in benchmark.peers]
         needs += [name + ("" if os.environ.get(name) else " (not set)") for name in benchmark.checkouts]
         if benchmark.data:
-            needs.insert(0, "--data" if data else "--data (not given: left out)")
+            needs.insert(0, "--data" if data else "--data (not given: skipped)")
         table.add_row(benchmark.name, benchmark.measures, f"{benchmark.minutes:g}", ", ".join(needs))
     return table
 
 
 def run(benchmark: Benchmark, data: Path | None, out: Path) -> int:
-    """The exit code. A benchmark without JSON of its own has what it printed kept in one."""
+    """Run one benchmark; returns its exit code. If it writes no JSON itself, its output is stored as JSON."""
     folder = str(data.resolve()) if data else ""
     arguments = [argument.format(data=folder, out=out) for argument in benchmark.arguments]
     if benchmark.json:

@@ -1,9 +1,9 @@
-"""Budget honesty: when runs of 30 s, 2 minutes and 5 minutes end, and whether more time gives fewer bits.
+"""Whether runs with budgets of 30 s, 2 and 5 minutes end on time, and whether more time gives fewer bits per byte.
 
     python -m benchmarks.budget --data data/
 
-Seconds are those of the run from its beginning to its end, model saved; the tokenizer is there before. A masked loss
-is given as bits per byte of masked text: nats per token times the tokens per byte of the validation text.
+Seconds are counted from the start of the run until the model is saved; the tokenizer exists before. A masked-LM loss is
+converted to bits per byte of masked text with the tokens per byte of the validation text.
 """
 
 import tempfile
@@ -17,23 +17,24 @@ from benchmarks.measure import Comparison, publish
 from benchmarks.runs import Run, pretrain
 from mini_llm.engine.cli import parse_duration
 
-SHORT = 60.0  # budgets below it may miss by a tenth, longer ones by a twentieth
+SHORT = 60.0  # budgets below this may be missed by 10 %, longer ones by 5 %
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="folder with imdb/unsup.jsonl.gz")] = Path("data"),
-    budget: Annotated[list[str] | None, typer.Option(help="may be given several times")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="may be given several times")] = None,
+    data: Annotated[Path, typer.Option(help="Folder with imdb/unsup.jsonl.gz.")] = Path("data"),
+    budget: Annotated[list[str] | None, typer.Option(help="Budget such as 30s; repeat for several.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Preset: gpt or mlm; repeat for several.")] = None,
     repeats: int = 1,
-    out: Annotated[Path | None, typer.Option(help="folder for the JSON file")] = None,
-    settings: Annotated[list[str] | None, typer.Argument(help="key=value for the runs")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value settings of the runs.")] = None,
 ) -> None:
+    """Print the seconds and the bits per byte of runs with each budget."""
     text = str((data / "imdb" / "unsup.jsonl.gz").resolve())
     budgets = budget or ["30s", "2m", "5m"]
     comparisons, early = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pretrain(folder, "first", "--data", text, "--budget", "5s")  # leaves tokenizer and tokens behind
+        pretrain(folder, "first", "--data", text, "--budget", "5s")  # creates the tokenizer and the token store
         for kind in model or ["gpt", "mlm"]:
             runs: dict[str, list[Run]] = {length: [] for length in budgets}
             for i in range(repeats):
@@ -53,11 +54,11 @@ def main(
                 comparisons.append(Comparison(f"{kind}, bits per byte", "bits", figures, True, {shorter: 1.0}))
     publish(comparisons, "budget", out)
     for line in early:
-        print(f"ends too early: {line}")
+        print(f"ended too early: {line}")
 
 
 def bits(run: Run) -> float:
-    """Bits per byte; unigram_bpb and unigram_loss are of the same text and tokens."""
+    """Bits per byte: unigram_bpb / unigram_loss converts nats per token on this text."""
     return run.summary["val/loss"] * run.summary["unigram_bpb"] / run.summary["unigram_loss"]
 
 

@@ -1,10 +1,11 @@
-"""Greedy decoding at batch 1: ours beside transformers.generate and llama.cpp, at 7 M and 110 M parameters.
+"""Greedy decoding at batch size 1 against transformers.generate and llama.cpp, with 7 M and 110 M parameters.
 
     python -m benchmarks.decoding --llama-python /tmp/llama/bin/python --out results
 
-Random weights (the speed does not depend on them), a prompt of 16 tokens, each case a process of its own, in turns.
-llama.cpp reads the same model through `python -m mini_llm export gguf`; its python needs llama-cpp-python, numpy and typer.
-With `--model RUN --text FILE`: bits per token of a trained model in fp32, bf16 and int8, and how far logits move.
+The weights are random (speed does not depend on them) and the prompt has 16 tokens. Each case runs in its own process;
+cases take turns. llama.cpp reads the same model, exported to GGUF; its Python needs llama-cpp-python, numpy and typer.
+With `--model RUN --text FILE` it prints the bits per token of a trained model in fp32, bf16 and int8, and how much its
+logits change.
 """
 
 import json
@@ -45,16 +46,16 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(
     llama_python: Annotated[
-        str | None, typer.Option(help="A python that imports llama_cpp; this one where it does.")
+        str | None, typer.Option(help="Python that can import llama_cpp; default: this one, if it can.")
     ] = None,
     repeats: int = 3,
     tokens: int = 128,
     threads: int = torch.get_num_threads(),
     out: Path | None = None,
-    model: Annotated[Path | None, typer.Option(help="A trained model, for the quality of bf16 and int8.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Held-out text for it.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Trained model to measure the quality of bf16 and int8.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Held-out text for --model.")] = None,
 ) -> None:
-    """Print the tables; with `out`, write decoding.json."""
+    """Print the tables; with --out, write decoding.json."""
     if model and text:
         quality(model, text)
         return
@@ -62,7 +63,7 @@ def main(
         llama_python = sys.executable
     torch.set_num_threads(threads)
     bandwidth = memory_bandwidth()
-    print(f"reading memory: {bandwidth / 1e9:.1f} GB/s", file=sys.stderr)
+    print(f"memory bandwidth (read): {bandwidth / 1e9:.1f} GB/s", file=sys.stderr)
     comparisons = []
     with tempfile.TemporaryDirectory() as scratch:
         for size, shape in SIZES.items():
@@ -82,7 +83,7 @@ def compare(
     threads: int,
     bandwidth: float,
 ) -> list[Comparison]:
-    """One comparison for each type of the weights."""
+    """One comparison for each data type of the weights."""
     made: dict[str, list[int]] = {}
     cases, goals = {}, {}
 
@@ -127,7 +128,7 @@ def compare(
         comparison.notes = {
             "share of memory bandwidth": speed * parameters * BYTES[kind] / bandwidth,
             "GB/s": bandwidth / 1e9,
-            "ids as": [name for name in names[1:] if "16 texts" not in name and made[name] == made[ours]],
+            "same ids as": [name for name in names[1:] if "16 texts" not in name and made[name] == made[ours]],
         }
         print(f"{comparison.title}: {comparison.notes}", file=sys.stderr)
         results.append(comparison)
@@ -135,7 +136,7 @@ def compare(
 
 
 def make_model(directory: Path, shape: dict[str, int]) -> int:
-    """Write a random model with a tokenizer of few pieces; returns the parameters that a token reads."""
+    """Write a random model with a small tokenizer; returns the number of parameters, all of which a token reads."""
     directory.mkdir()
     torch.manual_seed(0)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
@@ -144,21 +145,21 @@ def make_model(directory: Path, shape: dict[str, int]) -> int:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     sample = draw_sample([(ROOT / "README.md").read_text()], 1_000_000, 0)
-    pieces = train_model(TokenizerConfig(vocab_size=512), sample)
+    model_proto = train_model(TokenizerConfig(vocab_size=512), sample)
     save_model(model, directory)
-    save_tokenizer(Tokenizer(pieces, directory), directory, "causal")
+    save_tokenizer(Tokenizer(model_proto, directory), directory, "causal")
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def memory_bandwidth() -> float:
-    """Bytes/s of reading 512 MB with all threads, best of 8."""
+    """Bytes/s when all threads read 512 MB, best of 8."""
     block = torch.ones(128 * 2**20)
     return block.nbytes / min(seconds(block.sum) for _ in range(8))
 
 
 @torch.inference_mode()
 def quality(path: Path, text: Path) -> None:
-    """Print bits per token of `text`, and the largest change of a logit, in each type of the weights."""
+    """For each data type of the weights, print the bits per token of `text` and how much the logits change."""
     directory = path / "model" if (path / "model").is_dir() else path
     exact = load_model(directory, head="causal")
     length = min(512, exact.config.max_position_embeddings)
@@ -180,7 +181,7 @@ def quality(path: Path, text: Path) -> None:
         reference = reference or bits
         print(
             f"{kind}: {bits:.5f} bits per token ({bits / reference - 1:+.4%}), perplexity {2**bits:.4f}; "
-            f"logits move by {math.sqrt(norms[0] / norms[1]):.4%} of their size, {largest:.4f} at most"
+            f"logits change by {math.sqrt(norms[0] / norms[1]):.4%} of their norm, at most {largest:.4f}"
         )
 
 

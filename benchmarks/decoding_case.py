@@ -1,9 +1,9 @@
-"""One case of benchmarks.decoding in a process of its own: tokens/s of a program that writes greedily from MODEL.
+"""One case of benchmarks.decoding in its own process: tokens/s of a program that decodes greedily with MODEL.
 
     python -m benchmarks.decoding_case PROGRAM MODEL TYPE PROMPT_IDS TOKENS THREADS
 
-PROGRAM: ours, batch (sixteen texts), model (ours without the compiled step), transformers, llama.cpp. Prints a JSON
-object: tokens_per_second, the first token left out, and ids. Imports no more than the program needs.
+PROGRAM is ours, batch (ours with sixteen texts), model (ours without the C++ step), transformers or llama.cpp. Prints a
+JSON object with tokens_per_second, without the first token, and ids. Imports only what PROGRAM needs.
 """
 
 import json
@@ -24,7 +24,7 @@ def ours(model: Path, kind: str, prompt: list[int], tokens: int, threads: int, p
 
     settings = GenerateConfig(temperature=0, max_new_tokens=tokens)
     generator = load_generator(model, settings, "cpu", kind, compiled=program != "model")
-    # As the peers: every token may come, none ends the text.
+    # As in the peers, no token is suppressed and none ends the text.
     generator.end_ids, generator.suppressed = set(), torch.empty(0, dtype=torch.int64)
 
     def samples() -> list[Sample]:
@@ -73,7 +73,7 @@ def llama_cpp(model: Path, kind: str, prompt: list[int], tokens: int, threads: i
     from mini_llm.export.llama_cpp import LlamaCpp
 
     llama = LlamaCpp(model, 512)
-    # By default it takes half of the cores.
+    # By default llama.cpp uses half of the cores.
     llama._api.llama_set_n_threads(llama._context, threads, threads)
     for _ in llama.greedy(prompt, 4):
         pass

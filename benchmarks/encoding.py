@@ -1,10 +1,9 @@
-"""Encoding speed, MB/s of UTF-8 text, beside sentencepiece, tokenizers and tiktoken, with ids checked on whole corpora.
+"""Encoding speed in MB/s against sentencepiece, tokenizers and tiktoken; token ids are compared on whole corpora.
 
     python -m benchmarks.encoding --data data/ --vocab-size 4096 --vocab-size 32000
 
-The same vocabulary everywhere: tokenizers reads the tokenizer.json that we write; tiktoken gets our pieces as its
-merges. Each figure is a process of its own that encodes all texts once (ours: with an empty cache), on one core and on
-two: threads of the library.
+All use the same vocabulary: tokenizers reads our tokenizer.json, tiktoken gets our tokens as its merges. Each figure
+comes from a new process that encodes all texts once (ours with an empty cache), on one core and, with threads, on two.
 """
 
 import json
@@ -31,8 +30,8 @@ from tokenizer.sample import draw_sample
 from tokenizer.train import train_model
 
 GOALS = {"sentencepiece": 5.0, "tokenizers": 5.0, "tiktoken": 1.0}
-BATCH = 1500  # texts handed over at once, about 2 MB of reviews
-# Words, numbers and punctuation with the space before them, as in GPT-2, without its lookahead (which is slower).
+BATCH = 1500  # texts per call, about 2 MB of reviews
+# Words, numbers and punctuation with the preceding space, as in GPT-2, but without its slower lookahead.
 PATTERN = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
 TEXT = "imdb/unsup.jsonl.gz"
 
@@ -42,33 +41,33 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.callback(invoke_without_command=True)
 def main(
     context: typer.Context,
-    data: Annotated[Path, typer.Option(help="folder with imdb/, sst2/ and shakespeare/")] = Path("data"),
-    vocab_size: Annotated[list[int] | None, typer.Option(help="pieces; may be given several times")] = None,
-    megabytes: Annotated[float, typer.Option(help="text that is timed, of imdb/unsup")] = 60,
+    data: Annotated[Path, typer.Option(help="Folder with imdb/, sst2/ and shakespeare/.")] = Path("data"),
+    vocab_size: Annotated[list[int] | None, typer.Option(help="Size of the vocabulary; repeat for several.")] = None,
+    megabytes: Annotated[float, typer.Option(help="Amount of text from imdb/unsup to encode.")] = 60,
     repeats: int = 3,
-    check: Annotated[bool, typer.Option(help="compare all ids of all corpora first")] = True,
-    out: Annotated[Path | None, typer.Option(help="folder for the JSON file")] = None,
+    check: Annotated[bool, typer.Option(help="First compare all token ids of all corpora.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
 ) -> None:
-    """Train each vocabulary, compare ids with SentencePiece, time everybody in turns."""
+    """Train each vocabulary, compare ids with SentencePiece, and time all encoders in turns."""
     if context.invoked_subcommand:
         return
     comparisons = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        texts, size = [], 0.0
+        texts, total = [], 0.0
         for text in documents(data / TEXT):
-            size += len(text.encode()) / 1e6
-            if size > megabytes:
+            total += len(text.encode()) / 1e6
+            if total > megabytes:
                 break
             texts.append(text)
         (folder / "texts.json").write_text(json.dumps(texts))
-        for pieces in vocab_size or [4096, 32000]:
-            tokenizer = train(pieces, data, folder)
+        for size in vocab_size or [4096, 32000]:
+            tokenizer = train(size, data, folder)
             notes = {"ids compared": compare_ids(tokenizer, data)} if check else {}
             for cores in (1, 2):
                 names = ["ours", *(name for name in GOALS if find_spec(name))]
                 cases = {name: partial(timed, name, cores, folder) for name in names}
-                title = f"encoding, {pieces:,} pieces, {cores} core{'s' * (cores > 1)}"
+                title = f"encoding, vocabulary of {size:,}, {cores} core{'s' * (cores > 1)}"
                 comparisons.append(Comparison(title, "MB/s", interleave(cases, repeats), goals=GOALS, notes=notes))
     publish(comparisons, "encoding", out)
 
@@ -78,11 +77,11 @@ def documents(path: Path, column: str = "text") -> Any:
     return iter_documents(CorpusConfig(sources=[source], deduplicate=False), "all")
 
 
-def train(pieces: int, data: Path, folder: Path) -> Tokenizer:
-    """A tokenizer of this size from 20 MB of reviews, with all its files in `folder`."""
+def train(size: int, data: Path, folder: Path) -> Tokenizer:
+    """Train a tokenizer with a vocabulary of `size` on 20 MB of reviews; its files are written to `folder`."""
     from mini_llm.tokenization.save import save_tokenizer
 
-    config = TokenizerConfig(vocab_size=pieces)
+    config = TokenizerConfig(vocab_size=size)
     model = train_model(config, draw_sample(documents(data / TEXT), config.sample_bytes, 0))
     (folder / "tokenizer.json").unlink(missing_ok=True)
     save_tokenizer(Tokenizer(model, folder), folder, "causal")
@@ -90,7 +89,7 @@ def train(pieces: int, data: Path, folder: Path) -> Tokenizer:
 
 
 def compare_ids(tokenizer: Tokenizer, data: Path) -> str:
-    """Ends the program unless every text of every corpus has SentencePiece's ids."""
+    """Compare the ids of every text of every corpus with SentencePiece; exits if any differ."""
     from sentencepiece import SentencePieceProcessor
 
     plain = SentencePieceProcessor(model_proto=tokenizer.model)
@@ -109,15 +108,13 @@ def compare_ids(tokenizer: Tokenizer, data: Path) -> str:
                     if not np.array_equal(one, other):
                         sys.exit(f"{path}: ids differ from SentencePiece's")
                 count, batch = count + len(batch), []
-    line = (
-        f"{tokenizer.vocab_size:,} pieces: {total:,} ids of {count:,} texts equal SentencePiece's ({len(files)} files)"
-    )
+    line = f"vocabulary of {tokenizer.vocab_size:,}: {total:,} ids of {count:,} texts equal those of SentencePiece"
     print(line, file=sys.stderr, flush=True)
     return line
 
 
 def timed(name: str, cores: int, folder: Path) -> float:
-    """MB/s in a process of its own."""
+    """MB/s of one encoder, measured in a new process."""
     command = [sys.executable, "-m", "benchmarks.encoding", "case", name, str(cores), str(folder)]
     environment = {**os.environ, "RAYON_NUM_THREADS": str(cores), "PYTHONPATH": str(ROOT)}
     return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
@@ -125,7 +122,7 @@ def timed(name: str, cores: int, folder: Path) -> float:
 
 @app.command()
 def case(name: str, cores: int, folder: Path) -> None:
-    """One figure: every text encoded once."""
+    """Internal: encode every text once and print MB/s."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     texts = json.loads((folder / "texts.json").read_text())
@@ -162,9 +159,9 @@ def _tiktoken(folder: Path, cores: int) -> Any:
 
     tokenizer = Tokenizer.load(folder)
     ordinary = (i for i in range(tokenizer.vocab_size) if i not in tokenizer.special_ids and not tokenizer.is_byte(i))
-    pieces = [bytes([byte]) for byte in range(256)]
-    pieces += [tokenizer.piece(i).replace(SPACE, " ").encode() for i in ordinary]
-    ranks = {piece: rank for rank, piece in enumerate(dict.fromkeys(pieces))}
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [tokenizer.id_to_token(i).replace(SPACE, " ").encode() for i in ordinary]
+    ranks = {token: rank for rank, token in enumerate(dict.fromkeys(tokens))}
     encoding = tiktoken.Encoding("ours", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     if cores == 1:
         return lambda batch: [encoding.encode_ordinary(text) for text in batch]

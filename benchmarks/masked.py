@@ -1,12 +1,12 @@
-"""Masked-LM loss in a third of the time: ours beside transformers' Trainer as run_mlm.py sets it up.
+"""Masked-LM loss in a third of the time: ours against transformers' Trainer, set up as in run_mlm.py.
 
     python -m benchmarks.masked main unsup.jsonl.gz --seconds 300
     python -m benchmarks.masked main unsup.jsonl.gz --seconds 300 --peer-lr 1e-3 --set sizes.hidden_size=192
 
-Ours trains for a third of --seconds with its default recipe, then the Trainer a ModernBERT of the same shape, with
-the same tokenizer on the same windows of tokens, for --seconds: bf16, fused AdamW, 15 % masked by
-DataCollatorForLanguageModeling, linear decay to zero over the steps that fit. Both are scored on the same masked
-positions of the same held-out windows. Only training counts, no imports, tokenizer or scoring, for both.
+Ours trains for a third of --seconds with its default settings. Then Trainer trains a ModernBERT of the same shape with
+the same tokenizer, on the same windows of tokens, for --seconds: bf16, fused AdamW, 15 % masked by
+DataCollatorForLanguageModeling, linear decay to zero over the steps that fit. Both are evaluated on the same masked
+positions of the same held-out windows. Times cover training only, not imports, the tokenizer or evaluation.
 """
 
 import json
@@ -29,13 +29,13 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    text: Annotated[Path, typer.Argument(help="text, JSONL, ...")],
-    seconds: Annotated[float, typer.Option(help="what the Trainer gets; ours gets a third")] = 300.0,
-    batch: Annotated[int, typer.Option(help="windows a step of the Trainer")] = 16,
+    text: Annotated[Path, typer.Argument(help="Training data: text, JSONL, ...")],
+    seconds: Annotated[float, typer.Option(help="Training time of Trainer; ours gets a third.")] = 300.0,
+    batch: Annotated[int, typer.Option(help="Windows per step of Trainer.")] = 16,
     peer_lr: float = 5e-4,
     rounds: int = 3,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value for our run")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for masked.json")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value setting of our run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for masked.json.")] = None,
 ) -> None:
     """Print the held-out masked-LM losses and their ratio."""
     import os
@@ -58,7 +58,7 @@ def main(
 
         figures: dict[str, list[float]] = {}
         for seed in range(rounds):
-            # The Trainer takes the tokenizer and the shape of our run of this seed, so ours comes first.
+            # Trainer uses the tokenizer and the shape of our run with this seed, so ours comes first.
             turn = interleave(
                 {"ours, a third of the time": lambda s=seed: ours(s), "Trainer": lambda s=seed: peer(s)}, 1
             )
@@ -69,7 +69,7 @@ def main(
 
 @app.command()
 def peer(model: Path, tokens: Path, seconds: float, batch: int, lr: float, seed: int) -> None:
-    """The Trainer on the token stores below `tokens`, with the shape and tokenizer in `model`; prints its loss."""
+    """Internal: run Trainer on the token stores in `tokens`, with shape and tokenizer of `model`; prints the loss."""
     import torch
     from transformers import (
         AutoConfig,

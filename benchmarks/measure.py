@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved repeats, medians, the machine, one JSON file and a table with ratios.
+"""Shared by all benchmarks: interleaved repeats, medians, machine information, a JSON file and a table of ratios.
 
 figures = interleave({"ours": lambda: tokens / seconds(step), "peer": ...}, repeats=3)
 publish([Comparison("training, 6 x 384", "tokens/s", figures, goals={"peer": 1.25})], "training", out)
@@ -23,8 +23,10 @@ PACKAGES = ("torch", "numpy", "transformers", "sentencepiece", "tokenizers", "ti
 
 
 def interleave(cases: dict[str, Callable[[], float]], repeats: int = 3, say: bool = True) -> dict[str, list[float]]:
-    """Run every case `repeats` times, in turns and every other round backwards, so that a slow moment of the machine
-    meets all of them. Each case returns its figure."""
+    """Run every case `repeats` times in turns, every other round in reverse order; returns the figures of each case.
+
+    Interleaving spreads slow moments of the machine over all cases. A case is a function that returns its figure.
+    """
     figures: dict[str, list[float]] = {name: [] for name in cases}
     for i in range(repeats):
         for name in list(cases)[:: 1 if i % 2 == 0 else -1]:
@@ -43,8 +45,10 @@ def seconds(work: Callable[[], Any]) -> float:
 
 @dataclass
 class Comparison:
-    """Figures of ours and of peers in one unit. The first case is ours; `goals`: case -> least ratio ours / case, or
-    greatest where `lower_is_better`."""
+    """Figures of ours (the first case) and of peers in one unit.
+
+    `goals` maps a case to the smallest acceptable ratio ours / case, or the largest one if `lower_is_better`.
+    """
 
     title: str
     unit: str
@@ -59,18 +63,18 @@ class Comparison:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Median of ours divided by the median of each other case."""
+        """Our median divided by the median of each other case."""
         ours, *others = self.medians
         return {name: self.medians[ours] / self.medians[name] for name in others}
 
     def missed(self) -> list[str]:
-        """Cases whose goal is not reached."""
+        """The cases whose goal is missed."""
         sign = -1 if self.lower_is_better else 1
         return [name for name, goal in self.goals.items() if sign * self.ratios.get(name, -sign * 1e9) < sign * goal]
 
 
 def machine() -> dict[str, Any]:
-    """Hardware and software that the figures are of."""
+    """Hardware and package versions, stored with the figures."""
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -86,7 +90,7 @@ def machine() -> dict[str, Any]:
 
 
 def publish(comparisons: Sequence[Comparison], name: str, out: Path | None = None) -> None:
-    """Print the table; given a folder, write `out`/`name`.json too: figures, ratios, commit, command, machine."""
+    """Print the table and, if `out` is given, write `out`/`name`.json: figures, ratios, commit, command, machine."""
     show(comparisons, name)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -97,11 +101,11 @@ def publish(comparisons: Sequence[Comparison], name: str, out: Path | None = Non
 
 
 def show(comparisons: Sequence[Comparison], title: str) -> None:
-    """One row for each case: median, range, ratio of ours to it, goal."""
+    """Print one row per case: median, range, ratio ours / case, goal."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("measured", "case", "median", "lowest", "highest", "ours / it", "goal", title=title)
+    table = Table("measured", "case", "median", "lowest", "highest", "ours / case", "goal", title=title)
     for comparison in comparisons:
         for case, values in comparison.figures.items():
             ratio, goal = comparison.ratios.get(case), comparison.goals.get(case)
@@ -115,7 +119,7 @@ def show(comparisons: Sequence[Comparison], title: str) -> None:
 
 
 def head(module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What figures are of: commit, command, date, machine."""
+    """Where figures come from: commit, command, date, machine."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     command = shlex.join(["python", "-m", module, *arguments])

@@ -1,8 +1,7 @@
-"""nanoGPT (github.com/karpathy/nanoGPT) as a peer: a checkout, copied and run unmodified, and its validation loss.
+"""nanoGPT (github.com/karpathy/nanoGPT) as a peer: runs a copy of a checkout, unmodified, and evaluates its model.
 
-On a CPU its --dtype has no effect (train.py takes a null context there); `bf16` runs train.py inside torch's autocast.
-Its validation loss is an estimate from random windows; `nats` is that of its model over the whole file, in windows of
-its context that follow each other.
+On a CPU nanoGPT ignores --dtype, so `bf16` runs train.py inside torch.autocast. Its own validation loss is an estimate
+from random windows; `nats` evaluates its model on the whole file, in consecutive windows of its context length.
 """
 
 import pickle
@@ -35,28 +34,28 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class NanoGPT:
-    """A copy of a checkout below `folder`."""
+    """A copy of a checkout in `folder`. Exits if `checkout` has no train.py."""
 
     def __init__(self, checkout: Path, folder: Path) -> None:
         if not (checkout / "train.py").is_file():
-            sys.exit(f"{checkout}: no train.py there; give a checkout of nanoGPT (NANOGPT=PATH or --nanogpt PATH)")
+            sys.exit(f"{checkout}: contains no train.py; pass a checkout of nanoGPT (NANOGPT=PATH or --nanogpt PATH)")
         self.path = folder / "nanoGPT"
         shutil.copytree(checkout, self.path, ignore=shutil.ignore_patterns(".git"), dirs_exist_ok=True)
 
     def write_ids(self, dataset: str, train: np.ndarray, validation: np.ndarray) -> None:
-        """train.bin and val.bin of a data set of ids, as its own prepare.py scripts write them."""
+        """Write train.bin and val.bin of a data set of ids, as nanoGPT's prepare.py scripts do."""
         folder = self.path / "data" / dataset
         folder.mkdir(parents=True, exist_ok=True)
         for name, ids in (("train", train), ("val", validation)):
             ids.astype(np.uint16).tofile(folder / f"{name}.bin")
 
     def write_vocabulary(self, dataset: str, size: int) -> None:
-        """meta.pkl, from which train.py takes the size of the vocabulary."""
+        """Write meta.pkl, from which train.py reads the size of the vocabulary."""
         with (self.path / "data" / dataset / "meta.pkl").open("wb") as file:
             pickle.dump({"vocab_size": size}, file)
 
     def prepare_characters(self, text: Path) -> float:
-        """data/shakespeare_char/prepare.py with the text in place; seconds."""
+        """Run data/shakespeare_char/prepare.py on `text`; returns its seconds."""
         folder = self.path / "data" / "shakespeare_char"
         shutil.copyfile(text, folder / "input.txt")
         start = time.perf_counter()
@@ -64,15 +63,15 @@ class NanoGPT:
         return time.perf_counter() - start
 
     def train(self, arguments: list[str], bf16: bool = False) -> tuple[float, str]:
-        """(wall seconds of the process, what it printed)."""
+        """Run train.py; returns (wall time in seconds, output)."""
         start = time.perf_counter()
         printed = self._run(self._module("train", str(int(bf16)), *arguments) if bf16 else ["train.py", *arguments])
         return time.perf_counter() - start, printed
 
     def train_for(self, seconds: float, arguments: list[str], bf16: bool = False) -> float:
-        """Train for about so many seconds, all in; the iterations follow from a few measured ones. Wall seconds."""
+        """Train for about `seconds` of wall time, estimated from a short run; returns the wall time."""
         probe = [f"--max_iters={PROBE_ITERATIONS}", f"--eval_interval={PROBE_ITERATIONS}", "--log_interval=1"]
-        for _ in range(2):  # the first fills the compiler's cache
+        for _ in range(2):  # the first run fills the compiler's cache
             wall, printed = self.train([*arguments, *probe, "--always_save_checkpoint=True"], bf16)
         times = [float(ms) / 1000 for ms in re.findall(r"^iter \d+: loss .*, time ([0-9.]+)ms", printed, re.MULTILINE)]
         step = median(times[2:-1])
@@ -81,7 +80,7 @@ class NanoGPT:
         return self.train([*arguments, *lengths, "--log_interval=100", "--always_save_checkpoint=True"], bf16)[0]
 
     def nats(self, dataset: str, out_dir: str) -> float:
-        """Nats over the whole of val.bin, of the checkpoint in `out_dir`."""
+        """Total nats of val.bin under the checkpoint in `out_dir`."""
         printed = self._run(self._module("evaluate", str(self.path / "data" / dataset / "val.bin"), out_dir))
         return float(printed.split()[-1])
 
@@ -98,7 +97,7 @@ class NanoGPT:
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def train(bf16: int, arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Used within: train.py of the current folder, inside autocast."""
+    """Internal: run train.py of the current folder inside autocast."""
     import torch
 
     sys.path.insert(0, str(Path.cwd()))
@@ -109,13 +108,13 @@ def train(bf16: int, arguments: Annotated[list[str] | None, typer.Argument()] = 
 
 @app.command()
 def evaluate(ids: Path, out_dir: str) -> None:
-    """Used within: nats of nanoGPT's own model class over all ids but the first, in fp32."""
+    """Internal: print the total nats of all ids except the first under nanoGPT's own model class, in fp32."""
     import torch
 
     from mini_llm.engine.device import default_device
 
     sys.path.insert(0, str(Path.cwd()))
-    from mini_llm.model import GPT, GPTConfig
+    from model import GPT, GPTConfig  # nanoGPT's model.py
 
     device = default_device()
     checkpoint = torch.load(Path(out_dir) / "ckpt.pt", map_location=device, weights_only=True)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.parity
 
-Runs the tests of the layouts and prints what each of them compared before it asserted that it is at most 1e-5: tiny
-random models of several sizes, fp32, without padding and padded on either side. "preset" rows are the files of
-configs/model/ after 12 steps of training, "base" is the size of Vaswani et al. 2017.
+Runs the layout tests and prints the differences that they found; the tests assert that each is at most 1e-5. They use
+tiny random models of several sizes in fp32, without padding and padded on either side. "preset" rows are the files of
+configs/model/ after 12 training steps; "base" is the size of Vaswani et al. 2017.
 """
 
 import sys
@@ -16,12 +16,12 @@ from rich.table import Table
 
 TESTS = ("tests/model/test_vaswani.py", "tests/model/test_layouts.py", "tests/model/test_presets.py")
 COLUMNS = ("ours to theirs", "theirs to ours", "sharded", "cache", "gradients")
-# The presets that the layouts of another name hold.
+# layout: preset with another name
 PRESETS = {"marian": "transformer"}
 
 
 class Figures:
-    """Collects what tests leave with the `assert_parity` fixture."""
+    """A pytest plugin that collects the differences recorded by the `assert_parity` fixture."""
 
     def __init__(self) -> None:
         self.seen: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

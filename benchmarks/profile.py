@@ -1,10 +1,10 @@
-"""Where the time of a training step goes, by kind, and its share of the machine's matrix products.
+"""Time of a training step by kind of operation, and its share of the machine's matrix-product speed.
 
     python -m benchmarks.profile --width 384 --layers 6 --length 256 --vocabulary 4096
     python -m benchmarks.profile --model mlm --width 192 --optimizer adamw --compile
 
-The step's time is measured first, median of --steps; the shares come from one step more under torch.profiler, which
-makes small operations look larger than they are. A backward operation counts where its forward one does.
+The step time is the median of --steps steps. The shares come from one more step under torch.profiler, which
+overestimates small operations. A backward operation counts as the kind of its forward operation.
 """
 
 import statistics
@@ -24,24 +24,25 @@ from mini_llm.engine.device import DTYPES, resolve_precision
 from mini_llm.engine.distributed.processes import make_accelerator, start_processes
 from mini_llm.engine.flops import flops_per_token, measure_matmul
 from mini_llm.engine.step import prepare, train_step
-from mini_llm.model import HEADS, attention, layers, transformer
+from mini_llm.model import HEADS, layers, operations, transformer
 from pretrain.config import PretrainConfig
-from pretrain.plan.memory import Setup
+from pretrain.plan.setup import MemorySetup
 from pretrain.plan.trial_steps import random_batch
 from pretrain.presets import build_config as build_model
 
 PREFIX = "kind: "
-# Functions whose work is one kind, matrix products and attention in them excepted.
+# Functions and the kind that their operations count as, except for the kinds in OPERATIONS.
 LABELS = (
     (transformer.Transformer, "_embed", "embedding"),
-    (transformer.Transformer, "_mask", "positions and masks"),
+    (transformer, "self_attention_mask", "positions and masks"),
     (transformer, "rotary_table", "positions and masks"),
-    (layers.Block, "_residual", "residual"),
-    (attention, "rotate", "rotary"),
+    (layers.EncoderLayer, "forward", "residual"),
+    (layers.DecoderLayer, "forward", "residual"),
+    (operations, "rotate", "rotary"),
     (layers.MLP, "forward", "activation"),
     (loss, "loss_sums", "trunk"),
-    (loss._HeadLoss, "forward", "head and loss"),
-    (loss._HeadLoss, "backward", "head and loss"),
+    (loss.FusedLinearCrossEntropy, "forward", "head and loss"),
+    (loss.FusedLinearCrossEntropy, "backward", "head and loss"),
     (step, "_counts", "data"),
 )
 OPERATIONS = {
@@ -51,18 +52,18 @@ OPERATIONS = {
     "gradient accumulation": ("torch::autograd::AccumulateGrad",),
     "fused kernels": ("graph_", "cpp_fused"),
 }
-# Everything in them counts there, matrix products too.
+# Everything inside these kinds counts as this kind, including matrix products.
 CLOSED = ("head and loss", "optimizer: Muon", "optimizer: AdamW", "clipping")
 OPTIMIZER = ((None, "_muon", "optimizer: Muon"), (None, "_adamw", "optimizer: AdamW"))
 
 
 def main(
-    model: Annotated[str, typer.Option(help="a preset: gpt, mlm, ...")] = "gpt",
+    model: Annotated[str, typer.Option(help="Preset: gpt, mlm, ...")] = "gpt",
     width: int = 384,
     layers: int = 6,
     length: int = 256,
     vocabulary: int = 4096,
-    rows: Annotated[int, typer.Option(help="of a micro-batch")] = 4,
+    rows: Annotated[int, typer.Option(help="Rows of a micro-batch.")] = 4,
     accumulation: int = 2,
     optimizer: str = "muon",
     precision: str = "auto",
@@ -70,7 +71,7 @@ def main(
     checkpointing: int = 0,
     steps: int = 5,
 ) -> None:
-    """Print the table and, under it, tokens per second and the share of the ceiling."""
+    """Print the table, tokens per second and the share of the measured ceiling."""
     tree = {
         "model": model,
         "budget": None,
@@ -90,7 +91,7 @@ def main(
     }
     shape = build_model(model, sizes)
     labels = length if shape.causal else round(length * config.mlm_probability)
-    setup = Setup(rows, length, labels, accumulation=accumulation)
+    setup = MemorySetup(rows, length, labels, accumulation=accumulation)
     if compile:
         torch._inductor.config.cpp.enable_kernel_profile = True
     torch.manual_seed(0)
@@ -122,14 +123,14 @@ def main(
     Console().print(table)
     tokens = rows * length * accumulation
     flops = flops_per_token(shape, length, labels / length)
-    print(f"first step {first:.1f} s; {1000 * seconds:,.0f} ms a step, {tokens / seconds:,.0f} tokens/s")
+    print(f"first step {first:.1f} s; {1000 * seconds:,.0f} ms per step, {tokens / seconds:,.0f} tokens/s")
     print(f"{flops * tokens / seconds / ceiling:.1%} of {ceiling / 1e9:,.0f} GFLOP/s ({dtype}, measured between steps)")
 
 
 class _labelled:
-    """While it is open, the functions of LABELS record their kind for the profiler."""
+    """Context in which the functions of LABELS record their kind for the profiler."""
 
-    def __init__(self, training: step.Training) -> None:
+    def __init__(self, training: step.TrainContext) -> None:
         inner = training.optimizer
         while hasattr(inner, "optimizer"):
             inner = inner.optimizer
@@ -164,12 +165,12 @@ def _recording(function: Any, kind: str) -> Any:
 
 
 def by_kind(events: list[Any]) -> dict[str, float]:
-    """Microseconds of each kind, every operation counted once, without what it calls."""
+    """Microseconds by kind; each operation counts without the operations that it calls."""
     forward: dict[int, str] = {}
     for event in events:
         if event.sequence_nr >= 0 and not _is_backward(event):
             label = _label(event)
-            # The outermost operation made the node; those in it may carry its number too.
+            # The outermost operation created the autograd node; inner ones may carry its number too.
             forward.setdefault(event.sequence_nr, label or "other")
     found: dict[str, float] = defaultdict(float)
     for event in events:

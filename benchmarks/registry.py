@@ -1,25 +1,28 @@
-"""Every benchmark that `python -m benchmarks` runs: what it measures, what it needs, how long it takes."""
+"""The benchmarks that `python -m benchmarks` runs: what each measures, needs, and how many minutes it takes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`module` below benchmarks/; `arguments` may hold {data}. `json`: it takes --out and writes `name`.json itself."""
+    """One benchmark. `arguments` may contain {data} and {out}, the folders given to `python -m benchmarks`.
+
+    With `json`, the command takes --out and writes `name`.json itself.
+    """
 
     name: str
     measures: str
     minutes: float
     arguments: tuple[str, ...] = ()
     data: bool = False  # needs --data: imdb/, sst2/ and shakespeare/
-    peers: tuple[str, ...] = ()  # modules that it compares with where they are installed
-    checkouts: tuple[str, ...] = ()  # variables that name a checkout of a peer
-    module: str = ""
+    peers: tuple[str, ...] = ()  # modules to compare with, if installed
+    checkouts: tuple[str, ...] = ()  # environment variables with the path of a peer's checkout
+    module: str = ""  # the full module name; default: benchmarks.`name`
     json: bool = True
 
     @property
     def command(self) -> str:
-        return f"benchmarks.{self.module or self.name}"
+        return self.module or f"benchmarks.{self.name}"
 
 
 DATA = ("--data", "{data}")
@@ -28,12 +31,12 @@ BENCHMARKS = (
     Benchmark("shakespeare", "bits per byte of tinyshakespeare after 180 s", 10, DATA, True),
     Benchmark(
         "shakespeare-time",
-        "time to the bits per byte of nanoGPT's CPU recipe",
+        "seconds to the bits per byte of nanoGPT's CPU recipe",
         15,
         (*DATA, "--reach", "2.739"),
         True,
         checkouts=("NANOGPT",),
-        module="shakespeare",
+        module="benchmarks.shakespeare",
     ),
     Benchmark(
         "shakespeare-characters-time",
@@ -42,13 +45,13 @@ BENCHMARKS = (
         (*DATA, "--reach", "2.739", "--characters"),
         True,
         checkouts=("NANOGPT",),
-        module="shakespeare",
+        module="benchmarks.shakespeare",
     ),
     Benchmark(
         "reviews", "bits per byte of reviews after 300 s", 45, DATA, True, ("transformers",), checkouts=("NANOGPT",)
     ),
-    Benchmark("budget", "when budgets end; bits per byte falls with each", 20, DATA, True),
-    Benchmark("decoding", "tokens/s, one text at a time and sixteen", 15, peers=("transformers", "llama_cpp")),
+    Benchmark("budget", "whether runs keep their budget and improve with it", 20, DATA, True),
+    Benchmark("decoding", "generated tokens/s at batch sizes 1 and 16", 15, peers=("transformers", "llama_cpp")),
     Benchmark("startup", "seconds to the first token and the first step", 3, peers=("transformers",)),
     Benchmark(
         "training",
@@ -66,15 +69,21 @@ BENCHMARKS = (
         True,
         ("transformers",),
     ),
-    Benchmark("profile", "where a training step spends its time", 2, json=False),
+    Benchmark("profile", "time of a training step by kind of operation", 2, json=False),
     Benchmark("memory", "peak memory, predicted and measured", 10, ("table",), json=False),
-    Benchmark("parallel", "losses of two processes and of one", 15, json=False),
-    Benchmark("elastic", "losses when stage, ranks and precision change on the way", 10, json=False),
-    Benchmark("saving", "share of the training that saving takes", 5, json=False),
-    Benchmark("parity", "logits and gradients beside torch and transformers", 3, json=False),
+    Benchmark("parallel", "losses of two ranks against one", 15, module="chaos.equivalence.ranks", json=False),
+    Benchmark(
+        "elastic",
+        "losses when ZeRO stage, ranks or precision change during a run",
+        10,
+        module="chaos.equivalence.elastic",
+        json=False,
+    ),
+    Benchmark("saving", "share of training time spent on saving", 5, json=False),
+    Benchmark("parity", "logits and gradients against torch and transformers", 3, json=False),
     Benchmark(
         "sst2",
-        "SST-2 accuracy after pretraining, beside TF-IDF",
+        "SST-2 accuracy after pretraining, against TF-IDF",
         25,
         ("{data}/sst2", "{data}/imdb/unsup.jsonl.gz", "--folder", "{out}/sst2"),
         True,

@@ -1,11 +1,11 @@
-"""A GPT on film reviews, the same seconds for all: ours, nanoGPT (with our tokens) and `transformers` Trainer.
+"""A GPT trained on film reviews for equally many seconds: ours, nanoGPT (with our tokens), `transformers` Trainer.
 
     python -m benchmarks.reviews --data data/ --seconds 300 --nanogpt ~/nanoGPT
 
-Bits per byte of the last 1,000 reviews of imdb/unsup. Ours takes the seconds all-in: tokenizer, encoding, training,
-evaluation, saving. The peers get our token ids ready made, and all of the seconds for their training process. nanoGPT
-runs with torch.compile in bf16 autocast; the best of --nanogpt-settings counts, as does that of --trainer-settings.
-All run on a CUDA GPU where there is one (written without one; nobody has yet). Losses of 124 M after 8 minutes there:
+Prints the bits per byte of the last 1,000 reviews of imdb/unsup. For ours the seconds include everything: tokenizer,
+encoding, training, evaluation, saving. The peers receive our token ids and have all seconds for their training process.
+nanoGPT runs with torch.compile and bf16 autocast. Of --nanogpt-settings and of --trainer-settings the best one counts.
+Everything runs on a CUDA GPU if there is one (not measured yet). For models of 124 M parameters after 8 minutes:
 
     python -m benchmarks.reviews --data data/ --seconds 480 --nanogpt ~/nanoGPT
         --nanogpt-settings "n_layer=12 n_head=12 n_embd=768 block_size=1024 batch_size=32 learning_rate=6e-4"
@@ -45,16 +45,17 @@ TRAINER = (
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="folder with imdb/unsup.jsonl.gz")] = Path("data"),
+    data: Annotated[Path, typer.Option(help="Folder with imdb/unsup.jsonl.gz.")] = Path("data"),
     seconds: float = 300,
-    nanogpt: Annotated[Path | None, typer.Option(envvar="NANOGPT", help="a checkout of nanoGPT")] = None,
-    nanogpt_settings: Annotated[list[str] | None, typer.Option(help="may be given several times")] = None,
-    trainer_settings: Annotated[list[str] | None, typer.Option(help="may be given several times")] = None,
-    compile: Annotated[bool, typer.Option(help="torch.compile for nanoGPT")] = True,
-    repeats: Annotated[int, typer.Option(help="of ours; the peers run each setting once")] = 1,
-    out: Annotated[Path | None, typer.Option(help="folder for the JSON file")] = None,
-    settings: Annotated[list[str] | None, typer.Argument(help="key=value for our runs")] = None,
+    nanogpt: Annotated[Path | None, typer.Option(envvar="NANOGPT", help="Checkout of nanoGPT.")] = None,
+    nanogpt_settings: Annotated[list[str] | None, typer.Option(help="Options of nanoGPT; repeatable.")] = None,
+    trainer_settings: Annotated[list[str] | None, typer.Option(help="Settings of Trainer; repeatable.")] = None,
+    compile: Annotated[bool, typer.Option(help="Use torch.compile in nanoGPT.")] = True,
+    repeats: Annotated[int, typer.Option(help="Runs of ours; the peers run each setting once.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value settings of our runs.")] = None,
 ) -> None:
+    """Print the bits per byte of ours and of each peer."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         train, held_out = split(data / "imdb" / "unsup.jsonl.gz", folder)
@@ -73,12 +74,12 @@ def main(
             device = default_device().type
             common = [*REVIEWS, f"--device={device}", f"--compile={compile}"]
             peer.write_ids("reviews", *ids)
-            # Without meta.pkl it would take GPT-2's 50,304 rows.
+            # Without meta.pkl nanoGPT uses a vocabulary of 50,304 tokens.
             peer.write_vocabulary("reviews", tokenizer.vocab_size)
             found = {}
             for line in nanogpt_settings or NANOGPT:
                 options = [f"--{word}" for word in line.split()]
-                # On a GPU bf16 is its own default.
+                # On a GPU nanoGPT uses bf16 by default.
                 wall = peer.train_for(seconds, [*common, *options], bf16=device == "cpu")
                 found[line] = peer.nats("reviews", "out-reviews") / math.log(2) / size
                 say(f"nanoGPT, {line}: {found[line]:.4f} bits in {wall:.0f} s")
@@ -94,7 +95,7 @@ def main(
         publish([Comparison(title, "bits", bits, True, goals, notes)], "reviews", out)
 
 
-# What nanoGPT's character recipe sets for small models, with less warm-up.
+# nanoGPT's settings for small character models, with a shorter warm-up.
 REVIEWS = (
     *("--dataset=reviews", "--out_dir=out-reviews", "--gradient_accumulation_steps=1", "--dropout=0.0"),
     *("--beta2=0.99", "--warmup_iters=100", "--min_lr=1e-4", "--eval_iters=1"),
@@ -102,7 +103,7 @@ REVIEWS = (
 
 
 def split(path: Path, folder: Path) -> tuple[list[str], list[str]]:
-    """Training and validation reviews, written to train.jsonl and validation.jsonl too. Texts are distinct."""
+    """Distinct training and validation reviews; also written to train.jsonl and validation.jsonl."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         texts = list(dict.fromkeys(json.loads(line)["text"] for line in file))
     parts = texts[:-HELD_OUT], texts[-HELD_OUT:]
@@ -113,25 +114,25 @@ def split(path: Path, folder: Path) -> tuple[list[str], list[str]]:
 
 
 def ours(place: Path, folder: Path, seconds: float, size: int, settings: list[str]) -> float:
-    """Bits per byte of a run that takes `seconds` from an empty folder."""
+    """Bits per byte of a run that starts in an empty folder and takes `seconds` in all."""
     data = ["--data", str(folder / "train.jsonl"), f"corpus.validation={folder / 'validation.jsonl'}", *settings]
     (place / "probe").mkdir(parents=True)
     budget = budget_for(seconds, place / "probe", *data)
     run = pretrain(place, "reviews", "--budget", f"{budget:.1f}s", *data)
     if run.summary["validation_bytes"] != size:
         sys.exit(f"ours was scored on {run.summary['validation_bytes']:,} bytes, the peers on {size:,}")
-    say(f"ours: {run.summary['val/bpb']:.4f} bits in {run.seconds:.0f} s, {budget:.0f} of training")
+    say(f"ours: {run.summary['val/bpb']:.4f} bits in {run.seconds:.0f} s, {budget:.0f} s of them for training")
     return run.summary["val/bpb"]
 
 
 def join(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
-    """Ids of all texts, an end-of-sequence id after each: (n,) uint16."""
+    """The token ids of all texts, each followed by the end-of-sequence id: (n,) uint16."""
     end = np.array([tokenizer.eos_id])
     return np.concatenate([part for ids in tokenizer.encode_batch(texts) for part in (ids, end)]).astype(np.uint16)
 
 
 def trainer(folder: Path, ids: list[np.ndarray], seconds: float, settings: list[str]) -> tuple[float, float]:
-    """(seconds, nats over the validation ids)."""
+    """Run benchmarks.trainer; returns (seconds, total nats of the validation ids)."""
     for name, part in zip(("train", "val"), ids, strict=True):
         part.tofile(folder / f"{name}.bin")
     command = [sys.executable, "-m", "benchmarks.trainer", str(folder), str(seconds), *settings]

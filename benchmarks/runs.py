@@ -1,4 +1,4 @@
-"""Our own commands as a benchmark runs them: in a folder of their own, timed from process start to exit."""
+"""Run our commands for a benchmark: in a given folder, timed from process start to exit."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from typing import Any
 
 from benchmarks.measure import ROOT
 
-# What a run of this budget takes beside its training (start, tokenizer, encoding, evaluation, saving).
+# Budget of the probe run that measures what a run needs besides training.
 PROBE_SECONDS = 5
 
 
 @dataclass
 class Run:
-    """`seconds`: wall time of the process; `inner`: of the run, as its finished.json says; `summary`: its figures."""
+    """`seconds` is the wall time of the process, `inner` that of the run by finished.json, `summary` its results."""
 
     seconds: float
     inner: float
@@ -25,7 +25,7 @@ class Run:
 
 
 def stage(folder: Path, *arguments: str) -> float:
-    """Run `python -m ARGUMENTS` in `folder`; its wall time. Ends the program when it fails."""
+    """Run `python -m ARGUMENTS` in `folder`; returns its wall time. Exits if the command fails."""
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", *arguments], cwd=folder, env=environment(), stdout=sys.stderr)
     if done.returncode:
@@ -34,7 +34,7 @@ def stage(folder: Path, *arguments: str) -> float:
 
 
 def pretrain(folder: Path, run: str, *arguments: str) -> Run:
-    """`python -m pretrain` in `folder`, as the run `run`."""
+    """Run `python -m pretrain` in `folder` with run=`run`."""
     seconds = stage(folder, "pretrain", *arguments, f"run={run}")
     return read_run(folder / "runs" / run, seconds)
 
@@ -46,11 +46,11 @@ def read_run(directory: Path, seconds: float) -> Run:
 
 
 def budget_for(seconds: float, folder: Path, *arguments: str) -> float:
-    """The training budget with which `pretrain` takes `seconds` in all, from a run of a few seconds in `folder`."""
+    """The budget with which `pretrain` takes `seconds` in all, estimated from a short run in `folder`."""
     probe = pretrain(folder, "probe", "--budget", f"{PROBE_SECONDS}s", *arguments)
     left = seconds - (probe.seconds - PROBE_SECONDS)
     if left < PROBE_SECONDS:
-        sys.exit(f"{seconds:.0f} s are too few: all but the training takes {probe.seconds - PROBE_SECONDS:.0f} s here")
+        sys.exit(f"{seconds:.0f} s are too few: besides training a run takes {probe.seconds - PROBE_SECONDS:.0f} s")
     return left
 
 

@@ -1,10 +1,10 @@
-"""What saving costs: the share of training time at the default interval, written behind the training or at once.
+"""Cost of saving: its share of the training time at the default save interval, in the background or synchronous.
 
     python -m benchmarks.saving
 
-Trains a decoder in two runs of equal steps that take turns: one saves every SAVE_EVERY steps, one never. The extra
-time per save, divided by the default interval of 60 s, is the share. "at once" waits for every save, as a saver
-without a thread does.
+Trains a decoder in stretches of equally many steps that take turns: without a save, with one save in the background,
+and with one save that training waits for ("synchronous", as with a saver without a thread). The share is the extra
+time per save divided by the default interval of 60 s.
 """
 
 import statistics
@@ -29,14 +29,14 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def shares(
-    hidden_size: Annotated[int, typer.Option(help="Width; 64 a head.")] = 384,
-    layers: Annotated[int, typer.Option(help="Blocks.")] = 6,
-    vocab_size: Annotated[int, typer.Option(help="Pieces.")] = 8192,
-    rows: Annotated[int, typer.Option(help="Sequences of 256 tokens a step.")] = 8,
-    steps: Annotated[int, typer.Option(help="Steps of a stretch; one save in each stretch that saves.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Stretches of each kind, of which the median counts.")] = 5,
+    hidden_size: Annotated[int, typer.Option(help="Width; each head has 64 channels.")] = 384,
+    layers: Annotated[int, typer.Option(help="Number of layers.")] = 6,
+    vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 8192,
+    rows: Annotated[int, typer.Option(help="Sequences of 256 tokens per step.")] = 8,
+    steps: Annotated[int, typer.Option(help="Steps per stretch.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Stretches of each kind; the median counts.")] = 5,
 ) -> None:
-    """Print seconds a save costs, and its share of the default interval, behind the training and at once."""
+    """Print the seconds that a save costs and their share of the default interval, in both modes."""
     runtime = RuntimeConfig(device="cpu")
     start_processes(runtime)
     accelerator = make_accelerator(runtime, 1, rows, 1.0)
@@ -54,7 +54,7 @@ def shares(
     batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:].clone()}
     count = 0
 
-    def stretch(saver: Saver | None, at_once: bool) -> float:
+    def stretch(saver: Saver | None, synchronous: bool) -> float:
         nonlocal count
         started = time.perf_counter()
         for i in range(steps):
@@ -62,7 +62,7 @@ def shares(
             train_step(training, [dict(batch)], 1e-3, 1.0)
             if saver is not None and i == 0:
                 saver.save({"step": count})
-                if at_once:
+                if synchronous:
                     saver.finish()
         if saver is not None:
             saver.finish()
@@ -72,19 +72,19 @@ def shares(
     with tempfile.TemporaryDirectory() as name, Saver(Path(name), training, lambda _: None, 2, {}) as saver:
         stretch(saver, True)
         size = sum(path.stat().st_size for path in Path(name).rglob("*") if path.is_file()) / 1e6
-        seconds: dict[str, list[float]] = {"no save": [], "behind": [], "at once": []}
+        seconds: dict[str, list[float]] = {"no save": [], "background": [], "synchronous": []}
         for _ in range(rounds):
             seconds["no save"].append(stretch(None, False))
-            seconds["behind"].append(stretch(saver, False))
-            seconds["at once"].append(stretch(saver, True))
+            seconds["background"].append(stretch(saver, False))
+            seconds["synchronous"].append(stretch(saver, True))
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     plain = statistics.median(seconds["no save"])
     print(f"{parameters:.1f} M parameters, checkpoint {size:.0f} MB, step {plain / steps:.2f} s")
-    print(f"{'':9} {'s a save':>9} {'share of ' + format(SECONDS_BETWEEN_SAVES, '.0f') + ' s':>15}")
-    for kind in ("behind", "at once"):
-        # Stretches of one round follow each other: the machine is as busy for both.
+    print(f"{'':11} {'s per save':>10} {'share of ' + format(SECONDS_BETWEEN_SAVES, '.0f') + ' s':>15}")
+    for kind in ("background", "synchronous"):
+        # Compare stretches of the same round: the machine is equally busy for both.
         extra = statistics.median(b - a for a, b in zip(seconds["no save"], seconds[kind], strict=True))
-        print(f"{kind:9} {extra:9.2f} {extra / SECONDS_BETWEEN_SAVES:15.1%}")
+        print(f"{kind:11} {extra:10.2f} {extra / SECONDS_BETWEEN_SAVES:15.1%}")
 
 
 if __name__ == "__main__":

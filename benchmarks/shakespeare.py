@@ -1,13 +1,13 @@
-"""A GPT on tinyshakespeare beside nanoGPT's recipes: bits per byte in a time, and time to nanoGPT's bits per byte.
+"""A GPT on tinyshakespeare against nanoGPT's recipes: bits per byte after a time, or time to nanoGPT's bits per byte.
 
     python -m benchmarks.shakespeare --data data/ --seconds 180
     python -m benchmarks.shakespeare --data data/ --reach 2.739 --nanogpt ~/nanoGPT [--characters]
 
-The validation bytes are nanoGPT's: the last tenth of the characters. All times are all-in: process start, imports,
-tokenizer training, encoding, training, evaluation, saving. nanoGPT's README: 1.88 nats a character with its CPU recipe
-(2.739 bits per byte over the whole validation text, 132 s on the machine of RESULTS.md), 1.4697 with its GPU recipe
-(2.120; three minutes on an A100). --reach looks for the smallest budget of which most runs end at or below so
-many bits; --characters takes nanoGPT's tokens (single characters) and context (64).
+The validation text is nanoGPT's: the last tenth of the characters. All times include everything: process start,
+imports, tokenizer, encoding, training, evaluation, saving. nanoGPT's README gives 1.88 nats per character for its CPU
+recipe (2.739 bits per byte on the whole validation text; an earlier run here took DOCUMENTED_SECONDS) and 1.4697 for
+its GPU recipe (2.120 bits per byte; three minutes on an A100). --reach searches for the smallest budget with which most
+runs reach that many bits per byte; --characters uses nanoGPT's tokens (single characters) and its context of 64.
 """
 
 import math
@@ -24,24 +24,26 @@ from benchmarks.nanogpt import CPU_RECIPE, NanoGPT
 from benchmarks.runs import budget_for, pretrain, stage
 
 PEERS = {"nanoGPT, CPU recipe": 2.739, "nanoGPT, A100 recipe": 2.120}
+# Wall time of nanoGPT's CPU recipe on two EPYC cores, measured earlier; used if there is no checkout to run.
 DOCUMENTED_SECONDS = 132.0
-GOALS = {True: 1 / 6, False: 1 / 15}  # of nanoGPT's wall time: with its characters, with our tokens
+GOALS = {True: 1 / 6, False: 1 / 15}  # share of nanoGPT's wall time: with characters, with our tokens
 CONTEXT = 64
-SMALLEST, LARGEST = 1.0, 300.0  # seconds of budget to look at
-PRECISION = 1.15  # ratio of budgets at which the search ends
-TURNS = 3  # of each budget: runs under a budget differ
+SMALLEST, LARGEST = 1.0, 300.0  # budgets to search, in seconds
+PRECISION = 1.15  # the search ends at this ratio of two budgets
+TURNS = 3  # runs of each budget, because runs differ
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="folder with shakespeare/input.txt")] = Path("data"),
-    seconds: Annotated[float, typer.Option(help="wall time all-in")] = 180,
-    reach: Annotated[float | None, typer.Option(help="bits per byte to reach in the shortest time")] = None,
-    characters: Annotated[bool, typer.Option("--characters", help="single characters, context 64")] = False,
-    nanogpt: Annotated[Path | None, typer.Option(envvar="NANOGPT", help="a checkout of nanoGPT, to run beside")] = None,
+    data: Annotated[Path, typer.Option(help="Folder with shakespeare/input.txt.")] = Path("data"),
+    seconds: Annotated[float, typer.Option(help="Wall time of a run, everything included.")] = 180,
+    reach: Annotated[float | None, typer.Option(help="Bits per byte to reach in the shortest time.")] = None,
+    characters: Annotated[bool, typer.Option("--characters", help="Character tokens and context 64.")] = False,
+    nanogpt: Annotated[Path | None, typer.Option(envvar="NANOGPT", help="Checkout of nanoGPT to compare with.")] = None,
     repeats: int = 3,
-    out: Annotated[Path | None, typer.Option(help="folder for the JSON file")] = None,
-    settings: Annotated[list[str] | None, typer.Argument(help="key=value for our runs")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value settings of our runs.")] = None,
 ) -> None:
+    """Print the bits per byte after --seconds or, with --reach, the seconds to reach them."""
     text = (data / "shakespeare" / "input.txt").resolve()
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(Path(folder), text, characters, settings or [])
@@ -68,11 +70,11 @@ def main(
             bits, times = [bits for bits, _ in found], [wall for _, wall in found]
             if median(bits) <= reach:
                 break
-            # The search had luck with this one.
+            # The search was lucky with this budget.
             budget *= PRECISION
             if budget > LARGEST:
-                raise SystemExit(f"{reach} bits per byte are not reached in {LARGEST:.0f} s")
-        label = "nanoGPT, CPU recipe" + ("" if peer else " (as in RESULTS.md)")
+                raise SystemExit(f"no run reached {reach} bits per byte within {LARGEST:.0f} s")
+        label = "nanoGPT, CPU recipe" + ("" if peer else " (measured earlier)")
         figures = {"ours": times, label: [wall for _, wall in peers] or [DOCUMENTED_SECONDS]}
         notes = {"bits": bits, "peer bits": [value for value, _ in peers], "budget": budget}
         title = f"seconds to {reach} bits per byte" + (", same characters and context" if characters else "")
@@ -81,13 +83,13 @@ def main(
 
 
 class Ours:
-    """Runs on the text, each in a folder of its own, so that nothing is reused."""
+    """Our runs on the text, each in a new folder so that nothing is reused."""
 
     def __init__(self, folder: Path, text: Path, characters: bool, settings: list[str]) -> None:
         self.folder, self.text, self.characters, self.settings = folder, text, characters, settings
 
     def run(self, budget: float) -> tuple[float, float]:
-        """(bits per byte, seconds all-in) with this training budget."""
+        """(bits per byte, seconds including everything) with this training budget."""
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             before, settings = self._tokens(Path(name))
             run = pretrain(Path(name), "shakespeare", "--budget", f"{budget:.2f}s", *settings)
@@ -95,15 +97,14 @@ class Ours:
             return run.summary["val/bpb"], before + run.seconds
 
     def within(self, seconds: float) -> tuple[float, float]:
-        """The same with the budget that takes `seconds` all-in."""
+        """The same with the budget for which a run takes `seconds` including everything."""
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             before, settings = self._tokens(Path(name))
             budget = budget_for(seconds - before, Path(name), *settings)
         return self.run(budget)
 
     def search(self, reach: float) -> float:
-        """The smallest budget, by doubling and then halving intervals in ratio, of which most runs end at or below
-        `reach`."""
+        """The smallest budget with which most runs reach `reach`, by doubling and then geometric bisection."""
 
         def reaches(budget: float) -> bool:
             return median(self.run(budget)[0] for _ in range(TURNS)) <= reach
@@ -112,28 +113,28 @@ class Ours:
         while not reaches(high):
             low, high = high, 2 * high
             if high > LARGEST:
-                raise SystemExit(f"{reach} bits per byte are not reached in {low:.0f} s")
+                raise SystemExit(f"no run reached {reach} bits per byte within {low:.0f} s")
         while high / low > PRECISION:
             middle = math.sqrt(low * high)
             low, high = (low, middle) if reaches(middle) else (middle, high)
         return high
 
     def _tokens(self, folder: Path) -> tuple[float, list[str]]:
-        """(seconds, settings) of the tokens: characters need a tokenizer whose pieces are single ones."""
+        """(seconds, settings) for the tokens; with `characters` this trains a tokenizer of single characters."""
         data = ["--data", str(self.text)]
         if not self.characters:
             return 0.0, [*data, *self.settings]
         from tokenizer.train import RESERVED_IDS
 
-        pieces = RESERVED_IDS + len(set(self.text.read_text(encoding="utf-8")))
-        options = [f"vocab_size={pieces}", "character_coverage=1.0", "run=characters"]
+        tokens = RESERVED_IDS + len(set(self.text.read_text(encoding="utf-8")))
+        options = [f"vocab_size={tokens}", "character_coverage=1.0", "run=characters"]
         spent = stage(folder, "tokenizer", *data, *options)
         sizes = [f"sizes.max_position_embeddings={CONTEXT}", "tokenizer=runs/characters"]
         return spent, [*data, *sizes, *self.settings]
 
 
 class Peer:
-    """nanoGPT's CPU recipe as its README gives it."""
+    """nanoGPT's CPU recipe as given in its README."""
 
     def __init__(self, checkout: Path, folder: Path, text: Path) -> None:
         self.nanogpt = NanoGPT(checkout, folder)
@@ -142,7 +143,7 @@ class Peer:
         self.bytes = len(content[int(len(content) * 0.9) :].encode())
 
     def run(self) -> tuple[float, float]:
-        """(bits per byte over the whole validation text, seconds of prepare.py and train.py)."""
+        """(bits per byte of the whole validation text, seconds of prepare.py and train.py)."""
         seconds = self.nanogpt.prepare_characters(self.text) + self.nanogpt.train(CPU_RECIPE)[0]
         nats = self.nanogpt.nats("shakespeare_char", "out-shakespeare-char")
         bits = nats / math.log(2) / self.bytes

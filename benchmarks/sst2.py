@@ -1,12 +1,12 @@
-"""SST-2 accuracy of a GPT and an MLM encoder pretrained on reviews, beside random weights and TF-IDF.
+"""SST-2 accuracy of a GPT and an MLM encoder pretrained on reviews, against random weights and TF-IDF.
 
     python -m benchmarks.sst2 sst2/ imdb/unsup.jsonl.gz --budget 5m
     python -m benchmarks.sst2 sst2/ imdb/unsup.jsonl.gz --labels 1000 --seeds 5
 
-`sst2/` holds train.tsv, dev.tsv and test.tsv with columns sentence and label. Everything goes into --folder, where
-finished runs are kept: the command can be given again. Each classifier is trained --seeds times (order, dropout, head);
-what pretraining brings is the mean over seeds, example by example, so that the luck of one training counts for less.
-With --labels, each training has as many rows of train.tsv, drawn by its seed.
+`sst2/` contains train.tsv, dev.tsv and test.tsv with columns sentence and label. All runs are stored in --folder;
+finished ones are reused when the command is repeated. Each classifier is trained --seeds times (data order, dropout,
+head). The gain of pretraining is a paired difference per test example, averaged over seeds to reduce the noise of a
+single training. With --labels, each training uses that many rows of train.tsv, drawn with its seed.
 """
 
 import csv
@@ -27,14 +27,15 @@ from finetune.predict import Classifier
 
 
 def main(
-    labelled: Annotated[Path, typer.Argument(help="folder with train.tsv, dev.tsv, test.tsv")],
-    text: Annotated[Path, typer.Argument(help="unlabelled text to pretrain on")],
-    budget: Annotated[str, typer.Option(help="wall time of each pretraining")] = "5m",
-    finetune_budget: Annotated[str, typer.Option(help="wall time of each fine-tuning at most")] = "3m",
-    seeds: Annotated[int, typer.Option(help="trainings of each classifier")] = 1,
-    labels: Annotated[int | None, typer.Option(help="rows of train.tsv that a training gets; default: all")] = None,
-    folder: Annotated[Path, typer.Option(help="where the runs go")] = Path("sst2-benchmark"),
+    labelled: Annotated[Path, typer.Argument(help="Folder with train.tsv, dev.tsv and test.tsv.")],
+    text: Annotated[Path, typer.Argument(help="Unlabelled text for pretraining.")],
+    budget: Annotated[str, typer.Option(help="Wall time of each pretraining.")] = "5m",
+    finetune_budget: Annotated[str, typer.Option(help="Maximum wall time of each fine-tuning.")] = "3m",
+    seeds: Annotated[int, typer.Option(help="Trainings per classifier.")] = 1,
+    labels: Annotated[int | None, typer.Option(help="Rows of train.tsv per training; default: all.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("sst2-benchmark"),
 ) -> None:
+    """Pretrain, fine-tune and print the accuracy of every classifier."""
     folder.mkdir(exist_ok=True)
     data = [f"data.{name}={labelled.resolve() / file}" for name, file in SPLITS.items()]
     data += ["data.text=sentence", f"budget={finetune_budget}", "batch_size=64"]
@@ -42,7 +43,7 @@ def main(
     for model in ("gpt", "mlm"):
         call(folder, "pretrain", "--model", model, "--data", str(text.resolve()), "--budget", budget, f"run={model}")
         for seed in range(seeds):
-            # In turns: a busy moment of the machine meets both.
+            # Take turns, so that a busy moment of the machine affects both.
             for weights in ("pretrained", "random"):
                 name = f"{model}-{weights}" + (f"-of-{labels}" if labels else "") + (f"-{seed}" if seed else "")
                 runs.setdefault(f"{model}-{weights}", []).append(name)
@@ -72,7 +73,7 @@ def main(
 
 
 def draw(path: Path, count: int, seed: int, folder: Path) -> Path:
-    """A file with `count` rows of `path`."""
+    """Write a file with `count` random rows of `path`."""
     with path.open(newline="", encoding="utf-8") as file:
         header, *rows = file
     sample = folder.resolve() / f"train-{count}-{seed}.tsv"
@@ -81,13 +82,13 @@ def draw(path: Path, count: int, seed: int, folder: Path) -> Path:
 
 
 def add(table: Table, name: str, scores: list[dict[str, float]]) -> None:
-    """A row of the means of `scores`."""
+    """Add a row with the means of `scores`."""
     figures = [np.mean([row[key] for row in scores]) for key in ("accuracy", "accuracy_error", "macro_f1", "mcc")]
     table.add_row(name, *(f"{figure:.4f}" for figure in figures), str(len(scores)))
 
 
 def correct(run: Path, test: list[dict[str, str]]) -> np.ndarray:
-    """1.0 where the classifier of `run` is right, else 0.0, for each test example."""
+    """For each test example, 1.0 if the classifier of `run` is right, otherwise 0.0."""
     classifier = Classifier(run)
     guesses = classifier.probabilities([row["sentence"] for row in test]).argmax(-1)
     return np.array([classifier.names[guess] == row["label"] for guess, row in zip(guesses, test, strict=True)], float)

@@ -1,9 +1,9 @@
-"""From the start of a cold process to its first token and to its first training step; nothing is compiled for training.
+"""Seconds from the start of a process to its first token and to its first training step.
 
     python -m benchmarks.startup --out results
 
-Files are in the page cache, the tokenizer and the token file exist. The peer of the first token is a script of five
-lines with `transformers`. Where the time goes: python -X importtime -m generate ...
+Files are in the page cache; tokenizer and token store exist. Training runs without torch.compile. For the first token
+the peer is a five-line script with `transformers`. To see where the time goes: python -X importtime -m generate ...
 """
 
 import os
@@ -31,13 +31,13 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(repeats: int = 3, out: Annotated[Path | None, typer.Option(help="Folder for startup.json.")] = None) -> None:
-    """Print seconds; with `out`, write startup.json."""
+    """Print the seconds; with --out, write startup.json."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         text = "".join(path.read_text() for path in sorted(ROOT.glob("*/*.py")))
         (folder / "text.txt").write_text(text)
         train = ["-m", "pretrain", "--data", "text.txt", "budget=null", "vocab_size=1024", "max_steps=2"]
-        # A finished run: its tokenizer, token file and model serve the cases below.
+        # The cases below use the tokenizer, token store and model of this run.
         subprocess.run(
             [sys.executable, *train, "run=made"], cwd=folder, env=environment(), check=True, stdout=subprocess.DEVNULL
         )
@@ -62,7 +62,7 @@ def environment() -> dict[str, str]:
 
 
 def until(folder: Path, arguments: list[str], sign: bytes) -> float:
-    """Seconds from the start of a python until it has printed `sign`; until any standard output where that is empty."""
+    """Seconds from the start of a Python process until it prints `sign` (if empty: anything on standard output)."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *arguments],
@@ -73,14 +73,14 @@ def until(folder: Path, arguments: list[str], sign: bytes) -> float:
         stderr=subprocess.STDOUT if sign else subprocess.DEVNULL,
     )
     seen = b""
-    while piece := os.read(process.stdout.fileno(), 4096):
-        seen += piece
+    while output := os.read(process.stdout.fileno(), 4096):
+        seen += output
         if sign in seen:
             elapsed = time.perf_counter() - start
             process.kill()
             process.communicate()
             return elapsed
-    raise SystemExit(f"{' '.join(arguments)[:80]} ended without a sign of it:\n{seen.decode()}")
+    raise SystemExit(f"{' '.join(arguments)[:80]} ended without printing {sign!r}:\n{seen.decode()}")
 
 
 if __name__ == "__main__":

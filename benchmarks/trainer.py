@@ -1,8 +1,8 @@
-"""`transformers` Trainer on token files, for a given time: used by reviews.py, in a process of its own.
+"""Train with `transformers` Trainer on token files for a given time; benchmarks.reviews runs it in its own process.
 
     python -m benchmarks.trainer FOLDER SECONDS key=value ...
 
-FOLDER holds train.bin and val.bin (uint16). Prints the nats of the trained model over all of val.bin.
+FOLDER contains train.bin and val.bin (uint16). Prints the seconds and the total nats of the trained model on val.bin.
 """
 
 import time
@@ -18,7 +18,7 @@ PROBE_STEPS = 60
 
 
 class Windows(torch.utils.data.Dataset):
-    """Windows of `length` ids that follow each other; transformers shifts the labels itself."""
+    """Consecutive windows of `length` ids. transformers shifts the labels itself."""
 
     def __init__(self, path: Path, length: int) -> None:
         self.ids = np.memmap(path, np.uint16, "r")
@@ -33,7 +33,7 @@ class Windows(torch.utils.data.Dataset):
 
 
 def main(folder: Path, seconds: float, settings: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Train a Qwen3 of these sizes with Trainer for about `seconds`, this process's imports included."""
+    """Train a Qwen3 of these sizes with Trainer for about `seconds`, including the imports of this process."""
     started = time.perf_counter()
     from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments
 
@@ -87,7 +87,7 @@ def main(folder: Path, seconds: float, settings: Annotated[list[str] | None, typ
 
 @torch.no_grad()
 def nats(model: torch.nn.Module, path: Path, length: int) -> float:
-    """Nats of all ids but the first, in windows that follow each other."""
+    """Total nats of all ids except the first, in consecutive windows."""
     ids, total = torch.from_numpy(np.fromfile(path, np.uint16).astype(np.int64)).to(model.device), 0.0
     whole = (len(ids) - 1) // length * length
     inputs, labels = ids[:whole].view(-1, length), ids[1 : whole + 1].view(-1, length)

@@ -1,4 +1,4 @@
-"""Training speed and peak memory at equal sizes, beside nanoGPT, nanochat and transformers, in interleaved rounds.
+"""Training speed and peak memory at equal sizes against nanoGPT, nanochat and transformers, in interleaved rounds.
 
     NANOGPT=checkout python -m benchmarks.training main --width 384 --layers 6 --length 256 --vocabulary 4096
     NANOCHAT=checkout python -m benchmarks.training main --only "ours, Muon;nanochat"
@@ -6,17 +6,22 @@
     python -m benchmarks.training main --width 768 --layers 12 --length 1024 --rows 1 --only "ours;transf"
     python -m benchmarks.training main --width 768 --layers 12 --length 1024 --vocabulary 50304 --rows 32   # on a GPU
 
-Each case is a process of its own that waits for its turn, with the same matrix weights, rows, tokens a step and random
-tokens. nanoGPT: its model.py and its optimizer, in fp32 without compilation as its documentation says for a CPU, and
-with bf16 autocast and torch.compile (its train.py ignores dtype on a CPU; here it has it). As documented it takes the
-64 rows of its config/train_shakespeare_char.py at once (6 x 384, T 256), here without dropout, which ours has not
-either; the other two cases have our rows, which suit a CPU better. nanochat: its gpt.py and its Muon,
-compiled as in its base_train.py, with full windows as its runcpu.sh has them, in fp32 (its default on a CPU) and bf16;
-its MLP has as many weights as ours, its tokens have tables of values besides. transformers: Qwen3 or ModernBERT in
-its Trainer's bf16 (autocast), fused AdamW, clipping at 1, without the Trainer's own overhead; a masked-LM head reads
-all positions there, as run_mlm.py does. --clock cpu counts processor time, for a machine that others use: set
-OMP_NUM_THREADS=1 then. Where there is a CUDA GPU, all are put on it, and the memory is that of its tensors; nobody has
-run that yet.
+Each case runs in its own process, which waits for its turn. All train on random tokens, with the same matrix sizes,
+rows and tokens per step.
+
+nanoGPT: its model.py and its optimizer, in fp32 without torch.compile (as documented for a CPU), and with bf16 autocast
+and torch.compile (its train.py ignores dtype on a CPU; this benchmark does not). "As documented" means the 64 rows per
+step of config/train_shakespeare_char.py (6 x 384, T 256), without dropout, as in ours. The other two nanoGPT cases use
+our rows, which suit a CPU better.
+
+nanochat: its gpt.py and its Muon, compiled as in base_train.py, full attention windows as in runcpu.sh, in fp32 (its
+default on a CPU) and bf16. Its MLP has as many weights as ours; its value embeddings are additional.
+
+transformers: Qwen3 or ModernBERT with bf16 autocast as in Trainer, fused AdamW, clipping at 1, without the overhead of
+Trainer. The masked-LM head reads all positions, as in run_mlm.py.
+
+--clock cpu measures processor time, for a machine that others use too: set OMP_NUM_THREADS=1. On a CUDA GPU, if there
+is one, the memory is that of tensors (not measured yet).
 """
 
 import json
@@ -61,21 +66,21 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Option(help="gpt or mlm")] = "gpt",
+    model: Annotated[str, typer.Option(help="Preset: gpt or mlm.")] = "gpt",
     width: int = 384,
     layers: int = 6,
     length: int = 256,
     vocabulary: int = 4096,
-    rows: Annotated[int, typer.Option(help="of a micro-batch")] = 8,
+    rows: Annotated[int, typer.Option(help="Rows of a micro-batch.")] = 8,
     accumulation: int = 2,
-    checkpointing: Annotated[bool, typer.Option(help="recompute every block, ours and transformers")] = False,
-    steps: Annotated[int, typer.Option(help="steps of a turn")] = 3,
+    checkpointing: Annotated[bool, typer.Option(help="Gradient checkpointing in every layer.")] = False,
+    steps: Annotated[int, typer.Option(help="Steps per turn.")] = 3,
     rounds: int = 3,
-    clock: Annotated[str, typer.Option(help="wall or cpu")] = "wall",
-    only: Annotated[str, typer.Option(help="cases that begin with one of these, separated by semicolons")] = "",
-    out: Annotated[Path | None, typer.Option(help="folder for training.json")] = None,
+    clock: Annotated[str, typer.Option(help="Clock: wall or cpu.")] = "wall",
+    only: Annotated[str, typer.Option(help="Run cases that start with one of these, separated by semicolons.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder for training.json.")] = None,
 ) -> None:
-    """Print tokens/s and peak resident memory of every case, and the ratios of ours to them."""
+    """Print tokens/s and peak memory of every case and the ratios of ours to them."""
     shape = {
         **{"model": model, "width": width, "layers": layers, "length": length, "vocabulary": vocabulary},
         **{"rows": rows, "accumulation": accumulation, "checkpointing": checkpointing, "steps": steps},
@@ -83,7 +88,7 @@ def main(
     wanted = [name for name in CASES if not only or name.startswith(tuple(only.split(";")))]
     absent = [kind for kind in ("nanogpt", "nanochat") if model == "mlm" or kind.upper() not in os.environ]
     wanted = [name for name in wanted if CASES[name]["kind"] not in absent]
-    # Its documentation has another batch for another length.
+    # nanoGPT documents these rows for this length only.
     wanted = [name for name in wanted if "rows" not in CASES[name] or length == 256]
     cases = {name: shape | CASES[name] for name in wanted}
     workers = {name: _Worker(case) for name, case in cases.items()}
@@ -97,7 +102,7 @@ def main(
     speed = Comparison(title, "tokens/s", figures, goals={k: v for k, v in GOALS.items() if k in figures}, notes=notes)
     goals = {name: goal for name, goal in LESS_MEMORY.items() if name in figures}
     memory = Comparison(f"{title}: peak memory", "MB", peaks, lower_is_better=True, goals=goals)
-    # The ceiling is measured by the wall clock.
+    # The ceiling is measured in wall time.
     if ceilings and clock == "wall":
         flops, ceiling = ceilings[0]["flops"], max(found["ceiling"] for found in ceilings)
         shares = {name: value * flops / ceiling for name, value in speed.medians.items()}
@@ -112,7 +117,7 @@ def main(
 
 
 class _Worker:
-    """One case in a process of its own, which runs while it is asked to and sleeps otherwise."""
+    """One case in its own process, which runs when asked and otherwise sleeps."""
 
     def __init__(self, case: dict) -> None:
         command = [sys.executable, "-m", "benchmarks.training", "worker", json.dumps(case)]
@@ -138,7 +143,7 @@ class _Worker:
 
 @app.command()
 def worker(settings: str) -> None:
-    """One case: a line in, some steps, a line of JSON out."""
+    """Internal: run one case. For each line of input, train some steps and print a line of JSON."""
     case = json.loads(settings)
     start = time.perf_counter()
     kinds = {"ours": _ours, "nanogpt": _nanogpt, "nanochat": _nanochat, "transformers": _transformers}
@@ -163,7 +168,7 @@ def _ours(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
     from mini_llm.engine.step import prepare, train_step
     from mini_llm.model import HEADS
     from pretrain.config import PretrainConfig
-    from pretrain.plan.memory import Setup
+    from pretrain.plan.setup import MemorySetup
     from pretrain.plan.trial_steps import random_batch
     from pretrain.presets import build_config as build_model
 
@@ -179,7 +184,7 @@ def _ours(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
     accelerator = make_accelerator(config.runtime, case["accumulation"], case["rows"], config.optim.max_grad_norm)
     shape = build_model(case["model"], _sizes(case))
     labels = case["length"] if shape.causal else round(0.3 * case["length"])
-    setup = Setup(case["rows"], case["length"], labels, accumulation=case["accumulation"])
+    setup = MemorySetup(case["rows"], case["length"], labels, accumulation=case["accumulation"])
     torch.manual_seed(0)
     training = prepare(HEADS["causal" if shape.causal else "masked"](shape), config, accelerator)
 
@@ -195,7 +200,7 @@ def _ours(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
 
 
 def _sizes(case: dict) -> dict[str, int]:
-    """The shape of a case, in the names that our configuration and Hugging Face's have."""
+    """The sizes of a case, with the names used by our configuration and by Hugging Face."""
     return {
         "vocab_size": case["vocabulary"],
         "hidden_size": case["width"],
@@ -210,9 +215,7 @@ def _nanogpt(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
 
     device = _device()
     sys.path.insert(0, os.environ["NANOGPT"])
-    # Its file is called model.py, as our package is; this process has no use for ours.
-    sys.path = [path for path in sys.path if path and Path(path).resolve() != ROOT]
-    from mini_llm.model import GPT, GPTConfig
+    from model import GPT, GPTConfig  # nanoGPT's model.py
 
     torch.manual_seed(0)
     sizes = {"n_layer": case["layers"], "n_head": case["width"] // 64, "n_embd": case["width"]}
@@ -282,7 +285,7 @@ def _transformers(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
 
 
 def _plain_step(case: dict, peer: object, optimizer: object, loss_of: Callable) -> Callable[[], None]:
-    """The step of nanoGPT's train.py and of the Trainer: mean loss over micro-batches, clipping, AdamW."""
+    """The training step of nanoGPT's train.py and of Trainer: mean loss over micro-batches, clipping, AdamW."""
     import torch
 
     device = _device()
@@ -303,14 +306,14 @@ def _plain_step(case: dict, peer: object, optimizer: object, loss_of: Callable) 
 
 
 def _device() -> "torch.device":
-    """Where ours run, before a peer's folder hides our packages."""
+    """The device that our runs use."""
     from mini_llm.engine.device import default_device
 
     return default_device()
 
 
 def _peak() -> float:
-    """MB that were most at one moment: of tensors on a GPU, else of the process's resident memory."""
+    """Peak memory in MB: of tensors on a GPU, otherwise the resident memory of the process."""
     import torch
 
     if torch.cuda.is_available():

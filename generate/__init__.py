@@ -1,1 +1,1 @@
-"""STAGE 4: text from a causal language model: sampling, the decoder loop, the command line (`python -m generate`)."""
+"""STAGE 4: generate text with a language model: sampling, the decoder loop, the command line (`python -m generate`)."""

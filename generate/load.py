@@ -1,4 +1,4 @@
-"""From a path to a model ready to generate: find the directory, refuse what cannot generate, choose device and type."""
+"""Load a model for generation: find its directory, reject models that cannot generate, choose device and dtype."""
 
 import difflib
 from pathlib import Path
@@ -22,10 +22,10 @@ RUNS = Path("runs")
 def load_generator(
     path: Path, config: GenerateConfig, device: str = "auto", dtype: str = "auto", compiled: bool = True
 ) -> TextGenerator:
-    """The model and tokenizer at `path` (a model directory or a run directory), on its device.
+    """Load the model and tokenizer at `path` (a model or run directory) onto a device.
 
-    On a CPU the step that makes a token is compiled, unless `compiled` is false, the architecture is one that it does
-    not compute or there is no compiler. int8 needs it.
+    On a CPU, uses the compiled decode step unless `compiled` is false, the step does not support the architecture or no
+    compiler is installed. int8 requires the compiled step.
     Raises CheckpointError, ConfigError, ModelDirectoryError.
     """
     directory = find_generator(path)
@@ -40,14 +40,14 @@ def load_generator(
 
 
 def compile_step(model: CausalLM | Seq2SeqLM, int8: bool) -> CompiledStep | None:
-    """The compiled step of a model on a CPU, None where it has none. Raises ConfigError for int8 where it has none."""
+    """Return the compiled step, or None if the model or machine cannot use it. Raises ConfigError then for int8."""
     weight, problem = model.lm_head.weight, None
     if weight.device.type != "cpu":
-        problem = f"it is for a CPU, and the device is {weight.device.type}"
+        problem = f"it needs a CPU, but the device is {weight.device.type}"
     elif weight.dtype not in KINDS:
-        problem = f"the CPU has no use for {weight.dtype}"
+        problem = f"it does not support {weight.dtype}"
     elif unsupported(model.config):
-        problem = f"it does not do {unsupported(model.config)}"
+        problem = f"it does not support {unsupported(model.config)}"
     else:
         if int8:
             round_to_int8(model)
@@ -56,14 +56,14 @@ def compile_step(model: CausalLM | Seq2SeqLM, int8: bool) -> CompiledStep | None
         except OSError as error:
             problem = str(error)
     if int8:
-        raise ConfigError(f"--dtype int8 needs the compiled step: {problem}; use --dtype bf16 or fp32")
+        raise ConfigError(f"--dtype int8 needs the compiled decode step, but {problem}; use --dtype bf16 or fp32")
     return None
 
 
 def find_generator(path: Path) -> Path:
-    """The model directory at `path`.
+    """Return the model directory at `path`.
 
-    Raises CheckpointError naming the nearest existing model that writes text.
+    Raises CheckpointError suggesting the nearest existing model that generates text.
     """
     directory = find_model(path)
     if directory is not None:
@@ -73,7 +73,7 @@ def find_generator(path: Path) -> Path:
     elif not path.is_dir():
         problem = "a file, not a model directory"
     elif (path / "checkpoints").is_dir():
-        problem = "a run without a model yet; the command that started it, given again, finishes it"
+        problem = "a run without a model yet; repeat the command that started it to finish it"
     elif (path / "tokenizer.model").is_file() and not list(path.glob("*.safetensors")):
         problem = "a tokenizer, not a model"
     else:
@@ -82,7 +82,7 @@ def find_generator(path: Path) -> Path:
 
 
 def end_ids(directory: Path) -> list[int]:
-    """The ids that end a text by config.json and generation_config.json; each may hold none, one or a list."""
+    """Return the eos ids of config.json and generation_config.json; each may hold none, one or a list."""
     found: list[int] = []
     for name in ("config.json", "generation_config.json"):
         value = _read_object(directory / name).get("eos_token_id")
@@ -94,18 +94,18 @@ def _refuse_other_heads(directory: Path) -> None:
     for name in map(str, _read_object(directory / "config.json").get("architectures") or []):
         if name.endswith(("ForMaskedLM", "ForPreTraining")):
             raise CheckpointError(
-                f"{directory}: a masked language model ({name}) fills in blanks; it cannot continue a text. "
-                f"{_suggest(directory)} A masked model is for fine-tuning: python -m finetune --help"
+                f"{directory}: a masked language model ({name}) cannot continue a text. {_suggest(directory)} "
+                "To fine-tune a masked model: python -m finetune --help"
             )
         if name.endswith("ForSequenceClassification"):
             raise CheckpointError(
-                f"{directory}: a classifier ({name}) gives labels, not text. "
+                f"{directory}: a classifier ({name}) returns labels, not text. "
                 f"Use: python -m finetune predict {directory} FILE. {_suggest(directory)}"
             )
 
 
 def _writes(directory: Path) -> str | None:
-    """The head of the model there, where it is one that writes text: "causal" or "seq2seq"."""
+    """Return the head of the model in `directory` if it generates text ("causal" or "seq2seq"), else None."""
     config = _read_object(directory / "config.json")
     layout = LAYOUTS.get(str(config.get("model_type")))
     names = config.get("architectures")
@@ -114,7 +114,7 @@ def _writes(directory: Path) -> str | None:
 
 
 def _suggest(path: Path) -> str:
-    """A sentence naming the existing run with a model that writes text, the nearest one to `path`."""
+    """Return a sentence that names the existing text model with the path nearest to `path`."""
     roots = {RUNS, path.parent}
     configs = {c for root in roots for pattern in ("*/config.json", "*/model/config.json") for c in root.glob(pattern)}
     runs = {}
@@ -123,12 +123,12 @@ def _suggest(path: Path) -> str:
             run = config.parent.parent if config.parent.name == "model" else config.parent
             runs[str(run)] = run
     if not runs:
-        return "There is no trained model yet: `make pretrain` makes one."
+        return "There is no trained model yet: `make pretrain` trains one."
     near = difflib.get_close_matches(str(path), runs, 1, 0) or [next(iter(runs))]
     return f"Did you mean {near[0]}?"
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object at `path`; empty where there is none (what is damaged is reported by load_model)."""
+    """Return the JSON object at `path`, or {} if it is missing or damaged (load_model reports damage)."""
     content = read_json(path)
     return content if isinstance(content, dict) else {}

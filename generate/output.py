@@ -1,4 +1,4 @@
-"""What reaches the user: streamed text or JSON lines on standard output, remarks on standard error, the prompt loop."""
+"""Print streamed text or JSON lines on standard output and notes on standard error, and run the prompt loop."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ from collections import deque
 
 from .decode import Sample, TextGenerator
 
-# A model of bytes can write any control character; a terminal would obey it (C0 but tab and newline, DEL, C1).
+# Control characters that a terminal would act on: C0 except tab and newline, DEL, C1. A model can generate any byte.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -23,13 +23,13 @@ class Printer:
         self.context = generator.model.config.max_position_embeddings
         self.samples: list[Sample] = []
         if hasattr(sys.stdout, "reconfigure"):
-            # A file or pipe is always UTF-8; a terminal keeps its encoding and shows ? for what it cannot.
+            # Write UTF-8 to files and pipes; a terminal keeps its encoding and shows ? for other characters.
             sys.stdout.reconfigure(encoding=None if self.terminal else "utf-8", errors="replace")
 
     def answer(self, prompt: str) -> None:
-        """Generate and print all samples of `prompt`; `self.text` becomes the prompt and the last of them.
+        """Generate and print all samples of `prompt`. Sets `self.text` to the prompt and the last sample.
 
-        Raises KeyboardInterrupt after what was made until then is printed.
+        On Ctrl-C, prints what was generated so far, then raises KeyboardInterrupt.
         """
         config = self.generator.config
         if self.as_json and config.num_samples > 1:
@@ -39,7 +39,7 @@ class Printer:
         for i in range(config.num_samples):
             sample = self.generator.sample(prompt, first + i)
             if i == 0:
-                self._say_dropped(sample)
+                self._note_dropped(sample)
             if config.num_samples > 1:
                 self.write(f"--- {i + 1} of {config.num_samples} ---\n")
             try:
@@ -47,18 +47,18 @@ class Printer:
             finally:
                 self.text = prompt + sample.text
                 self.samples.append(sample)
-            self._say_made(sample)
+            self._note_result(sample)
 
     def answer_all(self, prompts: list[str]) -> None:
-        """Generate all samples of all prompts together and print them in order as JSON lines.
+        """Generate all samples of all prompts in batches and print them in order as JSON lines.
 
-        Raises KeyboardInterrupt after what was made until then is printed.
+        On Ctrl-C, prints what was generated so far, then raises KeyboardInterrupt.
         """
         samples = []
         for prompt in prompts:
             first = self._next_index()
             samples += [self.generator.sample(prompt, first + i) for i in range(self.generator.config.num_samples)]
-            self._say_dropped(samples[-1])
+            self._note_dropped(samples[-1])
         waiting, finished = deque(samples), set()
         try:
             for sample in self.generator.write(samples):
@@ -70,7 +70,7 @@ class Printer:
                 self._print_record(sample)
 
     def _next_index(self) -> int:
-        """The first sample's index of the next prompt: given again, after Ctrl-C too, it gets other random numbers."""
+        """Return the index of the next prompt's first sample, so that a repeated prompt gets other random numbers."""
         self.prompts += 1
         return (self.prompts - 1) * self.generator.config.num_samples
 
@@ -78,37 +78,37 @@ class Printer:
         self.text = sample.prompt + sample.text
         self.samples.append(sample)
         self.write(json.dumps(self.record(sample), ensure_ascii=False) + "\n")
-        self._say_made(sample)
+        self._note_result(sample)
 
-    def _say_dropped(self, sample: Sample) -> None:
+    def _note_dropped(self, sample: Sample) -> None:
         if sample.prompt_tokens_dropped:
             part = "last" if self.generator.model.config.is_encoder_decoder else "first"
-            remark(
+            note(
                 f"the prompt is longer than the context of {self.context} tokens: "
-                f"its {part} {sample.prompt_tokens_dropped} are left out"
+                f"its {part} {sample.prompt_tokens_dropped} were dropped"
             )
 
-    def _say_made(self, sample: Sample) -> None:
+    def _note_result(self, sample: Sample) -> None:
         if sample.window_slides:
-            remark(
+            note(
                 f"the context of {self.context} tokens was full {sample.window_slides} times; "
-                f"each time the text went on from the last {max(1, self.context // 2)}"
+                f"each time, generation continued from the last {max(1, self.context // 2)}"
             )
         if self.show_speed:
-            remark(
+            note(
                 f"{len(sample.ids)} tokens, {sample.tokens_per_second:.1f} tokens/s, "
                 f"first after {sample.seconds_to_first_token:.3f} s, ended by: {sample.finish_reason}"
             )
 
     def stream(self, sample: Sample) -> None:
-        """Print a sample while it is made; as JSON, when it is finished or interrupted."""
+        """Print a sample as it is generated; as JSON, print it when it is finished or interrupted."""
         if self.echo and not self.as_json:
             self.write(sample.prompt)
         interrupted = False
         try:
-            for piece in self.generator.stream(sample):
+            for text in self.generator.stream(sample):
                 if not self.as_json:
-                    self.write(piece)
+                    self.write(text)
         except KeyboardInterrupt:
             interrupted = True
         self.write(json.dumps(self.record(sample), ensure_ascii=False) + "\n" if self.as_json else "\n")
@@ -120,7 +120,7 @@ class Printer:
         sys.stdout.flush()
 
     def record(self, sample: Sample) -> dict:
-        """What --json prints. `text` leaves the prompt out; `ids` are all tokens generated, an end token included."""
+        """Return what --json prints. `text` excludes the prompt; `ids` are all generated tokens, including eos."""
         return {
             "sample": sample.index,
             "seed": self.generator.config.seed,
@@ -135,20 +135,20 @@ class Printer:
         }
 
 
-def remark(text: str) -> None:
+def note(text: str) -> None:
     print(f"generate: {text}", file=sys.stderr, flush=True)
 
 
 def interact(printer: Printer) -> None:
-    """Answer one line of standard input after another until it ends (Ctrl-D).
+    """Read prompts from standard input, one per line, and answer them until Ctrl-D.
 
-    Ctrl-C ends the current answer only. An empty line continues the text before it.
+    Ctrl-C ends only the current answer. An empty line continues the last text.
     """
     if sys.stdin is None:
         return
     terminal = sys.stdin.isatty()
     if terminal:
-        remark("a line is a prompt, an empty line goes on with the last text; Ctrl-C stops a text, Ctrl-D ends")
+        note("type a prompt; an empty line continues the last text; Ctrl-C stops a text, Ctrl-D quits")
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives input() line editing)
     if hasattr(sys.stdin, "reconfigure"):
@@ -164,6 +164,6 @@ def interact(printer: Printer) -> None:
         try:
             printer.answer(line or printer.text)
         except KeyboardInterrupt:
-            remark("interrupted")
+            note("interrupted")
     if terminal:
         print()

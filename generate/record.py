@@ -1,4 +1,4 @@
-"""Keep generated texts in the run that holds the model: tables/samples.json for the report, and W&B."""
+"""Save generated texts in the run that holds the model: in tables/samples.json for the report, and in W&B."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ COLUMNS = ["prompt", "temperature", "seed", "sample", "ended by", "text"]
 
 
 def record_samples(path: Path, config: GenerateConfig, samples: list[Sample]) -> None:
-    """Write `samples` as the run's table of samples, tracked as the run was. Raises ConfigError without a run."""
+    """Write `samples` to the table of samples of the run at `path`. Raises ConfigError if `path` is not a run."""
     settings = path / "config.yaml"
     if not settings.is_file():
         raise ConfigError(

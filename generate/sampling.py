@@ -1,4 +1,4 @@
-"""From logits to the next token, as pure functions.
+"""Choose the next token from logits, with pure functions.
 
 Each filter takes and returns scores of shape (..., V) in float32, where -inf means "never". Definitions and order are
 those of `transformers` (generation/logits_process.py): repetition penalty, suppression, temperature, top-k, top-p,
@@ -16,7 +16,7 @@ from mini_llm.engine.errors import NonFiniteError
 from .config import GenerateConfig
 
 NEVER = -math.inf
-# Below this the distribution is already a point; 0 would divide by zero, and float32 holds nothing under 1e-45.
+# Lower temperatures all give the argmax; 0 would divide by zero, and float32 underflows below 1e-45.
 SMALLEST_TEMPERATURE = 1e-20
 
 
@@ -27,7 +27,7 @@ def penalize_repetition(scores: Tensor, ids: Tensor, penalty: float) -> Tensor:
 
 
 def suppress(scores: Tensor, ids: Tensor) -> Tensor:
-    """Never choose the tokens `ids` (N,)."""
+    """Set the scores of tokens `ids` (N,) to -inf."""
     return scores.index_fill(-1, ids, NEVER)
 
 
@@ -57,9 +57,9 @@ def keep_min_p(scores: Tensor, p: float) -> Tensor:
 
 
 def filter_scores(logits: Tensor, ids: Tensor, suppressed: Tensor, config: GenerateConfig) -> Tensor:
-    """All filters in order. logits (..., V), ids (..., N) so far, suppressed (S,) -> scores (..., V) in float32.
+    """Apply all filters in order. logits (..., V), ids so far (..., N), suppressed (S,) -> float32 scores (..., V).
 
-    Temperature 0 leaves temperature and what follows it out: the best score is the choice.
+    At temperature 0, skips temperature and the filters after it, since decoding is greedy.
     """
     scores = logits.float()
     if config.repetition_penalty != 1:
@@ -79,26 +79,26 @@ def filter_scores(logits: Tensor, ids: Tensor, suppressed: Tensor, config: Gener
 
 
 def draw(probabilities: Tensor, uniform: float) -> int:
-    """The token at `uniform` in [0, 1) of the cumulative distribution (V,); one of probability 0 is never drawn."""
+    """Return the token at `uniform` in [0, 1) of the cumulative distribution (V,), never one of probability 0."""
     cumulative = probabilities.cpu().double().cumsum(-1)
     total = cumulative[-1].item()
-    # Rounding can carry uniform * total up to total, which would lie beyond the last token.
+    # Rounding can carry uniform * total up to total, which is past the last token.
     position = min(uniform * total, math.nextafter(total, 0))
     return int(torch.searchsorted(cumulative, position, right=True))
 
 
 def random_stream(seed: int, index: int) -> random.Random:
-    """The random numbers of sample `index`: they depend on (seed, index) alone, not on how many samples are drawn."""
+    """Return the generator of sample `index`. It depends on (seed, index) only, not on how many samples are drawn."""
     return random.Random(f"{seed}/{index}")
 
 
 def next_token(logits: Tensor, ids: Tensor, suppressed: Tensor, config: GenerateConfig, rng: random.Random) -> int:
-    """Choose one token from logits (V,). Raises NonFiniteError when the model gave NaN or infinity."""
+    """Choose one token from logits (V,). Raises NonFiniteError if the logits hold NaN or infinity."""
     scores = filter_scores(logits, ids, suppressed, config)
-    # NaN is above all others.
+    # argmax treats NaN as the largest value.
     best = int(scores.argmax())
     if not math.isfinite(scores[best].item()):
-        raise NonFiniteError("the model's scores are not finite: its weights are damaged, or try --dtype fp32")
+        raise NonFiniteError("the model's logits are not finite: its weights are damaged, or need --dtype fp32")
     if config.temperature == 0:
         return best
     return draw(scores.softmax(-1), rng.random())

@@ -1,11 +1,11 @@
-"""Stop strings in streamed text: nothing that may still become a stop string is let through."""
+"""Find stop strings in streamed text, holding back text that may still become one."""
 
 
 class StopFilter:
-    """Cuts a stream of text before the first stop string that is completed in it.
+    """Truncates a stream of text before the first stop string.
 
-    The result does not depend on how the text is cut into pieces: the stop string that ends first wins, and of those
-    that end together the longest.
+    The result does not depend on how the text is split into chunks: the stop string that ends first wins, and the
+    longest one if several end at the same place.
     """
 
     def __init__(self, stop_strings: list[str]) -> None:
@@ -14,7 +14,7 @@ class StopFilter:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Take the next piece; return the text that is certain to come before any stop string."""
+        """Add a chunk. Return the text that cannot be part of a stop string any more."""
         if self.stopped:
             return ""
         self.held += text
@@ -28,12 +28,12 @@ class StopFilter:
         return certain
 
     def flush(self) -> str:
-        """The text still held, when no more is to come."""
+        """Return the text still held back, at the end of the stream."""
         certain, self.held = self.held, ""
         return certain
 
     def _held_back(self) -> int:
-        """Length of the longest end of the held text with which a stop string begins."""
+        """Return the length of the longest suffix of the held text that is a prefix of a stop string."""
         longest = max((len(s) for s in self.stop_strings), default=1) - 1
         for length in range(min(longest, len(self.held)), 0, -1):
             if any(s.startswith(self.held[-length:]) for s in self.stop_strings):

@@ -1,8 +1,8 @@
-"""STAGE 1: text in, a tokenizer directory out.
+"""STAGE 1: train a tokenizer on text.
 
-sample.py  a seeded sample of a corpus in bounded memory
+sample.py  draw_sample: a seeded sample of a corpus in bounded memory
 train.py   train_tokenizer: sample, train, check, report, publish
-report.py  what it is worth on held-out text, and the picture of how a sentence is cut
+report.py  metrics on held-out text, and a picture of how a sentence is tokenized
 
 python -m tokenizer --data my/texts
 """

@@ -1,33 +1,33 @@
-"""What a tokenizer is worth on text that it was not trained on, and the picture of how a sentence is cut."""
+"""Measure a tokenizer on held-out text, and draw how it splits a sentence."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from mini_llm.tokenization.tokenizer import SPACE, Tokenizer
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-PIECE_COLUMNS = ["piece", "id", "kind"]
+TOKEN_COLUMNS = ["piece", "id", "kind"]  # stored in runs: keep the names
 
 _COLOURS = ("on blue", "on dark_green", "on magenta", "on red")
 _SENTENCE = range(50, 111)  # characters
 
 
 def measure(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:
-    """Figures on `texts`, beside those of plain bytes (names starting with byte_baseline).
+    """Measure `texts`, also as plain bytes (names starting with byte_baseline).
 
-    bytes_per_token: UTF-8 bytes. coverage: share of the characters that have a piece of their own. byte_fallback: share
-    of the tokens that are single bytes of characters without one. tokens_per_word: words are what spaces part.
+    bytes_per_token: UTF-8 bytes. coverage: share of the characters that have their own token. byte_fallback: share of
+    the tokens that are byte tokens. tokens_per_word: words are separated by whitespace.
     """
     characters: Counter[str] = Counter()
     for text in texts:
         characters.update(text)
-    single = {piece for i in range(tokenizer.vocab_size) if len(piece := tokenizer.piece(i)) == 1}
+    single = {token for i in range(tokenizer.vocab_size) if len(token := tokenizer.id_to_token(i)) == 1}
     single |= {" "} if SPACE in single else set()
     is_byte = np.array([tokenizer.is_byte(i) for i in range(tokenizer.vocab_size)])
     encoded = tokenizer.encode_batch(texts)
@@ -46,10 +46,8 @@ def measure(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:
     }
 
 
-def report_table(figures: Mapping[str, Any]) -> "Table":
-    """The figures of `measure` as a table, the byte baseline beside them."""
-    from rich.table import Table
-
+def report_table(figures: Mapping[str, Any]) -> Table:
+    """Return the result of `measure` as a table, next to the byte baseline."""
     table = Table(title=f"on {figures['heldout_bytes'] / 1e6:,.2f} MB of held-out text", title_justify="left")
     table.add_column("")
     table.add_column("this tokenizer", justify="right")
@@ -58,45 +56,42 @@ def report_table(figures: Mapping[str, Any]) -> "Table":
     table.add_row("bytes per token", f"{figures['bytes_per_token']:.3f}", "1.000")
     baseline = figures["byte_baseline_tokens_per_word"]
     table.add_row("tokens per word", f"{figures['tokens_per_word']:.2f}", f"{baseline:.2f}")
-    table.add_row("characters with a piece of their own", f"{figures['coverage']:.3%}", "-")
-    table.add_row("tokens that are single bytes", f"{figures['byte_fallback']:.3%}", "100.000%")
+    table.add_row("characters with their own token", f"{figures['coverage']:.3%}", "-")
+    table.add_row("byte tokens", f"{figures['byte_fallback']:.3%}", "100.000%")
     return table
 
 
 def choose_sentence(texts: Sequence[str]) -> str:
-    """A line of a readable length with many words, else the beginning of the longest line."""
+    """Return a line of readable length with many words, else the beginning of the longest line."""
     lines = [line.strip() for text in texts[:200] for line in text.splitlines()]
     fitting = [line for line in lines if len(line) in _SENTENCE and len(line.split()) >= 8]
     return fitting[0] if fitting else max(lines, key=len, default="")[: _SENTENCE[-1]]
 
 
-def cut(tokenizer: Tokenizer, sentence: str) -> list[list[Any]]:
-    """Rows [piece, id, kind] of a sentence; kind is 'byte' for a byte of a character without a piece, else 'piece'."""
+def token_rows(tokenizer: Tokenizer, sentence: str) -> list[list[Any]]:
+    """Return a row [token, id, kind] per token of a sentence; kind is 'byte' for a byte token, else 'piece'."""
     ids = tokenizer.encode(sentence)
-    return [[tokenizer.piece(i), i, "byte" if tokenizer.is_byte(i) else "piece"] for i in ids]
+    return [[tokenizer.id_to_token(i), i, "byte" if tokenizer.is_byte(i) else "piece"] for i in ids]
 
 
-def draw(rows: Sequence[Sequence[Any]], console: "Console") -> None:
-    """Print the picture: coloured pieces over their ids in a terminal, else pieces between '|'. Spaces are dots."""
-    from rich.cells import cell_len
-    from rich.text import Text
-
+def draw(rows: Sequence[Sequence[Any]], console: Console) -> None:
+    """Print coloured tokens above their ids in a terminal, else tokens between '|'. Spaces appear as dots."""
     space, line_break = ("\u00b7", "\u21b5") if console.encoding.lower().startswith("utf") else ("_", "\\n")
-    shown = [str(piece).replace(SPACE, space).replace("\n", line_break).replace("\t", "\\t") for piece, _, _ in rows]
+    shown = [str(token).replace(SPACE, space).replace("\n", line_break).replace("\t", "\\t") for token, _, _ in rows]
     if not console.is_terminal:
         console.print("|" + "|".join(shown) + "|", markup=False, highlight=False, soft_wrap=True)
         return
-    pieces, ids, width = Text(), Text(), 0
+    tokens, ids, width = Text(), Text(), 0
     for number, (text, (_, token_id, kind)) in enumerate(zip(shown, rows, strict=True)):
         cell = max(cell_len(text), len(str(token_id)))
         if width and width + cell + 1 > console.width:
-            console.print(pieces)
+            console.print(tokens)
             console.print(ids)
-            pieces, ids, width = Text(), Text(), 0
+            tokens, ids, width = Text(), Text(), 0
         colour = _COLOURS[number % len(_COLOURS)]
         style = f"bold white {colour}" + (" italic underline" if kind == "byte" else "")
-        pieces.append(text, style).append(" " * (cell - cell_len(text) + 1))
+        tokens.append(text, style).append(" " * (cell - cell_len(text) + 1))
         ids.append(str(token_id).ljust(cell + 1), "dim")
         width += cell + 1
-    console.print(pieces)
+    console.print(tokens)
     console.print(ids)

@@ -1,4 +1,4 @@
-"""Train a tokenizer: sample the corpus, train, put it through the gate, measure it, publish it."""
+"""Train a tokenizer: sample the corpus, train, check round trips, measure, publish."""
 
 import io
 import re
@@ -23,88 +23,88 @@ from mini_llm.tokenization.load import is_complete
 from mini_llm.tokenization.save import save_tokenizer
 from mini_llm.tokenization.tokenizer import Tokenizer
 
-from .report import PIECE_COLUMNS, choose_sentence, cut, measure
-from .sample import STRETCH, Sample, draw_sample
+from .report import TOKEN_COLUMNS, choose_sentence, measure, token_rows
+from .sample import SEGMENT, Sample, draw_sample
 
 HELDOUT_BYTES = 4_000_000
-_RESERVED = str.maketrans({"\u2585": " ", "\0": " "})  # the trainer skips any text that holds one of these
+_RESERVED = str.maketrans({"\u2585": " ", "\0": " "})  # the trainer skips texts with these
 CONTROL_SYMBOLS = ("<mask>", "<cls>", "<sep>")
-RESERVED_IDS = 4 + len(CONTROL_SYMBOLS) + 256  # <unk> <s> </s> <pad>, the control symbols, the bytes
+RESERVED_IDS = 4 + len(CONTROL_SYMBOLS) + 256  # <unk> <s> </s> <pad>, the control symbols, the byte tokens
 
-# Every setting that decides how text is cut. Lossless: no normalisation, no space added or removed. SentencePiece,
-# transformers and llama.cpp agree on such a model because no piece holds a space after another character.
-SETTINGS = {
+# All settings that decide how text is tokenized. Lossless: no normalization, no space added or removed. SentencePiece,
+# transformers and llama.cpp agree on this model because no token has a space after another character.
+SETTINGS: dict[str, Any] = {
     "model_type": "bpe",
     "byte_fallback": True,
     "normalization_rule_name": "identity",
     "remove_extra_whitespaces": False,
     "add_dummy_prefix": False,
     "split_by_whitespace": True,
-    # Runs of spaces become one piece, as in Llama's vocabulary: 1.55 times the bytes per token on indented source code.
+    # Runs of spaces become one token, as in Llama's vocabulary: 1.55 times the bytes per token on indented source code.
     "allow_whitespace_only_pieces": True,
     "unk_id": 0,
     "bos_id": 1,
     "eos_id": 2,
     "pad_id": 3,
-    # Else a corpus without spaces (Chinese, base64) would have no piece for them, and bytes would spell U+2581.
+    # Otherwise a corpus without spaces (Chinese, base64) gets no space token, and byte tokens would spell U+2581.
     "required_chars": "\u2581",
-    "max_sentence_length": 4 * STRETCH + 1,  # bytes; a longer one would be skipped
+    "max_sentence_length": 4 * SEGMENT + 1,  # bytes; a longer one would be skipped
     "minloglevel": 2,
 }
 
 
 def train_tokenizer(
-    config: TokenizerConfig, directory: Path | str, say: Callable[[str], None] | None = None
+    config: TokenizerConfig, directory: Path | str, log: Callable[[str], None] | None = None
 ) -> Tokenizer:
-    """Train the tokenizer of `config` in `directory`, or return the one there when it has this config and corpus.
+    """Train the tokenizer of `config` in `directory`, or load the one there if its config and corpus are the same.
 
-    tokenizer.model appears last: a directory that holds it is complete. `say` gets a line per step (None: stderr).
-    Raises ConfigError for a directory of another config or corpus and for a vocabulary size that the corpus cannot
-    give, DataError for a corpus without text, CheckpointError when the gate finds a string that does not come back.
+    Writes tokenizer.model last: a directory that holds it is complete. Calls `log` with a line per step (None: print to
+    stderr). Raises ConfigError if `directory` belongs to another config or corpus or if the corpus does not allow the
+    vocabulary size, DataError for a corpus without text, CheckpointError if a string does not round-trip.
     """
     directory = Path(directory)
-    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    log = log or (lambda line: print(line, file=sys.stderr, flush=True))
     tree = config.model_dump(mode="json")
     if is_complete(directory):
-        return _reuse(config, tree, directory, say)
+        return _reuse(config, tree, directory, log)
     with RunDirectory(directory) as run:
         if is_complete(directory):  # another process was faster
-            return _reuse(config, tree, directory, say)
+            return _reuse(config, tree, directory, log)
         run.record(tree)
         with Tracker(directory, config.tracking, "tokenizer", tree) as tracker:
-            return _train(config, run, tracker, say)
+            return _train(config, run, tracker, log)
 
 
-def _reuse(config: TokenizerConfig, tree: dict[str, Any], directory: Path, say: Callable[[str], None]) -> Tokenizer:
-    run = RunDirectory(directory, main_process=False)  # takes no lock: several ranks and runs read it at once
+def _reuse(config: TokenizerConfig, tree: dict[str, Any], directory: Path, log: Callable[[str], None]) -> Tokenizer:
+    run = RunDirectory(directory, main_process=False)  # takes no lock, since several ranks and runs may read it at once
     summary = read_json(directory / "summary.json") or {}
-    # No size asked for, or the one that the rule gave: then the one that is there will do.
+    # Without a requested size, or with the size found, the tokenizer there fits.
     same_size = config.vocab_size in (None, summary.get("vocab_size"))
     run.compare_config(tree, harmless=("run", "vocab_size", "hidden_size") if same_size else ("run", "hidden_size"))
     recorded, found = summary.get("corpus_fingerprint"), corpus_fingerprint(config.corpus)
     if recorded != found:
         raise ConfigError(
-            f"{directory}: the corpus has changed since this tokenizer was trained on it "
-            f"(corpus_fingerprint {recorded} -> {found}), and models may depend on the tokenizer. Keep both: choose "
-            f"another name (RUN=another-name, or --run another-name). Or start over: delete {directory}"
+            f"{directory}: the corpus has changed since this tokenizer was trained on it (corpus_fingerprint "
+            f"{recorded} -> {found}). Models may depend on this tokenizer: to keep it, choose another name "
+            f"(RUN=another-name, or --run another-name); to replace it, delete {directory}"
         )
-    say(run.describe_finished())
+    log(run.describe_finished())
     return Tokenizer.load(directory)
 
 
-def _train(config: TokenizerConfig, run: RunDirectory, tracker: Tracker, say: Callable[[str], None]) -> Tokenizer:
+def _train(config: TokenizerConfig, run: RunDirectory, tracker: Tracker, log: Callable[[str], None]) -> Tokenizer:
     started = time.monotonic()
     fingerprint = corpus_fingerprint(config.corpus)
     read = ReadReport()
     sample = draw_sample(iter_documents(config.corpus, "train", read), config.sample_bytes, config.seed)
     heldout = draw_sample(iter_documents(config.corpus, "validation"), HELDOUT_BYTES, config.seed).texts
-    say(f"read {read}")
-    model = train_model(config, sample, say)
+    log(f"read {read}")
+    model = train_model(config, sample, log)
     trained = time.monotonic() - started
 
     tokenizer = Tokenizer(model, run.path)
     gate = check(tokenizer, heldout)
-    say(str(gate))
+    log(str(gate))
     staging = run.path / ".staging"
     shutil.rmtree(staging, ignore_errors=True)
     save_tokenizer(Tokenizer(model, staging), staging, "causal")
@@ -112,7 +112,7 @@ def _train(config: TokenizerConfig, run: RunDirectory, tracker: Tracker, say: Ca
 
     figures = measure(tokenizer, heldout)
     sentence = choose_sentence(heldout)
-    tracker.table("pieces", PIECE_COLUMNS, cut(tokenizer, sentence))
+    tracker.table("pieces", TOKEN_COLUMNS, token_rows(tokenizer, sentence))
     tracker.log(0, {f"tokenizer/{name}": value for name, value in figures.items()}, {"train_seconds": trained})
     tracker.summary(
         {
@@ -128,6 +128,9 @@ def _train(config: TokenizerConfig, run: RunDirectory, tracker: Tracker, say: Ca
             "space_marks": gate.space_marks,
         }
     )
+    resolved = {"run": config.directory.name, "vocab_size": tokenizer.vocab_size}
+    run.resolve(resolved)
+    tracker.config(resolved)
     run.finish({name: figures[name] for name in ("vocab_size", "bytes_per_token", "tokens_per_word")})
     files = {name: (staging / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
     shutil.rmtree(staging)
@@ -137,17 +140,17 @@ def _train(config: TokenizerConfig, run: RunDirectory, tracker: Tracker, say: Ca
     return tokenizer
 
 
-def train_model(config: TokenizerConfig, sample: Sample, say: Callable[[str], None] = lambda line: None) -> bytes:
-    """The serialised SentencePiece model for a sample: the same bytes for the same sample and config.
+def train_model(config: TokenizerConfig, sample: Sample, log: Callable[[str], None] = lambda line: None) -> bytes:
+    """Train on `sample` and return the serialized SentencePiece model, byte for byte the same for the same inputs.
 
-    Raises ConfigError when vocab_size is too small or too large for the sample (a default size is moved instead).
+    Raises ConfigError if vocab_size is too small or too large for the sample; adjusts a default size instead.
     """
     if not sample.texts:
-        raise DataError("the corpus holds no text to train a tokenizer from")
+        raise DataError("the corpus holds no text to train a tokenizer on; check corpus.sources")
     sentinels = tuple(f"<extra_id_{i}>" for i in range(config.sentinels or 0))
     size = config.vocab_size or default_vocab_size(sample.corpus_bytes, config.hidden_size) + len(sentinels)
     while True:
-        say(f"training {size:,} pieces on {sample.sampled_bytes / 1e6:,.1f} of {sample.corpus_bytes / 1e6:,.1f} MB")
+        log(f"training {size:,} tokens on {sample.sampled_bytes / 1e6:,.1f} of {sample.corpus_bytes / 1e6:,.1f} MB")
         try:
             return _run_trainer(sample, size, config.character_coverage, sentinels)
         except _WrongSize as wrong:
@@ -168,7 +171,7 @@ def _run_trainer(sample: Sample, size: int, coverage: float, sentinels: tuple[st
     reserved = RESERVED_IDS + len(sentinels)
     if size <= reserved:
         raise _WrongSize(
-            f"too small: symbols and single bytes alone take {reserved}; take {512 + len(sentinels)} or more",
+            f"too small: special tokens and byte tokens alone take {reserved}; use {512 + len(sentinels)} or more",
             2 * reserved,
         )
     model = io.BytesIO()
@@ -186,22 +189,22 @@ def _run_trainer(sample: Sample, size: int, coverage: float, sentinels: tuple[st
         if match := re.search(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)", text):
             least = int(match[1])
             raise _WrongSize(
-                f"too small: symbols, bytes and the characters of this corpus take {least:,}. Take twice as many or "
-                f"more, or let rare characters become bytes (character_coverage={coverage}, at least 0.98)",
+                f"too small: special tokens, bytes and the characters of this corpus take {least:,}. Use twice as "
+                f"many, or lower character_coverage={coverage} (0.98 or more) to spell rare characters in bytes",
                 2 ** (2 * least).bit_length(),
             ) from None
         if match := re.search(r"set it to a value <= (\d+)", text):
             most = int(match[1])
             part = "corpus" if sample.sampled_bytes == sample.corpus_bytes else "sample (sample_bytes)"
-            raise _WrongSize(f"too large: this {part} gives {most:,} pieces at most", most) from None
+            raise _WrongSize(f"too large: this {part} yields at most {most:,} tokens", most) from None
         raise DataError(f"SentencePiece cannot train on this corpus: {text}") from None
     return model.getvalue()
 
 
 def _compare_with_json(tokenizer: Tokenizer, fast: FastTokenizer, texts: list[str]) -> None:
-    """Raise CheckpointError unless tokenizer.json gives the ids of tokenizer.model."""
+    """Raise CheckpointError unless tokenizer.json and tokenizer.model give the same ids."""
     for text in [*hostile_strings().values(), *texts]:
         if fast.encode(text) != tokenizer.encode(text):
             raise CheckpointError(
-                f"tokenizer gate: tokenizer.json and tokenizer.model cut this text differently: {text[:80]!r}"
+                f"tokenizer gate: tokenizer.json and tokenizer.model give different ids for this text: {text[:80]!r}"
             )

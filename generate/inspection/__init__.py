@@ -1,1 +1,1 @@
-"""`python -m generate inspect`: what a model computes for one text, as a page."""
+"""`python -m generate inspect`: show what a model computes for one text, as an HTML page."""

@@ -1,4 +1,4 @@
-"""`python -m generate inspect`: one text through one model, and everything on its way as a page to look at."""
+"""`python -m generate inspect`: run one text through a model and write its activations as an HTML page."""
 
 import re
 from contextlib import ExitStack
@@ -22,10 +22,10 @@ MASKS = ("<mask>", "[MASK]")
 
 
 def write_inspection(path: Path, text: str, out: Path, target: str | None = None, max_tokens: int = 256) -> Inspection:
-    """Write the page for `text` in the model at `path` (a model or run directory) to `out`.
+    """Run `text` through the model at `path` (a model or run directory) and write the page to `out`.
 
-    `target` is the decoder's text in an encoder-decoder (None: the model's own greedy answer). At most `max_tokens`
-    tokens of each are looked at. Raises CheckpointError, ConfigError, ModelDirectoryError, NonFiniteError.
+    `target` is the decoder's text for an encoder-decoder (None: the model's own greedy answer). Uses at most
+    `max_tokens` tokens of each. Raises CheckpointError, ConfigError, ModelDirectoryError, NonFiniteError.
     """
     directory = find_generator(path)
     tokenizer = load_tokenizer(directory)
@@ -36,7 +36,7 @@ def write_inspection(path: Path, text: str, out: Path, target: str | None = None
     try:
         write_atomic(out, render(inspection, tokenizer, "/".join(path.resolve().parts[-2:])))
     except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error}); name another file") from None
+        raise ConfigError(f"--out {out}: cannot write it ({error.strerror or error}); name another file") from None
     return inspection
 
 
@@ -48,20 +48,22 @@ def inspect_text(
     max_tokens: int = 256,
     add_bos: bool = True,
 ) -> Inspection:
-    """Run `text` through `model` once and keep what passes. Raises CheckpointError, ConfigError, NonFiniteError."""
+    """Run `text` through `model` once and record it. Raises CheckpointError, ConfigError, NonFiniteError."""
     config = model.config
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}: they do not belong "
-            "together. Copy the tokenizer files of the training run into the model directory"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: they do not match. "
+            "Copy the tokenizer files of the training run into the model directory"
         )
     if target is not None and not isinstance(model, Seq2SeqLM):
-        raise ConfigError("--target is the decoder's text of an encoder-decoder; this model is none: leave it out")
+        raise ConfigError(
+            "--target is the decoder's text of an encoder-decoder, but this model has no decoder: omit it"
+        )
     limit = min(max_tokens, config.max_position_embeddings)
     notes: list[str] = []
     source, dropped = frame(model, tokenizer, text, limit, add_bos)
     if dropped:
-        notes.append(f"The text is cut: its last {dropped:,} tokens are not looked at (at most {limit:,} are).")
+        notes.append(f"The text is truncated to {limit:,} tokens: its last {dropped:,} tokens are not shown.")
     ids = torch.tensor([source])
     if isinstance(model, SequenceClassifier):
         inspection = _classifier(model, ids)
@@ -74,16 +76,18 @@ def inspect_text(
         x.probabilities for x in (inspection.lens, inspection.decision) if x is not None
     ]:
         if not figures.isfinite().all():
-            raise NonFiniteError("the model computes NaN for this text: its weights are damaged or were never finite")
+            raise NonFiniteError(
+                "the model computes NaN for this text: its weights are damaged; use another checkpoint"
+            )
     return inspection
 
 
 def frame(model: nn.Module, tokenizer: Any, text: str, limit: int, add_bos: bool) -> tuple[list[int], int]:
-    """Ids of `text` as the model was trained to read it, at most `limit`, and how many are cut off its end.
+    """Return the ids of `text` with the special tokens of training, at most `limit`, and the number of tokens dropped.
 
-    A foreign tokenizer's own template; else `<s> text` for a decoder, `<cls> text <sep>` for an encoder, `text </s>`
-    for an encoder-decoder. For a masked model, <mask> or [MASK] in the text is the mask token, and takes the place of
-    the space before it too: that belongs to the word which is to be guessed. Raises ConfigError for no token at all.
+    Uses a foreign tokenizer's own template, else `<s> text` for a decoder, `<cls> text <sep>` for an encoder and
+    `text </s>` for an encoder-decoder. For a masked model, <mask> or [MASK] in the text becomes the mask token. It also
+    replaces the space before it, which belongs to the masked word. Raises ConfigError for a text without tokens.
     """
     config = model.config
     classifier = isinstance(model, SequenceClassifier)
@@ -98,13 +102,13 @@ def frame(model: nn.Module, tokenizer: Any, text: str, limit: int, add_bos: bool
     before, after = ([i for i in edge if i is not None] for edge in (before, after))
     parts = [text]
     if not (config.is_encoder_decoder or config.causal or classifier) and tokenizer.mask_id is not None:
-        names = {*MASKS, tokenizer.piece(tokenizer.mask_id)}
+        names = {*MASKS, tokenizer.id_to_token(tokenizer.mask_id)}
         parts = re.split(" ?(?:" + "|".join(map(re.escape, sorted(names))) + ")", text)
     ids = list(tokenizer.encode(parts[0]))
     for part in parts[1:]:
         ids += [tokenizer.mask_id, *tokenizer.encode(part)]
     if not ids:
-        raise ConfigError("the text is empty (it has no token): give the model something to read")
+        raise ConfigError("the text is empty (it has no tokens): give some text")
     room = limit - len(before) - len(after)
     return [*before, *ids[:room], *after], max(0, len(ids) - room)
 
@@ -129,20 +133,20 @@ def _seq2seq(
 ) -> Inspection:
     end = model.config.eos_token_id
     if model.config.decoder_start_token_id is None:
-        raise CheckpointError("config.json has no decoder_start_token_id, which begins every text of the decoder")
+        raise CheckpointError(
+            "config.json has no decoder_start_token_id, which every decoder input starts with: add it"
+        )
     if target is None:
         following = greedy_decode(model, ids, torch.ones_like(ids), limit)[0]
-        notes.append(
-            "The target is the model's own answer, the most probable token each time (--target gives another)."
-        )
+        notes.append("The target is the model's own greedy answer (--target sets another).")
     else:
         following = tokenizer.encode(target)
         if len(following) > limit:
-            notes.append(f"The target is cut: its last {len(following) - limit:,} tokens are not looked at.")
+            notes.append(f"The target is truncated: its last {len(following) - limit:,} tokens are not shown.")
     if len(following) < limit and end is not None:
         following.append(end)
     following = following[:limit]
-    # The last token is only ever predicted.
+    # The last token is only predicted, never an input.
     inputs = [model.config.decoder_start_token_id, *following[:-1]]
     expected = [*following, None][: len(inputs)]
     encoder, decoder = Recorder(model.trunk.encoder), Recorder(model.trunk.decoder)
@@ -167,7 +171,7 @@ def _classifier(model: SequenceClassifier, ids: torch.Tensor) -> Inspection:
     labels = probabilities.topk(min(BEST, len(probabilities))).indices.tolist()
     targets, scores = attribute(logits, recorders, labels)
     if double:
-        # The decoder reads the text one position late, behind its start token.
+        # The decoder input is the text shifted right by its start token.
         scores[0][:, :-1] += scores[1][:, 1:]
     names = [config.id2label[i] for i in range(config.num_labels)]
     decision = Decision(names, probabilities, labels, targets, scores[0])

@@ -1,4 +1,4 @@
-"""An Inspection as one self-contained HTML page: its data as JSON and packed bytes, its look from engine/templates."""
+"""Render an Inspection as one self-contained HTML page: data as JSON and packed bytes, style from the report page."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ VISIBLE = {" ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5"}
 
 
 def render(inspection: Inspection, tokenizer: Any, name: str) -> str:
-    """The page. It needs no network, and its policy allows none; of scripts it allows its own alone, by its hash."""
+    """Return the page. Its content security policy forbids network access and all scripts but its own, by hash."""
     script = "\n".join((TEMPLATES / file).read_text(encoding="utf-8") for file in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     config = inspection.model.config
@@ -43,7 +43,7 @@ def render(inspection: Inspection, tokenizer: Any, name: str) -> str:
 
 
 def page_data(inspection: Inspection, tokenizer: Any) -> dict[str, Any]:
-    """What the page's script reads: tokens as indices into `words`, probabilities rounded."""
+    """Return the data that the page's script reads: tokens as keys of `words`, probabilities rounded."""
     words: dict[int, str] = {}
 
     def word(token_id: int | None) -> int | None:
@@ -72,7 +72,7 @@ def page_data(inspection: Inspection, tokenizer: Any) -> dict[str, Any]:
             "sequence": lens.sequence,
             "positions": lens.positions,
             "expected": [word(i) for i in lens.expected],
-            # A masked model is asked for the token that stands there, others for the one that follows.
+            # A masked model predicts the token at the position, other models the next token.
             "truth": None if isinstance(inspection.model, MaskedLM) else "next token",
             "chances": rounded(lens.chances, 4),
             "ids": [[[word(i) for i in best] for best in layer] for layer in lens.ids.tolist()],
@@ -98,7 +98,7 @@ def page_data(inspection: Inspection, tokenizer: Any) -> dict[str, Any]:
 
 
 def embedded_json(tree: Any) -> str:
-    """JSON that may stand inside a <script>: no character in it ends or opens a tag. Raises ValueError for NaN."""
+    """Return JSON that is safe inside a <script>: no character opens or closes a tag. Raises ValueError for NaN."""
     text = json.dumps(tree, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -106,17 +106,17 @@ def embedded_json(tree: Any) -> str:
 
 
 def pack(weights: list[Tensor]) -> str:
-    """Attention weights as one base64 string of deflated bytes: round(255 sqrt(w)), tensor after tensor.
+    """Encode attention weights as base64 of deflated bytes round(255 sqrt(w)), tensor after tensor.
 
-    The square root keeps small weights apart: an even spread over 256 tokens is 1/256 each. A reader squares the bytes
-    and divides each row by its sum. The zeros of a causal map take no space once deflated.
+    The square root keeps small weights apart: uniform attention over 256 tokens has weights of 1/256. To decode, square
+    the bytes and divide each row by its sum. Deflate makes the zeros of a causal map almost free.
     """
     data = b"".join((w.sqrt() * 255).round().to(torch.uint8).numpy().tobytes() for w in weights)
     return base64.b64encode(zlib.compress(data)).decode()
 
 
 def rounded(values: Tensor, digits: int) -> list[Any]:
-    """A tensor as nested lists of short numbers."""
+    """Convert a tensor to nested lists of rounded numbers."""
 
     def shorten(value: Any) -> Any:
         return [shorten(item) for item in value] if isinstance(value, list) else round(value, digits)
@@ -125,20 +125,20 @@ def rounded(values: Tensor, digits: int) -> list[Any]:
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    """A token as a reader can tell it from others: spaces, line ends, controls and single bytes visible."""
+    """Return a token for display, with visible spaces, line ends, control characters and byte tokens."""
     try:
-        piece = text = tokenizer.piece(token_id)
+        token = text = tokenizer.id_to_token(token_id)
     except IndexError:
-        # Rows that only pad the vocabulary have no token.
+        # Rows that pad the embedding have no token.
         return f"<unused {token_id}>"
     if token_id not in tokenizer.special_ids:
         if tokenizer.is_byte(token_id):
-            byte = int(piece[3:5], 16)
-            text = chr(byte) if byte < 0x80 else piece
-        elif SPACE in piece:
-            # Decoding alone would lose a first space.
-            text = piece.replace(SPACE, " ")
+            byte = int(token[3:5], 16)
+            text = chr(byte) if byte < 0x80 else token
+        elif SPACE in token:
+            # Decoding a single token would lose its leading space.
+            text = token.replace(SPACE, " ")
         else:
-            text = tokenizer.decode([token_id]) or piece
-    # What cannot be printed (controls, marks that turn the writing direction) would hide or move its neighbours.
+            text = tokenizer.decode([token_id]) or token
+    # Escape unprintable characters (controls, bidirectional marks), which would hide or move their neighbours.
     return "".join(VISIBLE.get(c) or (c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)

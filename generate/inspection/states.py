@@ -1,4 +1,4 @@
-"""What a model computes on its way: attention maps, states after each block, what they predict, and gradients."""
+"""Record what a model computes: attention maps, hidden states of each layer, logit lens and gradients."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from mini_llm.model.config import ModelConfig
 from mini_llm.model.transformer import Transformer
 
-BEST = 5
+BEST = 5  # predictions kept per position
 
 
 @dataclass
 class Maps:
-    """The attention of one stack for one text.
+    """The attention maps of one stack of layers for one text.
 
-    `queries` and `keys` name the two sequences of tokens. weights (L, H, T, S): every row sums to 1. entropy (L, H):
-    see normalized_entropy.
+    `queries` and `keys` name the two token sequences. Shapes: weights (L, H, T, S), where every row sums to 1; entropy
+    (L, H), see normalized_entropy.
     """
 
     name: str
@@ -30,10 +30,10 @@ class Maps:
 
 @dataclass
 class Lens:
-    """What the states at `positions` (P) of `sequence` predict: before the first block, then after each of L blocks.
+    """The logit lens: predictions from the states at `positions` (P), before the first and after each of L layers.
 
-    ids and probabilities (L + 1, P, up to 5), best first. `expected` (P) holds the token that stands there in truth,
-    None where nobody knows, and `chances` (L + 1, P) its probability (0 there).
+    ids and probabilities: (L + 1, P, up to 5), best first. `expected` (P) holds the correct token, or None if it is
+    unknown. `chances` (L + 1, P) is its probability, or 0 if it is unknown.
     """
 
     sequence: str
@@ -46,8 +46,8 @@ class Lens:
 
 @dataclass
 class Decision:
-    """What a classifier decided. probabilities (N): of all labels. Of the most probable ones, `labels`: their log-odds
-    `targets` and the tokens' shares `scores` (labels, T); see attribute."""
+    """The decision of a classifier. probabilities: (N,), of all labels. For the most probable `labels`: their log-odds
+    `targets` (labels,) and the attributions of the tokens, `scores` (labels, T); see attribute."""
 
     names: list[str]
     probabilities: Tensor
@@ -57,10 +57,10 @@ class Decision:
 
 
 class Recorder:
-    """Records one forward pass through `trunk`, for one text: a context manager.
+    """Context manager that records one forward pass of one text through `trunk`.
 
-    `states` are (1, T, C): what enters the first block, and what leaves each. The first is a leaf of the graph where
-    gradients are enabled. Attention takes its explicit path and keeps its weights.
+    `states` are (1, T, C): the input of the first layer, then the output of each. The first is a leaf that requires
+    gradients if they are enabled. Attention runs its explicit path and keeps its weights.
     """
 
     def __init__(self, trunk: Transformer) -> None:
@@ -93,21 +93,21 @@ class Recorder:
         self.states.append(output)
 
     def maps(self, name: str, sequence: str) -> Maps:
-        """Self-attention over `sequence`."""
+        """Return the self-attention maps over `sequence`."""
         weights = torch.stack([block.attn.weights[0].detach() for block in self.trunk.blocks])
         config, length = self.trunk.config, weights.size(-1)
         seen = torch.stack([keys_seen(config, layer, length) for layer in range(config.num_hidden_layers)])
         return Maps(name, sequence, sequence, weights, normalized_entropy(weights, seen))
 
     def cross_maps(self, name: str, queries: str, keys: str) -> Maps:
-        """Attention of a decoder to what the encoder made."""
+        """Return the cross-attention maps from `queries` to `keys`."""
         weights = torch.stack([block.cross.weights[0].detach() for block in self.trunk.blocks])
         seen = torch.full((len(weights), weights.size(-2)), weights.size(-1))
         return Maps(name, queries, keys, weights, normalized_entropy(weights, seen))
 
 
 def keys_seen(config: ModelConfig, layer: int, length: int) -> Tensor:
-    """How many positions each of `length` queries may attend to in a layer, itself included: (T,)."""
+    """Return how many positions each of `length` queries may attend to in a layer, itself included: (T,)."""
     at = torch.arange(length)
     window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else length
     if config.causal:
@@ -116,9 +116,9 @@ def keys_seen(config: ModelConfig, layer: int, length: int) -> Tensor:
 
 
 def normalized_entropy(weights: Tensor, seen: Tensor) -> Tensor:
-    """Entropy of the rows of weights (L, H, T, S) by that of an even spread over the keys `seen` (L, T): (L, H).
+    """Return the entropy of weights (L, H, T, S) relative to uniform attention over the `seen` (L, T) keys: (L, H).
 
-    The mean over the queries that have a choice: 0 where each attends to one key, 1 where to all alike.
+    Averages over the queries that see more than one key: 0 if each attends to one key, 1 if to all equally.
     """
     entropy = torch.special.entr(weights).sum(-1)  # L H T
     choice = seen > 1
@@ -129,9 +129,9 @@ def normalized_entropy(weights: Tensor, seen: Tensor) -> Tensor:
 def logit_lens(
     model: nn.Module, recorder: Recorder, sequence: str, positions: list[int], expected: Sequence[int | None]
 ) -> Lens:
-    """The vocabulary head, behind the final norm, on every recorded state (nostalgebraist 2020, "logit lens").
+    """Apply the final norm and the vocabulary head to every recorded state (nostalgebraist 2020, "logit lens").
 
-    For the last state this is the prediction of the model itself.
+    The last state gives the prediction of the model itself.
     """
     best, chances = [], []
     wanted = torch.tensor([0 if token is None else token for token in expected])
@@ -153,10 +153,10 @@ def logit_lens(
 def attribute(logits: Tensor, recorders: Sequence[Recorder], labels: list[int]) -> tuple[Tensor, list[Tensor]]:
     """Gradient times input (Shrikumar et al. 2016) of the log-odds of `labels`, from logits (N).
 
-    Input is what enters the first block, where embedding, position and embedding norm are one: before the norm, the
-    gradient is blind to the length of a vector. Returns the log-odds (labels), and for each recorder the scores
-    (labels, T). They are a first-order picture and need not add up to the log-odds. A model with a single output has
-    its value in place of log-odds.
+    The input is that of the first layer, after embedding, position and embedding norm: before the norm, the gradient
+    would not see the length of a vector. Returns the log-odds (labels,) and, for each recorder, the scores (labels, T).
+    Scores are a first-order approximation and need not sum to the log-odds. A model with a single output uses its value
+    instead of log-odds.
     """
     inputs = [recorder.states[0] for recorder in recorders]
     targets, scores = [], []
@@ -171,7 +171,7 @@ def attribute(logits: Tensor, recorders: Sequence[Recorder], labels: list[int]) 
 
 @dataclass
 class Inspection:
-    """One text in one model: `sequences` of token ids by name ("text", or "source" and "target"), and what was seen."""
+    """What one model computed for one text; `sequences` holds token ids by name ("text", or "source" and "target")."""
 
     model: nn.Module
     sequences: dict[str, list[int]]

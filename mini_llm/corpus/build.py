@@ -1,14 +1,14 @@
-"""The token store: a corpus as token files, built once for a content and a tokenizer, then reused.
+"""The token store: a corpus as token files, built once per corpus content and tokenizer, then reused.
 
     stores = build_store(CorpusConfig(sources="input.txt"), tokenizer, Path("runs/tokens"))
     stores["train"].read(start=0, count=1024)
 
     runs/tokens/<name>-<hash>/{train,validation}/
         manifest.json                                               fingerprint, counts, tokenizer sha256, shards
-        tokens-00000.bin documents-00000.bin shard-00000.json ...   see shards.py
+        tokens-00000.bin documents-00000.bin shard-00000.json ...   see shard_writer.py
 
-It is written to a folder named *.partial and renamed when whole; a killed run leaves its whole shards there, and the
-next run goes on after them. Changed content gives another hash, hence another folder beside the old one.
+The store is written to a folder named *.partial, which is renamed when it is complete. A killed run leaves its complete
+shards there, and the next run continues after them. Changed content gives another hash and so another folder.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ PLAIN_LINE_SECONDS = 30
 
 
 def build_store(config: CorpusConfig, tokenizer: Any, root: Path) -> dict[str, TokenStore]:
-    """The {"train": ..., "validation": ...} stores of a corpus below `root`: reused, finished, or built; says which.
+    """Return {"train": store, "validation": store} for a corpus, reusing, completing or building them below `root`.
 
     `tokenizer` has sha256, vocab_size, bos_id, eos_id (int or None) and encode_batch(list[str]) -> list of id arrays.
     Raises DataError for unreadable sources, an empty part, or a disk that is full or cannot be written.
@@ -49,7 +49,7 @@ def build_store(config: CorpusConfig, tokenizer: Any, root: Path) -> dict[str, T
     folder = Path(root) / key
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Ranks or runs that start together: one builds, the others wait and find it built.
+        # When several ranks or runs start together, one builds the store and the others wait for it.
         with FileLock(folder.with_name(f".{key}.lock")):
             stores = _existing(folder)
             if stores is None:
@@ -58,7 +58,7 @@ def build_store(config: CorpusConfig, tokenizer: Any, root: Path) -> dict[str, T
     except OSError as error:
         raise DataError(
             f"{folder}: the token store cannot be written: {error.strerror or error}. "
-            "Whole shards are kept; make room or choose another folder, and run again"
+            "Complete shards are kept: free some disk space or choose another folder, then run again"
         ) from None
 
 
@@ -70,10 +70,10 @@ def _existing(folder: Path) -> dict[str, TokenStore] | None:
         for store in stores.values():
             store.verify()
     except DataError as error:
-        _say(f"{error} -- building it again")
+        _log(f"{error} -- rebuilding the store")
         shutil.rmtree(folder)
         return None
-    _say(f"reusing {folder} ({_sizes(stores)}): corpus and tokenizer are unchanged")
+    _log(f"reusing {folder} ({_sizes(stores)}): corpus and tokenizer are unchanged")
     return stores
 
 
@@ -86,7 +86,7 @@ def _build(config: CorpusConfig, tokenizer: Any, folder: Path, fingerprint: str)
         writers = {part: ShardWriter(partial / part, tokenizer) for part in PARTS}
         kept = sum(writer.kept for writer in writers.values())
         if kept:
-            _say(f"{partial}: going on after {kept} whole shards of an earlier run")
+            _log(f"{partial}: continuing after {kept} complete shards of an earlier run")
         for document in iter_parts(config, split, report):
             report.documents += 1
             report.bytes += len(document.text.encode())
@@ -105,8 +105,8 @@ def _build(config: CorpusConfig, tokenizer: Any, folder: Path, fingerprint: str)
     partial.rename(folder)
     stores = {part: TokenStore.open(folder / part) for part in PARTS}
     seconds = max(time.monotonic() - start, 1e-9)
-    _say(f"{report}")
-    _say(f"{folder}: {_sizes(stores)} in {seconds:.1f} s ({report.bytes / 1e6 / seconds:.1f} MB/s)")
+    _log(f"{report}")
+    _log(f"{folder}: {_sizes(stores)} in {seconds:.1f} s ({report.bytes / 1e6 / seconds:.1f} MB/s)")
     return stores
 
 
@@ -134,42 +134,42 @@ def _manifest(
         "unigram_entropy": float(-(shares * np.log(shares)).sum()),  # nats per token
         "split": split,
         "corpus": config.model_dump(mode="json"),
-        "report": report.as_dict(),  # of both parts
+        "report": report.as_dict(),  # covers both parts
         "shards": shards,
     }
 
 
 def _check_space(root: Path, size: int | None, tokenizer: Any) -> None:
-    # About three bytes of text a token; compressed files hold more text than their size says.
+    # Assume three bytes of text per token. Compressed files hold more text than their size suggests.
     needed = (size or 0) * token_dtype(tokenizer.vocab_size).itemsize // 3
     free = shutil.disk_usage(root).free
     if needed > free:
         raise DataError(
-            f"{root}: tokens need about {needed / 1e9:.1f} GB here, {free / 1e9:.1f} GB are free; make room"
+            f"{root}: tokens need about {needed / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free; free disk space"
         )
 
 
 @contextmanager
 def _progress(title: str, size: int | None, report: ReadReport) -> Iterator[Any]:
-    """A bar on standard error when that is a terminal, else a plain line now and then. Counts bytes of files."""
+    """Show a progress bar in bytes of files if stderr is a terminal, else log a line every PLAIN_LINE_SECONDS."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    said = time.monotonic()
+    logged = time.monotonic()
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task(title, total=size)
 
         def show() -> None:
-            nonlocal said
+            nonlocal logged
             done = report.bytes if size is None else report.raw_bytes
             bar.update(task, completed=done)
-            if not console.is_terminal and time.monotonic() - said > PLAIN_LINE_SECONDS:
-                said = time.monotonic()
-                _say(f"{title}: {done / 1e6:,.0f} MB" + (f" of {size / 1e6:,.0f} MB" if size else ""))
+            if not console.is_terminal and time.monotonic() - logged > PLAIN_LINE_SECONDS:
+                logged = time.monotonic()
+                _log(f"{title}: {done / 1e6:,.0f} MB" + (f" of {size / 1e6:,.0f} MB" if size else ""))
 
         yield show
 
@@ -178,5 +178,5 @@ def _sizes(stores: dict[str, TokenStore]) -> str:
     return f"{len(stores['train']):,} training and {len(stores['validation']):,} validation tokens"
 
 
-def _say(message: str) -> None:
+def _log(message: str) -> None:
     print(f"tokens: {message}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Sources -> the distinct documents of the training or the validation part, each of bounded size.
+"""Turn sources into the distinct documents of the training or validation part, each of bounded size.
 
 report = ReadReport()
 for text in iter_documents(CorpusConfig(sources="input.txt"), "train", report): ...
@@ -28,7 +28,7 @@ Split = Literal["given", "hash", "tail"]
 
 
 class Document(NamedTuple):
-    """A distinct text, its part and its origin; the digest is of the text, salted with the corpus seed."""
+    """A distinct text, its part and its origin. `digest` is the hash of the text, salted with the corpus seed."""
 
     part: str
     text: str
@@ -39,10 +39,10 @@ class Document(NamedTuple):
 def iter_documents(
     config: CorpusConfig, part: Literal["train", "validation", "all"] = "train", report: ReadReport | None = None
 ) -> Iterator[str]:
-    """Texts of a part, always in the same order; training texts as often as their source's weight says.
+    """Yield the texts of a part, always in the same order, training texts as often as their source's weight asks.
 
-    A document above 4 MiB of UTF-8 comes as several, cut after a line end, else before white space. No text is in both
-    parts. Raises DataError for unreadable sources, and when the part holds nothing.
+    A document above 4 MiB of UTF-8 is split, after a line end if possible, else before white space. No text is in both
+    parts. Raises DataError for unreadable sources and for an empty part.
     """
     report = ReadReport() if report is None else report
     found = False
@@ -60,13 +60,13 @@ def iter_documents(
 
 
 def iter_parts(config: CorpusConfig, split: Split, report: ReadReport) -> Iterator[Document]:
-    """Documents of both parts in one pass; training documents repeated or left out by weight."""
+    """Yield the documents of both parts in one pass, repeating or dropping training documents by weight."""
     seen = {"train": HashSet(), "validation": HashSet()}
-    # Given validation sources come first: what they hold is then known when the training documents pass.
+    # Validation sources come first, so that their texts can be dropped from the training documents.
     plan = [("validation", source) for source in config.validation] + [("train", source) for source in config.sources]
     for part, source in plan:
         documents = _documents(config, source, part, split, report)
-        if config.deduplicate or split != "hash":  # by hash, the same text is in the same part anyway
+        if config.deduplicate or split != "hash":  # a split by hash puts equal texts in the same part anyway
             documents = _distinct(documents, seen, config.deduplicate, report)
         if part == "train" and source.weight != 1:
             documents = _weighted(documents, source, report)
@@ -74,9 +74,9 @@ def iter_parts(config: CorpusConfig, split: Split, report: ReadReport) -> Iterat
 
 
 def resolve_split(config: CorpusConfig) -> Split:
-    """What split="auto" means here: "tail" below 20 documents or when no hash falls to validation, else "hash".
+    """Resolve split="auto": "tail" below 20 documents or when no document hashes to validation, else "hash".
 
-    Reads only as far as it takes to know.
+    Reads no further than needed to decide.
     """
     if config.validation:
         return "given"
@@ -98,7 +98,7 @@ def resolve_split(config: CorpusConfig) -> Split:
 
 
 def cut(chunks: Iterable[str]) -> Iterator[bytes]:
-    """The UTF-8 text of a document in parts of at most 4 MiB, the same ones however it was read.
+    """Split a document into parts of at most 4 MiB of UTF-8; the result does not depend on the sizes of `chunks`.
 
     A part ends after the last newline in its second half, else before the last space or tab, else between characters.
     """
@@ -114,37 +114,37 @@ def cut(chunks: Iterable[str]) -> Iterator[bytes]:
 
 
 def no_text(config: CorpusConfig, part: str, report: ReadReport) -> DataError:
-    """The error for a part that holds nothing, with what was read and what to do."""
+    """Return the error for an empty part: what was read, and what to do."""
     sources = config.validation if part == "validation" and config.validation else config.sources
     names = ", ".join(source.path for source in sources)
-    advice = "Check that the files hold text, and that 'text' names its column"
+    advice = "Check that the files hold text, and that 'text' names the right column"
     if part == "validation" and not config.validation:
-        advice = "Give more text, a larger validation_fraction, split=tail, or validation sources"
+        advice = "Give more text, raise validation_fraction, use split=tail, or name validation sources"
     return DataError(f"{names}: no {part} text found ({report}). {advice}")
 
 
 def _documents(
     config: CorpusConfig, source: SourceConfig, part: str, split: Split, report: ReadReport
 ) -> Iterator[Document]:
-    """Every document of a source, cut to size, with its part."""
+    """Yield every document of a source, split to size, with its part."""
     for origin, chunks in read_source(source, config.on_invalid, report):
         groups = _tail(chunks, config) if split == "tail" else [(part, chunks)]
-        pieces = 0
+        count = 0
         for name, group in groups:
             for data in cut(group):
                 text = data.decode()
                 if text.isspace():
                     continue
-                pieces += 1
+                count += 1
                 digest = _digest(data, config.seed)
                 by_hash = "validation" if split == "hash" and _in_validation(digest, config) else name
                 yield Document(by_hash, text, digest, origin)
-        report.empty += pieces == 0
-        report.cut += pieces > (2 if split == "tail" else 1)
+        report.empty += count == 0
+        report.cut += count > (2 if split == "tail" else 1)
 
 
 def _tail(chunks: Iterable[str], config: CorpusConfig) -> Iterator[tuple[str, Iterable[str]]]:
-    """(part, pieces): the first characters of a document are for training, the last for validation."""
+    """Yield (part, chunks): the first characters of a document go to training, the last to validation."""
     if isinstance(chunks, TextFile):
         length = sum(len(chunk) for chunk in TextFile(chunks.path, chunks.on_invalid, ReadReport()))
     else:
@@ -154,7 +154,7 @@ def _tail(chunks: Iterable[str], config: CorpusConfig) -> Iterator[tuple[str, It
     if config.validation_fraction is None:
         train = max(train, length - TAIL_CHARACTERS)
     for part, group in groupby(_marked(chunks, train), key=itemgetter(0)):
-        yield part, (piece for _, piece in group)
+        yield part, (chunk for _, chunk in group)
 
 
 def _marked(chunks: Iterable[str], train: int) -> Iterator[tuple[str, str]]:
@@ -169,7 +169,7 @@ def _marked(chunks: Iterable[str], train: int) -> Iterator[tuple[str, str]]:
 def _distinct(
     documents: Iterable[Document], seen: dict[str, HashSet], deduplicate: bool, report: ReadReport
 ) -> Iterator[Document]:
-    """Drop a text that is in the other part (always), or was in this one before (when de-duplicating)."""
+    """Drop texts already seen in the other part (always) or in the same part (when deduplicating)."""
     for document in documents:
         other = "train" if document.part == "validation" else "validation"
         if document.digest in seen[other]:
@@ -181,9 +181,9 @@ def _distinct(
 
 
 def _weighted(documents: Iterable[Document], source: SourceConfig, report: ReadReport) -> Iterator[Document]:
-    """Each document floor(weight) times, and once more for a share of them chosen by hash.
+    """Yield each document floor(weight) times, plus once more for the fractional share of them, chosen by hash.
 
-    Repeats follow about 16 MB later, where the source is that long, so that no context window holds a text twice.
+    Repeats follow about 16 MB later if the source is that long, so that no context window holds a text twice.
     """
     waiting: list[list[Document]] = []  # the n-th repeats
     size, total, kept = 0, 0, 0
@@ -212,13 +212,13 @@ def _weighted(documents: Iterable[Document], source: SourceConfig, report: ReadR
         yield from repeats
     if total and not kept:
         raise DataError(
-            f"{source.path}: weight {source.weight} leaves none of its {total:,} training documents "
-            "(each is taken or left whole); raise the weight or split the files"
+            f"{source.path}: weight {source.weight} drops all {total:,} training documents, since it keeps or drops "
+            "each one whole; raise the weight or split the files"
         )
 
 
 def _slices(chunks: Iterable[str]) -> Iterator[str]:
-    """The same text in pieces of at most 1 Mi characters: a row may hold hundreds, too many to copy often."""
+    """Re-slice the text into chunks of at most 1 Mi characters: a table row can hold hundreds of Mi at once."""
     for chunk in chunks:
         for start in range(0, len(chunk), 1 << 20):
             yield chunk[start : start + (1 << 20)]
@@ -229,7 +229,7 @@ def _in_validation(digest: bytes, config: CorpusConfig) -> bool:
 
 
 def _unit(data: bytes) -> float:
-    """Eight bytes of a hash as a number in [0, 1)."""
+    """Map eight bytes of a hash to a number in [0, 1)."""
     return int.from_bytes(data, "little") / 2**64
 
 
@@ -238,7 +238,7 @@ def _digest(data: bytes, seed: int) -> bytes:
 
 
 def _boundary(data: bytes) -> int:
-    """Where to cut: at most MAX_DOCUMENT_BYTES, by preference after a newline, then before a space or tab."""
+    """Return where to split, at most MAX_DOCUMENT_BYTES in: after a newline, else before a space or tab."""
     half = MAX_DOCUMENT_BYTES // 2
     newline = data.rfind(b"\n", half, MAX_DOCUMENT_BYTES)
     if newline >= 0:

@@ -1,4 +1,4 @@
-"""What a corpus holds, as one hash over the content of its sources. Modification times play no part: they can lie."""
+"""One hash over the content of a corpus. Modification times are ignored: they do not prove that a file is unchanged."""
 
 import hashlib
 import json
@@ -14,13 +14,14 @@ from mini_llm.corpus.stdlib import iter_stdlib_files
 from mini_llm.corpus.tables import iter_rows
 from mini_llm.engine.run.files import sha256
 
-VERSION = 1  # of the way documents are made from sources
+VERSION = 1  # raise it when the way documents are made from sources changes
 
 
 def corpus_fingerprint(config: CorpusConfig) -> str:
-    """64 hexadecimal digits that change when a source's content, its order, or the way it is read and split changes.
+    """Return a SHA-256 that changes when a source's content, its order, or the way it is read and split changes.
 
-    Files are read whole, at about 1.5 GB/s; a streamed Hugging Face dataset counts by its commit. Raises DataError.
+    Hashes whole files, at about 1.5 GB/s; a streamed Hugging Face dataset is represented by its commit. Raises
+    DataError.
     """
     settings = config.model_dump(mode="json", exclude={"sources", "validation"})
     total = hashlib.sha256(json.dumps([VERSION, MAX_DOCUMENT_BYTES, settings], sort_keys=True).encode())
@@ -33,7 +34,7 @@ def corpus_fingerprint(config: CorpusConfig) -> str:
 
 
 def source_bytes(config: CorpusConfig) -> int | None:
-    """Bytes of all source files as they lie on disk; None when a source is not made of files."""
+    """Return the size on disk of all source files in bytes, or None if some source is not a set of files."""
     size = 0
     for source in (*config.sources, *config.validation):
         if source.path == STDLIB or is_hub_name(source.path) or saved_dataset(source.path):
@@ -53,5 +54,5 @@ def _digests(source: SourceConfig, on_invalid: str) -> Iterator[bytes]:
             yield hashlib.sha256(repr(row[source.text]).encode()).digest()
     else:
         for path in readable_files(source, ReadReport()):
-            # The suffixes say how it is read; the rest of its name does not matter.
+            # The suffixes decide how the file is read; the rest of its name does not matter.
             yield f"{plain_suffixes(path.name)}{sha256(path)}".encode()

@@ -1,29 +1,29 @@
-"""An exact set of 16-byte hashes that stays small: 16 bytes each, where a Python set takes about 100."""
+"""An exact set of 16-byte hashes that takes 16 bytes per entry, where a Python set takes about 100."""
 
 import numpy as np
 
-RECENT = 1 << 19
+RECENT = 1 << 19  # entries held in the Python set before they move to a sorted array
 
 
 class HashSet:
-    """16-byte hashes: the newest in a Python set, the rest in a few sorted arrays that are merged as they grow."""
+    """Holds the newest hashes in a Python set and the rest in a few sorted arrays that are merged as they grow."""
 
     def __init__(self) -> None:
         self._recent: set[bytes] = set()
-        self._runs: list[np.ndarray] = []  # (n,) of S16, sorted, each more than twice as long as the next
+        self._runs: list[np.ndarray] = []  # sorted (n,) arrays of S16, each more than twice as long as the next
 
     def __contains__(self, digest: bytes) -> bool:
         if digest in self._recent:
             return True
         for run in self._runs:
             place = int(run.searchsorted(digest))
-            # S16 drops trailing NULs on reading; all hashes have 16 bytes, so padding them back is exact.
+            # NumPy strips trailing NULs from S16 values; every hash has 16 bytes, so padding restores it exactly.
             if place < len(run) and bytes(run[place]).ljust(16, b"\0") == digest:
                 return True
         return False
 
     def add(self, digest: bytes) -> bool:
-        """Add a hash; whether it was new."""
+        """Add a hash. Return whether it was new."""
         if digest in self:
             return False
         self._recent.add(digest)

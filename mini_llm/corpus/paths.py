@@ -1,4 +1,4 @@
-"""What the path of a source names: files on disk, or a Hugging Face dataset."""
+"""Tell what the path of a source names: files on disk or a Hugging Face dataset."""
 
 import difflib
 import glob
@@ -18,22 +18,22 @@ FORMATS = (
 
 
 def plain_suffixes(name: str) -> list[str]:
-    """The suffixes that say how a file is read: ['.jsonl', '.gz'] of 'a.b.jsonl.gz'; ['.txt'] of 'a.txt'."""
+    """Return the suffixes that tell how to read a file: ['.jsonl', '.gz'] for 'a.b.jsonl.gz', ['.txt'] for 'a.txt'."""
     suffixes = PurePath(name).suffixes
     return suffixes[-2:] if suffixes[-1:] and suffixes[-1].lower() in COMPRESSED else suffixes[-1:]
 
 
 def table_format(path: Path) -> str | None:
-    """The table suffix of a file ('.csv' of 'a.csv.gz'), or None for plain text."""
+    """Return the table suffix of a file ('.csv' for 'a.csv.gz'), or None for plain text."""
     suffixes = [suffix.lower() for suffix in plain_suffixes(path.name)]
     return suffixes[0] if suffixes and suffixes[0] in TABLES else None
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether `path` is read from the Hugging Face Hub: `org/name[:config]` where nothing local has that name.
+    """Return whether `path` is read from the Hugging Face Hub: `org/name[:config]`, when no local path has that name.
 
-    A local path always wins; `hf://datasets/org/name` is always the Hub. A name below a folder that exists, or with
-    the suffix of a file, is a local path that is misspelt.
+    `hf://datasets/org/name` always means the Hub. A name below an existing folder, or with the suffix of a file, counts
+    as a misspelt local path.
     """
     if path.startswith(HUB_PREFIX):
         return True
@@ -45,9 +45,9 @@ def is_hub_name(path: str) -> bool:
 
 
 def find_files(path: str) -> list[Path]:
-    """The files of a file, folder or glob, sorted by name; hidden files and folders inside a folder are left out.
+    """Return the files that a file, folder or glob names, sorted; hidden files and folders in a folder are skipped.
 
-    Raises DataError for a path that does not exist (naming the nearest one), matches nothing or is no regular file.
+    Raises DataError for a path that does not exist (naming the nearest one), matches nothing or is not a regular file.
     """
     place = Path(path).expanduser()
     if place.is_file():
@@ -55,25 +55,27 @@ def find_files(path: str) -> list[Path]:
     if place.is_dir():
         files = []
         for folder, folders, names in os.walk(place):
-            # os.walk goes only where this list, changed in place, still points.
+            # os.walk descends only into the folders left in this list, so prune it in place.
             folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
             files += [Path(folder, name) for name in names if not name.startswith(".")]
         files = sorted((f for f in files if f.is_file()), key=lambda f: f.relative_to(place).as_posix())
         if not files:
-            raise DataError(f"{path}: the folder holds no file (hidden files are not read)")
+            raise DataError(f"{path}: the folder holds no files (hidden files are not read)")
         return files
     if glob.has_magic(path):
         files = [Path(name) for name in sorted(glob.glob(str(place), recursive=True)) if os.path.isfile(name)]
         if not files:
-            raise DataError(f"{path}: the pattern matches no file; quote it in the shell, and use ** for subfolders")
+            raise DataError(f"{path}: the pattern matches no files; quote it in the shell, and use ** for subfolders")
         return files
     if place.exists():
-        raise DataError(f"{path}: not a regular file or folder; it is read more than once, so write it to a file first")
+        raise DataError(
+            f"{path}: not a regular file or folder. Write the data to a file first: it is read more than once"
+        )
     raise DataError(f"{path}: no such file or folder. {nearest(place)}Sources can be: {FORMATS}, or a dataset org/name")
 
 
 def saved_dataset(path: str) -> bool:
-    """Whether `path` is a folder written by `save_to_disk` of the datasets library."""
+    """Return whether `path` is a folder written by `save_to_disk` of the datasets library."""
     folder = Path(path).expanduser()
     return (folder / "dataset_dict.json").is_file() or (
         (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
@@ -81,7 +83,7 @@ def saved_dataset(path: str) -> bool:
 
 
 def nearest(place: Path) -> str:
-    """'Did you mean X? ' for the first part of `place` that does not exist, or nothing when no name is near."""
+    """'Did you mean X? ' for the first missing component of `place`, or an empty string when no name is close."""
     existing = next((parent for parent in place.parents if parent.is_dir()), None)
     if existing is None:
         return ""

@@ -1,4 +1,4 @@
-"""What reading a corpus did: counts that a person should see before training on it."""
+"""Counts from reading a corpus that a user should see before training on it."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 
 @dataclass
 class ReadReport:
-    """Counts of one pass over a corpus; `str()` is one paragraph. Lists of names keep the first few only."""
+    """Counts from one pass over a corpus; `str()` gives one paragraph. Lists of names keep only the first five."""
 
     files: int = 0
-    documents: int = 0  # handed out, repeats by weight included
-    bytes: int = 0  # of UTF-8 text handed out
-    duplicates: int = 0  # documents dropped: the same text was there before
+    documents: int = 0  # documents yielded, counting repeats by weight
+    bytes: int = 0  # UTF-8 bytes of the text yielded
+    duplicates: int = 0  # documents dropped: the same text came before
     overlap: int = 0  # documents dropped: the same text is in the other part
     unchosen: int = 0  # documents dropped by a weight below 1
     empty: int = 0  # documents, rows and files without text
-    cut: int = 0  # documents cut into several because of their length
-    replaced_bytes: int = 0  # bytes that were not valid in the file's encoding, replaced by U+FFFD
+    cut: int = 0  # documents split because of their length
+    replaced_bytes: int = 0  # bytes invalid in the file's encoding, replaced by U+FFFD
     replaced_files: int = 0
     replaced: dict[str, int] = field(default_factory=dict)
     skipped_binary: int = 0
     binary: list[str] = field(default_factory=list)
-    raw_bytes: int = 0  # read from files, still compressed
+    raw_bytes: int = 0  # bytes read from files, before decompression
 
     def replace(self, name: str, count: int) -> None:
         """Count invalid bytes of one file or dataset."""
@@ -55,7 +55,7 @@ class ReadReport:
         if any(count for count, _ in dropped):
             lines.append("dropped " + ", ".join(f"{count:,} {what}" for count, what in dropped if count))
         if self.cut:
-            lines.append(f"cut {self.cut:,} long documents")
+            lines.append(f"split {self.cut:,} long documents")
         if self.replaced_bytes:
             names = ", ".join(f"{name}: {count:,}" for name, count in self.replaced.items())
             lines.append(f"replaced {self.replaced_bytes:,} invalid bytes in {self.replaced_files:,} files ({names})")

@@ -1,9 +1,9 @@
-"""Writing tokens as shards, each of which is kept when the process is killed.
+"""Write tokens as shards; complete shards survive a kill.
 
 tokens-00000.bin: the ids of whole documents, one after another, little-endian uint16 or uint32.
-documents-00000.bin: for each of these documents (tokens, UTF-8 bytes of its text, file, row), little-endian uint32;
-    `file` counts the files of all shards in the order in which they were read, `row` is 0 for a whole file.
-shard-00000.json: counts, sizes and hashes of the two; written last, so a shard with it is whole.
+documents-00000.bin: one row (tokens, UTF-8 bytes of the text, file, row) per document, little-endian uint32;
+    `file` numbers the files of all shards in the order they were read, `row` is 0 for a whole file.
+shard-00000.json: counts, sizes and hashes of both; written last, so its presence marks a complete shard.
 """
 
 import json
@@ -20,15 +20,14 @@ from mini_llm.engine.run.files import sha256, write_json
 
 SHARD_TOKENS = 32 << 20
 BATCH_BYTES = 2 << 20
-# Of a documents file: tokens, bytes, file, row.
-COLUMNS = 4
+COLUMNS = 4  # of a documents file: tokens, bytes, file, row
 
 
 class ShardWriter:
     """Tokenizes documents in batches of about 2 MB of text and writes them below `directory`.
 
-    Whole shards that lie there already are kept and as many documents skipped: they must come in the same order.
-    A document is stored as bos + tokens + eos, where the tokenizer has these.
+    Keeps complete shards found there and skips the documents they hold, so documents must come in the same order.
+    Stores a document as bos + tokens + eos, leaving out those that the tokenizer lacks.
     """
 
     def __init__(self, directory: Path, tokenizer: Any) -> None:
@@ -41,18 +40,18 @@ class ShardWriter:
         self._skip = sum(shard["documents"] for shard in self.shards)
         self._batch: list[tuple[str, Origin]] = []
         self._batch_bytes = 0
-        self._sizes = array("I")  # tokens, bytes, file and row of each document of the open shard
-        self._files: dict[str, int] = {}  # in the order in which they were read
+        self._sizes = array("I")  # tokens, bytes, file and row of each document in the open shard
+        self._files: dict[str, int] = {}  # file name -> number, in the order read
         self._tokens = 0
         self._file: Any = None
 
     @property
     def files(self) -> list[str]:
-        """Names of the files that documents came from, in the order of their numbers."""
+        """Names of the files that documents came from, indexed by file number."""
         return list(self._files)
 
     def add(self, text: str, origin: Origin) -> bool:
-        """Take a document; whether that completed a batch."""
+        """Add a document. Return whether it completed a batch."""
         self._files.setdefault(origin.file, len(self._files))
         if self._skip:
             self._skip -= 1
@@ -65,13 +64,13 @@ class ShardWriter:
         return True
 
     def finish(self) -> list[dict[str, Any]]:
-        """Write what is left; the descriptions of all shards, in order."""
+        """Write the remaining documents. Return the descriptions of all shards, in order."""
         self._flush()
         self._close()
         names = {name for shard in self.shards for name in (shard["tokens_file"], shard["documents_file"])}
         for path in self.directory.iterdir():
             if path.suffix != ".json" and path.name not in names:
-                path.unlink()  # left by a killed run that was cut elsewhere
+                path.unlink()  # left by a killed run whose shards ended elsewhere
         return self.shards
 
     def _flush(self) -> None:
@@ -80,7 +79,9 @@ class ShardWriter:
         encoded = self.tokenizer.encode_batch([text for text, _ in self._batch])
         ids, counts = np.concatenate(encoded), np.array([len(one) for one in encoded])
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.tokenizer.vocab_size:
-            raise DataError(f"the tokenizer gave id {ids.max()}, outside its vocabulary of {self.tokenizer.vocab_size}")
+            raise DataError(
+                f"the tokenizer returned id {ids.max()}, outside its vocabulary of {self.tokenizer.vocab_size}"
+            )
         before = [token_id for token_id in [self.tokenizer.bos_id] if token_id is not None]
         after = [token_id for token_id in [self.tokenizer.eos_id] if token_id is not None]
         ends = np.cumsum(counts)
@@ -90,7 +91,7 @@ class ShardWriter:
             self._sizes.extend((count, len(text.encode()), self._files[origin.file], origin.row))
         if self._file is None:
             self._file = self._path("tokens", ".bin.tmp").open("wb")
-        self._file.write(flat.astype(self.dtype))  # ndarray.tofile would hide why a write failed
+        self._file.write(flat.astype(self.dtype).data)  # ndarray.tofile would hide the cause of a failed write
         self._tokens += len(flat)
         self._batch, self._batch_bytes = [], 0
         if self._tokens >= SHARD_TOKENS:
@@ -103,7 +104,7 @@ class ShardWriter:
         tokens = _publish(self._path("tokens", ".bin.tmp"))
         with self._path("documents", ".bin.tmp").open("wb") as file:
             sizes = np.asarray(self._sizes, dtype="<u4")
-            file.write(sizes)
+            file.write(sizes.data)
             _sync(file)
         documents = _publish(self._path("documents", ".bin.tmp"))
         shard = {
@@ -129,7 +130,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def _finished(directory: Path) -> list[dict[str, Any]]:
-    """The whole shards at the start of `directory`, checked by hash."""
+    """Return the leading complete shards of `directory`, verified by hash."""
     shards: list[dict[str, Any]] = []
     while (marker := directory / f"shard-{len(shards):05d}.json").is_file():
         shard = json.loads(marker.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""One source -> documents, each a re-iterable sequence of pieces of text, so that a long file is never held whole."""
+"""Turn a source into documents, each a re-iterable sequence of text chunks, so that no long file is held whole."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from mini_llm.engine.errors import DataError
 
 @dataclass(frozen=True)
 class TextFile:
-    """A plain text file, read anew each time it is iterated: one document, whatever its length."""
+    """A plain text file as one document of any length; every iteration reads the file again."""
 
     path: Path
     on_invalid: str
@@ -37,10 +37,10 @@ class Origin(NamedTuple):
 
 
 def read_source(source: SourceConfig, on_invalid: str, report: ReadReport) -> Iterator[tuple[Origin, Iterable[str]]]:
-    """Documents of a source, each with its origin: a file of text, or a row of a table. Raises DataError.
+    """Yield the documents of a source with their origins: text files, or rows of tables. Raises DataError.
 
-    `datasets` serves Hub names and save_to_disk folders. Its text reader gives lines, not documents, and takes the rest
-    of a line after 10 MB in one piece; tables.py says why the files of tables are read here too.
+    `datasets` reads only Hub names and save_to_disk folders. Its text reader yields lines, not documents, and reads
+    whatever follows the first 10 MB of a line at once; tables.py explains why table files are read here too.
     """
     if source.path == STDLIB:
         for name, text in iter_stdlib_files():
@@ -60,7 +60,8 @@ def read_source(source: SourceConfig, on_invalid: str, report: ReadReport) -> It
 
 
 def readable_files(source: SourceConfig, report: ReadReport) -> Iterator[Path]:
-    """The files of a source, without the binary ones in a folder or glob (counted). DataError when none is left."""
+    """Yield the files of a source, counting and skipping binary files in a folder or glob. Raises DataError if none
+    are left."""
     paths = find_files(source.path)
     named = paths == [Path(source.path).expanduser()]
     kept = 0
@@ -71,11 +72,13 @@ def readable_files(source: SourceConfig, report: ReadReport) -> Iterator[Path]:
         kept += 1
         yield path
     if not kept:
-        raise DataError(f"{source.path}: none of its {len(paths)} files is text (for example {paths[0]})")
+        raise DataError(
+            f"{source.path}: none of its {len(paths)} files is text (for example {paths[0]}); name text files or tables"
+        )
 
 
 def is_table(path: Path, source: SourceConfig) -> bool:
-    """Whether a file is read row by row. In a folder a .json file without rows (package.json) is text like others."""
+    """Return whether a file is read row by row. A .json file without rows (package.json) in a folder counts as text."""
     kind = table_format(path)
     if kind == ".json" and path != Path(source.path).expanduser():
         return json_layout(path) is not None

@@ -1,4 +1,4 @@
-"""The built-in corpus: the source files of the running Python's standard library, present on every machine."""
+"""The built-in corpus: the source files of the running Python's standard library, which every machine has."""
 
 import os
 import sysconfig
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from mini_llm.engine.errors import DataError
 
-# Installed packages are not the standard library; its tests (60 % of it) are data, repetition and bad encodings.
+# Installed packages are not part of the standard library. Its tests, 60 % of the bytes, are mostly data and repetition.
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
 def iter_stdlib_files() -> Iterator[tuple[str, str]]:
-    """(path relative to the library, text) of each source file, sorted by path, decoded as Python does (PEP 263).
+    """Yield (path relative to the library, text) of each source file, sorted by path, decoded as in PEP 263.
 
-    About 730 files and 12 MB in Python 3.11. Raises DataError when there are none.
+    Python 3.11 has about 730 files and 12 MB. Raises DataError when there are none.
     """
     library = Path(sysconfig.get_path("stdlib"))
     paths = []
@@ -23,11 +23,11 @@ def iter_stdlib_files() -> Iterator[tuple[str, str]]:
         folders[:] = [name for name in folders if name not in LEFT_OUT]
         paths += [Path(folder, name) for name in names if name.endswith(".py")]
     if not paths:
-        raise DataError(f"{library}: this Python has no standard library sources; name a text corpus of your own")
+        raise DataError(f"{library}: this Python has no standard library sources; name your own text with --data")
     for path in sorted(paths, key=lambda path: path.relative_to(library).as_posix()):
         try:
             with tokenize.open(path) as file:
                 text = file.read()
         except (SyntaxError, UnicodeDecodeError):
-            continue  # an encoding that Python itself refuses
+            continue  # Python itself rejects the encoding
         yield path.relative_to(library).as_posix(), text

@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV, JSON, JSONL, Parquet and Hugging Face datasets, one at a time.
+"""Read CSV, TSV, JSON, JSONL, Parquet and Hugging Face datasets row by row.
 
     for row in iter_rows("reviews.csv", None, ["text", "label"]): ...
 
@@ -23,9 +23,9 @@ from mini_llm.corpus.text import CHUNK, head, iter_lines, read_text
 from mini_llm.engine.errors import DataError
 
 Row = dict[str, Any]
-# The csv module holds a field in 4 bytes a character, twice while it grows.
+# The csv module holds a field at 4 bytes per character, and twice while the field grows.
 MAX_CSV_FIELD = 64 << 20
-# A row as a str (1, 2 or 4 bytes a character, by its widest one); its text is as large again.
+# Size of a row as a str (1, 2 or 4 bytes per character, set by the widest one); its parsed text takes as much again.
 MAX_JSON_BYTES = 416 << 20
 SEPARATOR = re.compile(r"[\s,]*")
 
@@ -38,12 +38,12 @@ def iter_rows(
     on_invalid: str = "replace",
     report: ReadReport | None = None,
 ) -> Iterator[dict[str, str | int | float | None]]:
-    """Rows of a table as {column: value}, of `columns` alone, or of all columns when the list is empty.
+    """Yield rows as {column: value} for `columns`, or for all columns when the list is empty.
 
     `source` is a file, folder or glob of CSV/TSV/JSONL/JSON/Parquet files (also .gz, .zst, .bz2, .xz), a `save_to_disk`
-    folder, or a Hugging Face dataset `org/name[:config]`; `split` ("train" when None) and `streaming` are for these.
-    CSV and TSV values are text as it stands; other formats keep their types, and a missing value is None.
-    Raises DataError naming the file and row: a missing column (listing those found), a ragged row, invalid JSON.
+    folder, or a Hugging Face dataset `org/name[:config]`; `split` (None: "train") and `streaming` apply to the latter
+    two. CSV and TSV values stay text; other formats keep their types, and a missing value is None.
+    Raises DataError naming the file and row for a missing column (listing those found), a ragged row or invalid JSON.
     """
     report = report or ReadReport()
     if is_hub_name(source):
@@ -58,7 +58,7 @@ def iter_rows(
 
 
 def iter_file_rows(path: Path, columns: Sequence[str], on_invalid: str, report: ReadReport) -> Iterator[Row]:
-    """Rows of one file; see iter_rows."""
+    """Yield the rows of one file; see iter_rows."""
     readers: dict[str, Callable[..., Iterator[Row]]] = {
         ".csv": _csv_rows,
         ".tsv": _csv_rows,
@@ -70,13 +70,13 @@ def iter_file_rows(path: Path, columns: Sequence[str], on_invalid: str, report: 
     }
     kind = table_format(path)
     if kind is None:
-        raise DataError(f"{path}: not a table by its name; tables end in {', '.join(readers)} (also .gz, .zst)")
+        raise DataError(f"{path}: not a table: its name must end in {', '.join(readers)} (also .gz, .zst)")
     report.files += 1
     yield from _checked(readers[kind](path, columns, on_invalid, report), columns, str(path), on_invalid, report)
 
 
 def json_layout(path: Path) -> str | None:
-    """How a JSON file holds rows: "array" (a list of objects), "lines" (an object a line), or None (it does not)."""
+    """Return how a JSON file stores rows: "array" (a list of objects), "lines" (one object per line) or None."""
     if table_format(path) != ".json":
         return "lines"
     start = head(path).lstrip()
@@ -88,14 +88,14 @@ def json_layout(path: Path) -> str | None:
     try:
         json.loads(line)
     except (ValueError, RecursionError):
-        return None if rest else "lines"  # a first line longer than what was looked at
+        return None if rest else "lines"  # the first line is longer than the head that was read
     return "lines"
 
 
 def _checked(
     rows: Iterator[Row], columns: Sequence[str], name: str, on_invalid: str, report: ReadReport
 ) -> Iterator[Row]:
-    """Keep `columns`; refuse values that are no text or number; repair halves of surrogate pairs (JSON escapes)."""
+    """Keep `columns`, reject values that are neither text nor numbers, repair lone surrogates (from JSON escapes)."""
     for number, row in enumerate(rows, 1):
         if number == 1:
             _require(columns, list(row), name)
@@ -118,7 +118,7 @@ def _require(columns: Sequence[str], found: Sequence[str], name: str) -> None:
     if missing:
         raise DataError(
             f"{name}: no column '{missing[0]}'; the columns are: {', '.join(map(repr, found)) or 'none'}. "
-            "Name the right one in the configuration"
+            "Set the right column name in the configuration"
         )
 
 
@@ -129,14 +129,16 @@ def _valid(text: str, place: str, name: str, on_invalid: str, report: ReadReport
         return text
     except UnicodeEncodeError as error:
         if on_invalid == "stop":
-            raise DataError(f"{place}: half of a surrogate pair at character {start + error.start:,}") from None
+            raise DataError(
+                f"{place}: lone surrogate at character {start + error.start:,}; repair it, or set on_invalid=replace"
+            ) from None
         valid = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         report.replace(name, 2 * (valid.count("\ufffd") - text.count("\ufffd")))
         return valid
 
 
 def _csv_rows(path: Path, columns: Sequence[str], on_invalid: str, report: ReadReport) -> Iterator[Row]:
-    """CSV: RFC 4180 quoting, the delimiter (, ; tab |) taken from the header. TSV: a quote is an ordinary character."""
+    """Read CSV (RFC 4180 quoting; delimiter , ; tab or | by the header) or TSV (a quote is an ordinary character)."""
     lines = iter_lines(read_text(path, on_invalid, report), newline="")
     first = next(lines, "")
     quoted = table_format(path) == ".csv"
@@ -160,14 +162,14 @@ def _csv_rows(path: Path, columns: Sequence[str], on_invalid: str, report: ReadR
                     "quote the text" if quoted else "in .tsv a quote is an ordinary character: name it .csv if quoted"
                 )
                 raise DataError(
-                    f"{path}: row {number} (ending on line {reader.line_num}) has {len(row)} fields where the header "
+                    f"{path}: row {number} (ending on line {reader.line_num}) has {len(row)} fields, but the header "
                     f"has {len(header)} ({', '.join(map(repr, header))}); {advice}"
                 )
             yield dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise DataError(
             f"{path}: row {number + 1} (ending on line {reader.line_num}): {error}; check its quotes. "
-            f"Texts above {MAX_CSV_FIELD >> 20} Mi characters belong in JSONL or text files"
+            f"Store texts above {MAX_CSV_FIELD >> 20} Mi characters as JSONL or text files"
         ) from None
 
 
@@ -175,7 +177,7 @@ def _json_rows(path: Path, columns: Sequence[str], on_invalid: str, report: Read
     layout = json_layout(path)
     chunks = read_text(path, on_invalid, report)
     if layout is None:
-        raise DataError(f"{path}: neither a list of JSON objects nor one object a line")
+        raise DataError(f"{path}: neither a list of JSON objects nor one JSON object per line")
     for place, value in _json_array(path, chunks) if layout == "array" else _json_lines(path, chunks):
         if not isinstance(value, dict):
             raise DataError(f'{path}: {place}: expected an object such as {{"text": ...}}, found {str(value)[:40]!r}')
@@ -186,12 +188,12 @@ def _json_lines(path: Path, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
     decode = json.JSONDecoder().decode
     number = 0
     for line in iter_lines(chunks, newline="\n"):
-        number += 1  # enumerate() would keep the line alive
+        number += 1  # enumerate() would keep a reference to the line
         if line.isspace():
             continue
         if sys.getsizeof(line) > MAX_JSON_BYTES:
             raise DataError(
-                f"{path}: line {number} takes over {MAX_JSON_BYTES >> 20} MiB; put such text in a .txt file"
+                f"{path}: line {number} takes over {MAX_JSON_BYTES >> 20} MiB; move its text to a .txt file"
             )
         try:
             value = decode(line)
@@ -202,17 +204,18 @@ def _json_lines(path: Path, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _json_array(path: Path, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
-    """The elements of a top-level list, without holding all of it."""
+    """Yield the elements of a top-level list without holding the whole list."""
     decoder = json.JSONDecoder()
     buffer, place, number, more = next(chunks).lstrip()[1:], 0, 1, 1
     while True:
-        place = SEPARATOR.match(buffer, place).end()
+        separator = SEPARATOR.match(buffer, place)
+        place = separator.end() if separator else place
         if buffer.startswith("]", place):
             return
         try:
             value, place = decoder.raw_decode(buffer, place)
         except (ValueError, RecursionError) as error:
-            # Either the element goes on in the next pieces (twice as many each time), or it is broken.
+            # The element continues in the next chunks (read twice as many each time), or the JSON is invalid.
             rest = "".join(islice(chunks, more))
             if not rest or sys.getsizeof(buffer) > MAX_JSON_BYTES:
                 raise DataError(f"{path}: element {number}: not valid JSON: {error}") from None
@@ -230,7 +233,7 @@ def _parquet_rows(path: Path, columns: Sequence[str], on_invalid: str, report: R
         with pyarrow.parquet.ParquetFile(path) as file:
             found = file.schema_arrow.names
             _require(columns, found, str(path))
-            # A batch of about 16 MB at most, whatever the length of a row.
+            # Keep a batch below about 16 MB, however long the rows are.
             row_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
             rows = min(max(16_000_000 * file.metadata.num_rows // max(row_bytes, 1), 1), 1000)
             for batch in file.iter_batches(rows, columns=list(columns) or None):

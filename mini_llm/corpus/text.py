@@ -1,6 +1,6 @@
-"""Bytes on disk -> text, in pieces of bounded size: compression, byte order marks, UTF-16, invalid bytes, binary files.
+"""Decode files to text in bounded chunks: compression, byte order marks, UTF-16, invalid bytes, binary files.
 
-Text is kept as it is: no newline is translated (CRLF stays CRLF) and nothing is stripped but a byte order mark.
+Text is kept unchanged: no newline is translated (CRLF stays CRLF), and only a byte order mark is stripped.
 """
 
 import bz2
@@ -18,8 +18,8 @@ from mini_llm.corpus.report import ReadReport
 from mini_llm.engine.errors import DataError
 
 CHUNK = 1 << 20
-SNIFF = 1 << 16
-# UTF-32 first: its little-endian mark begins with that of UTF-16.
+SNIFF = 1 << 16  # bytes read to detect the encoding
+# UTF-32 comes first, because its little-endian mark starts with the one of UTF-16.
 MARKS = [
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -30,10 +30,10 @@ MARKS = [
 
 
 def read_text(path: Path, on_invalid: str, report: ReadReport) -> Iterator[str]:
-    """The text of a file in pieces of about 1 MiB.
+    """Yield the text of a file in chunks of about 1 MiB.
 
-    Bytes that are not valid are replaced by U+FFFD and counted in `report`; with on_invalid="stop" they raise DataError
-    with their byte offset. Raises DataError for a binary, damaged or unreadable file.
+    Replaces invalid bytes by U+FFFD and counts them in `report`; with on_invalid="stop", raises DataError with their
+    byte offset. Raises DataError for a binary, damaged or unreadable file.
     """
     decoder, encoding, fed = None, "", 0
     for data in _read_bytes(path, report, CHUNK):
@@ -50,46 +50,46 @@ def read_text(path: Path, on_invalid: str, report: ReadReport) -> Iterator[str]:
 
 
 def is_binary(path: Path) -> bool:
-    """Whether the first 64 KiB (decompressed) are not text. Raises DataError when they cannot be read."""
+    """Return whether the first 64 KiB (decompressed) are not text. Raises DataError when they cannot be read."""
     return _encoding(next(_read_bytes(path, ReadReport(), SNIFF), b""))[0] is None
 
 
 def head(path: Path) -> str:
-    """The first 64 KiB of a file as text, replacing what is invalid."""
+    """Return the first 64 KiB of a file as text, with invalid bytes replaced."""
     data = next(_read_bytes(path, ReadReport(), SNIFF), b"")
     encoding, mark = _encoding(data)
     return codecs.getincrementaldecoder(encoding or "latin-1")("replace").decode(data[mark:])
 
 
 def iter_lines(chunks: Iterable[str], newline: str) -> Iterator[str]:
-    """Lines with their ends, from pieces of text: newline="\\n" ends them there alone, "" at "\\r" and "\\r\\n" too."""
+    """Yield lines with their line ends; newline="\\n" splits only there, newline="" at "\\r" and "\\r\\n" too."""
     held: list[str] = []
     for chunk in chunks:
-        if newline == "" and held and held[-1].endswith("\r"):  # may be half of "\r\n"
+        if newline == "" and held and held[-1].endswith("\r"):  # may be the first half of "\r\n"
             chunk = held.pop() + chunk
         lines = io.StringIO(chunk, newline=newline)
         for line in lines:
             if line.endswith("\n") or (newline == "" and line.endswith("\r") and lines.tell() < len(chunk)):
-                # Popped, so that no second reference keeps a long line alive while it is being used.
+                # Pop it, so that no second reference keeps a long line alive while the caller uses it.
                 held = ["".join([*held, line])] if held else [line]
                 yield held.pop()
             else:
                 held.append(line)
         if len(held) == 32:
-            held = ["".join(held)]  # hundreds of 1 MiB strings, once freed, stay with the process
+            held = ["".join(held)]  # the allocator would keep hundreds of freed 1 MiB strings
     if held:
         held = ["".join(held)]
         yield held.pop()
 
 
 def _encoding(data: bytes) -> tuple[str | None, int]:
-    """(encoding, length of the byte order mark) from the first bytes of a file; (None, 0) for a binary one."""
+    """Return (encoding, length of the byte order mark) from the first bytes of a file; (None, 0) if it is binary."""
     for mark, encoding in MARKS:
         if data.startswith(mark):
             return encoding, len(mark)
     if b"\0" not in data[:SNIFF]:
         return "utf-8", 0
-    # UTF-16 without a mark: Latin letters have a NUL in every other place, always the same one.
+    # UTF-16 without a mark: Latin letters have a NUL in every other byte, always the high one.
     even, odd = data[:4096:2], data[1:4096:2]
     for encoding, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
         if 0 not in others and zeros.count(0) > 0.3 * len(zeros):
@@ -102,7 +102,7 @@ def _encoding(data: bytes) -> tuple[str | None, int]:
 def _decode(
     decoder: Any, encoding: str, data: bytes, final: bool, path: Path, fed: int, on_invalid: str, report: ReadReport
 ) -> str:
-    """Decode `data`, the bytes of `path` from `fed` on, after what the decoder holds back."""
+    """Decode `data`, the bytes of `path` from offset `fed`, together with the bytes that the decoder still holds."""
     held = decoder.getstate()[0]
     try:
         return decoder.decode(data, final)
@@ -117,7 +117,7 @@ def _decode(
     decoder.errors = "strict"
     whole = held + data
     whole = whole[: len(whole) - len(decoder.getstate()[0])]
-    # A U+FFFD that the file itself holds is the user's own; each other one stands for one to three invalid bytes.
+    # Do not count U+FFFD characters of the file itself; every other one replaces one to three invalid bytes.
     inserted = text.count("\ufffd") - whole.decode(encoding, "ignore").count("\ufffd")
     report.replace(str(path), len(whole) - len(text.encode(encoding)) + inserted * len("\ufffd".encode(encoding)))
     return text
@@ -125,7 +125,7 @@ def _decode(
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, io.BufferedReader]]:
-    """(the decompressed stream, the raw file under it); reading errors of both become DataError."""
+    """Yield (decompressed stream, raw file); read errors of both become DataError."""
     damaged: list[type[Exception]] = [EOFError, zlib.error, lzma.LZMAError]
     suffix = path.suffix.lower()
     try:
@@ -141,15 +141,15 @@ def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, io.BufferedReader]]:
                 stream = raw
             yield stream, raw
     except OSError as error:
-        # gzip and bz2 report damage as an OSError without a number.
-        cause = "cannot be read" if error.errno else f"not a whole {suffix} file"
+        # gzip and bz2 report damage as an OSError without errno.
+        cause = "cannot be read" if error.errno else f"damaged or truncated {suffix} file"
         raise DataError(f"{path}: {cause}: {error.strerror or error}") from None
     except tuple(damaged) as error:
-        raise DataError(f"{path}: not a whole {suffix} file: {error}; copy or download it again") from None
+        raise DataError(f"{path}: damaged or truncated {suffix} file: {error}; copy or download it again") from None
 
 
 def _read_bytes(path: Path, report: ReadReport, size: int) -> Iterator[bytes]:
-    """Decompressed bytes in pieces; counts what was read of the file itself in `report.raw_bytes`."""
+    """Yield decompressed bytes in chunks; add the bytes read from the file itself to `report.raw_bytes`."""
     with _open(path) as (stream, raw):
         before = 0
         while data := stream.read(size):

@@ -1,4 +1,4 @@
-"""Reading a token store; see store.py for how it lies on disk."""
+"""Read a token store; build.py describes its files."""
 
 import json
 from functools import cached_property
@@ -17,15 +17,15 @@ MANIFEST = "manifest.json"
 
 
 class TokenStore:
-    """Tokens of one part of a corpus, memory-mapped. Each document is bos + its tokens + eos."""
+    """The tokens of one part of a corpus, memory-mapped. Each document is bos + its tokens + eos."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        self.fingerprint: str = manifest["fingerprint"]  # of the corpus: sources by content, and how they are split
+        self.fingerprint: str = manifest["fingerprint"]  # of the sources' content and the split
         self.num_documents: int = manifest["documents"]
         self.num_bytes: int = manifest["bytes"]  # UTF-8 bytes of the text
-        self._starts = np.cumsum([0] + [shard["tokens"] for shard in manifest["shards"]])  # of each shard, and the end
+        self._starts = np.cumsum([0] + [shard["tokens"] for shard in manifest["shards"]])  # of each shard, then the end
 
     @classmethod
     def open(cls, path: Path | str) -> "TokenStore":
@@ -34,16 +34,17 @@ class TokenStore:
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:
-                raise DataError(f"{path}: token store of format {manifest['format']}, this version reads {FORMAT}")
+                raise DataError(
+                    f"{path}: token store has format {manifest['format']}, this version reads {FORMAT}; "
+                    f"remove {path.parent} to rebuild it"
+                )
             store = cls(path, manifest)
             item = token_dtype(manifest["vocab_size"]).itemsize
             for shard in manifest["shards"]:
                 _check_size(path, shard["tokens_file"], shard["tokens"] * item)
                 _check_size(path, shard["documents_file"], shard["documents"] * 4 * COLUMNS)
         except FileNotFoundError:
-            raise DataError(
-                f"{path}: not a token store (no {MANIFEST}); it is written when a corpus is tokenized"
-            ) from None
+            raise DataError(f"{path}: not a token store (no {MANIFEST}); tokenizing a corpus writes one") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path / MANIFEST}: cannot be read ({error!r}); remove {path.parent}, it is rebuilt"
@@ -54,11 +55,11 @@ class TokenStore:
         return int(self._starts[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A memory map would be pickled by value; a worker process opens its own.
+        # Pickling would copy the memory map; a worker process opens its own instead.
         return TokenStore.open, (self.path,)
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Tokens start..start+count, fewer at the end: (n,) int64, a copy."""
+        """Return a copy of tokens start to start + count as (n,) int64; n < count at the end of the store."""
         if start < 0 or count < 0:
             raise ValueError(f"start {start} and count {count} must not be negative")
         stop = min(start + count, len(self))
@@ -66,14 +67,14 @@ class TokenStore:
         shard, done = int(np.searchsorted(self._starts, start, side="right")) - 1, 0
         while done < len(tokens):
             offset = start + done - int(self._starts[shard])
-            piece = self._shards[shard][offset : offset + len(tokens) - done]
-            tokens[done : done + len(piece)] = piece
-            shard, done = shard + 1, done + len(piece)
+            found = self._shards[shard][offset : offset + len(tokens) - done]
+            tokens[done : done + len(found)] = found
+            shard, done = shard + 1, done + len(found)
         return tokens
 
     @property
     def offsets(self) -> np.ndarray:
-        """Where each document starts, and the end of the last: (num_documents + 1,) int64."""
+        """Start of each document, then the end of the last, in tokens: (num_documents + 1,) int64."""
         return self._documents[0]
 
     @property
@@ -82,22 +83,24 @@ class TokenStore:
         return self._documents[1]
 
     def origins(self, start: int, count: int) -> list[Origin]:
-        """Where the documents of tokens start..start+count came from, in order."""
+        """Return the origins of the documents that overlap tokens start to start + count, in order."""
         first, last = np.searchsorted(self.offsets, [start, start + count - 1], side="right") - 1
         files = self.manifest["files"]
         return [Origin(files[file], int(row)) for file, row in self._documents[2][first : last + 1]]
 
     def unigram_entropy(self) -> float:
-        """Nats per token of the best guess that knows frequencies alone, over text tokens (bos and eos left out)."""
+        """Return the entropy of the unigram distribution in nats per token, without bos and eos."""
         return float(self.manifest["unigram_entropy"])
 
     def verify(self) -> None:
-        """Read every shard and compare its hash. Raises DataError naming the bad file."""
+        """Hash every shard and compare with the manifest. Raises DataError naming the file that differs."""
         for shard in self.manifest["shards"]:
             for kind in ("tokens", "documents"):
                 file = self.path / shard[f"{kind}_file"]
                 if sha256(file) != shard[f"{kind}_sha256"]:
-                    raise DataError(f"{file}: its content has changed since it was written; remove {self.path.parent}")
+                    raise DataError(
+                        f"{file}: the file has changed since it was written; remove {self.path.parent} to rebuild it"
+                    )
 
     @cached_property
     def _shards(self) -> list[np.ndarray]:

@@ -1,5 +1,5 @@
-"""What llama.cpp computes for each family: what it cannot hold, its metadata, and its tensors (src/models/*.cpp and
-conversion/*.py of llama.cpp). H heads, D head_dim."""
+"""Each family in llama.cpp: models it cannot represent, GGUF metadata and tensors. Source: src/models/*.cpp and
+conversion/*.py of llama.cpp. D is head_dim."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,43 +20,40 @@ ARCHITECTURES = {
     "gpt2": gguf.MODEL_ARCH.GPT2,
     "t5": gguf.MODEL_ARCH.T5,
 }
-_EMBEDDINGS = "llama.cpp knows this family for embeddings alone: it has no head that predicts words and would drop it"
+_EMBEDDINGS = "llama.cpp uses this family only for embeddings and would drop its language-model head"
 OTHER_FAMILIES = {
     "bert": _EMBEDDINGS,
     "modernbert": _EMBEDDINGS,
-    "marian": "llama.cpp has no architecture with sinusoidal positions and norms after the residual sum",
+    "marian": "llama.cpp has no architecture with sinusoidal positions and post-norm layers",
 }
-# Read by llama.cpp as F32 whatever the file's type: `llama-quantize` leaves them out too.
+# llama.cpp reads these as F32 whatever the file's type; `llama-quantize` does not quantize them either.
 ALWAYS_F32 = ("_norm.weight", "position_embd.weight", "attn_rel_b.weight", "rope_freqs.weight")
-# llama.cpp fixes it in llama_relative_position_bucket.
-T5_MAX_DISTANCE = 128
+T5_MAX_DISTANCE = 128  # hard-coded in llama_relative_position_bucket of llama.cpp
 
 
 def refuse_other_models(source: str, layout: Layout, head: str | None) -> None:
-    """Raises CheckpointError for a family or head that llama.cpp has no place for. `source` names the directory."""
+    """Raise CheckpointError for a family or head that llama.cpp does not support. `source` names the directory."""
     family = layout.model_type
     if family in OTHER_FAMILIES:
         raise CheckpointError(
-            f"{source}: llama.cpp cannot hold this {family} model: {OTHER_FAMILIES[family]}. "
-            f"It can hold {', '.join(ARCHITECTURES)}"
+            f"{source}: llama.cpp does not support this {family} model: {OTHER_FAMILIES[family]}. "
+            f"Supported families: {', '.join(ARCHITECTURES)}"
         )
     if head == "classifier":
         raise CheckpointError(
-            f"{source}: llama.cpp cannot hold a {family} classifier: its {family} model ends in the logits of the "
-            f"next token and has no place for labels. Use: python -m finetune predict {source} FILE"
+            f"{source}: llama.cpp does not support a {family} classifier: its {family} graph ends in next-token logits "
+            f"and has no classification head. Use: python -m finetune predict {source} FILE"
         )
 
 
 def refuse_other_graphs(source: str, family: str, config: ModelConfig) -> None:
-    """Raises CheckpointError naming the keys for which llama.cpp computes something else than the model."""
-    if problems := [f"{key} = {needed} (not {found})" for key, needed, found in _needs(family, config)]:
-        raise CheckpointError(
-            f"{source}: llama.cpp cannot hold this {family} model: its graph has {', '.join(problems)}"
-        )
+    """Raise CheckpointError naming the config keys whose values llama.cpp does not implement."""
+    if problems := [f"{key}={found} (needs {needed})" for key, needed, found in _needs(family, config)]:
+        raise CheckpointError(f"{source}: llama.cpp does not support this {family} model: {', '.join(problems)}")
 
 
 def _needs(family: str, config: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
-    """(key, the value that llama.cpp computes with, ours) where they differ."""
+    """Yield (key, value that llama.cpp computes with, value of the model) where they differ."""
     rope = (config.rope_scaling or {}).get("rope_type", "default")
     needs: dict[str, tuple[Any, Any]] = {
         "llama": {"hidden_act": ("silu", config.hidden_act)},
@@ -70,7 +67,7 @@ def _needs(family: str, config: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
         "t5": {
             "feed_forward_proj": ("relu or gated-gelu", _t5_activation(config)),
             "relative_attention_max_distance": (T5_MAX_DISTANCE, config.relative_max_distance),
-            # Its cache has one entry per layer of the encoder.
+            # llama.cpp's cache has one entry per encoder layer.
             "num_decoder_layers": (
                 f"at most num_layers = {config.num_hidden_layers}",
                 config.num_decoder_layers if (config.num_decoder_layers or 0) > config.num_hidden_layers else None,
@@ -81,13 +78,13 @@ def _needs(family: str, config: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _t5_activation(config: ModelConfig) -> str | None:
-    """None where llama.cpp has it."""
+    """Describe the MLP activation, or return None if llama.cpp implements it."""
     known = ("gelu_new", True), ("relu", False)
     return None if (config.hidden_act, config.gated_mlp) in known else f"{config.hidden_act}, gated: {config.gated_mlp}"
 
 
 def metadata(family: str, config: ModelConfig) -> dict[str, Any]:
-    """Key -> value of the architecture; a float is written as float32, an integer as uint32."""
+    """Return the metadata of the architecture as key -> value; floats are written as float32, integers as uint32."""
     values = {
         Keys.LLM.VOCAB_SIZE: config.vocab_size,
         Keys.LLM.CONTEXT_LENGTH: config.max_position_embeddings,
@@ -116,32 +113,35 @@ def metadata(family: str, config: ModelConfig) -> dict[str, Any]:
 
 
 def tensors(layout: Layout, config: ModelConfig, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """(llama.cpp's name, tensor in fp32) of every tensor of a model's state dict, as llama.cpp computes with it."""
+    """Yield (llama.cpp's name, fp32 tensor) for every tensor of the state dict, in llama.cpp's layout."""
     blocks = max(config.num_hidden_layers, config.num_decoder_layers or 0)
     names = gguf.get_tensor_name_map(ARCHITECTURES[layout.model_type], blocks)
     theirs = layout.to_theirs(state, config)
     changes = CHANGES.get(layout.model_type, {})
     for name, entry in layout.names(config):
-        # llama.cpp takes the embedding where there is no output matrix.
+        # Without an output matrix, llama.cpp uses the embedding.
         if name not in theirs or (config.tie_word_embeddings and entry.ours == ("lm_head.weight",)):
             continue
-        # GGUF holds matrices as (out, in), GPT-2's files as (in, out).
+        # GGUF stores matrices as (out, in), GPT-2's files as (in, out).
         tensor = theirs[name].T if entry.transposed and theirs[name].dim() == 2 else theirs[name]
         for part, change in changes.items():
             tensor = change(tensor, config) if f".{part}." in f".{name}" else tensor
-        yield names.get_name(name, try_suffixes=(".weight", ".bias")), tensor.detach()
+        known = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if known is None:
+            raise CheckpointError(f"{name}: llama.cpp has no such tensor in a {layout.model_type} model")
+        yield known, tensor.detach()
     if config.rope_scaling and config.rope_scaling["rope_type"] == "llama3":
         yield f"{gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS]}.weight", rope_factors(config)
 
 
 def interleave(rows: Tensor, heads: int) -> Tensor:
-    """Rows (heads * D, ...) with the rotary pairs, D / 2 apart here, side by side: llama.cpp's `llama` rotates
-    neighbours (LlamaModel.permute of its converter). Scores between query and key stay the same."""
+    """Permute rows (heads * D, ...) so that rotary pairs, here D / 2 apart, become adjacent: llama.cpp's `llama` graph
+    rotates adjacent pairs (LlamaModel.permute of its converter). Attention scores do not change."""
     return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
 
 
 def scale_norm(weight: Tensor, config: ModelConfig) -> Tensor:
-    """The last norm with T5's logit scale in it, for which llama.cpp has no place."""
+    """Fold T5's logit scale, which llama.cpp does not support, into the weight of the final norm."""
     return weight * config.logit_scale
 
 
@@ -155,8 +155,8 @@ CHANGES: dict[str, dict[str, Callable[[Tensor, ModelConfig], Tensor]]] = {
 
 
 def rope_factors(config: ModelConfig) -> Tensor:
-    """What each rotary frequency is divided by under Llama 3's scaling (D / 2,) (Dubey et al. 2024)."""
-    scaling = config.rope_scaling
+    """Return the divisor of each rotary frequency under Llama 3's RoPE scaling: (D / 2,) (Dubey et al. 2024)."""
+    scaling = config.rope_scaling or {}
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     turns = scaling["original_max_position_embeddings"] * config.rope_theta**-exponents / (2 * math.pi)

@@ -1,4 +1,4 @@
-"""The proof that a GGUF file holds the model of a directory."""
+"""Check that a GGUF file holds the model of a directory."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ from mini_llm.export.write import FILE_TYPES, Source, header, read_source, type_
 
 
 def check_gguf(path: Path, file: Path) -> None:
-    """Print what was compared. Raises CheckpointError when `file` is not the model at `path`, or cannot be read."""
+    """Print a table of what was compared. Raises CheckpointError if `file` is unreadable or not the model at `path`."""
     source, reader = read_source(path), open_gguf(file)
     fields = {key: field.contents() for key, field in reader.fields.items()}
     findings = [check_header(source, fields), check_tensors(source, reader, fields), check_vocabulary(source, fields)]
@@ -29,27 +29,27 @@ def check_gguf(path: Path, file: Path) -> None:
     if llama_cpp.is_installed():
         findings += check_runtime(source, file, fields)
     else:
-        findings.append(Finding("llama.cpp", "not installed: pip install llama-cpp-python compares its text too", None))
+        findings.append(
+            Finding("llama.cpp", "not installed: pip install llama-cpp-python to compare its text too", None)
+        )
     table = Table(title=str(file), title_justify="left")
-    for column in ("compared", "seen", "holds"):
+    for column in ("compared", "result", "equal"):
         table.add_column(column, overflow="fold")
     for finding in findings:
         table.add_row(finding.what, finding.seen, {True: "yes", False: "NO", None: "-"}[finding.passed])
     Console(highlight=False, markup=False).print(table)
     if failed := [finding.what for finding in findings if finding.passed is False]:
-        raise CheckpointError(f"{file} is not the model of {path}: {', '.join(failed)}. Write it again")
+        raise CheckpointError(f"{file} is not the model of {path}: they differ in {', '.join(failed)}. Export it again")
 
 
 def open_gguf(file: Path) -> GGUFReader:
-    """Raises CheckpointError."""
+    """Open a GGUF file. Raises CheckpointError if it is missing or damaged."""
     if not file.is_file():
-        raise CheckpointError(f"{file}: no such file. Write it: python -m mini_llm export gguf MODEL_DIR --out {file}")
+        raise CheckpointError(f"{file}: no such file. Export it: python -m mini_llm export gguf MODEL_DIR --out {file}")
     try:
         return GGUFReader(file)
-    except Exception as error:  # whatever a damaged file provokes in the library
-        raise CheckpointError(
-            f"{file}: not a GGUF file, or a damaged one ({str(error)[:120]}). Write it again"
-        ) from None
+    except Exception as error:  # a damaged file can raise anything in the library
+        raise CheckpointError(f"{file}: not a GGUF file, or damaged ({str(error)[:120]}). Export it again") from None
 
 
 def check_header(source: Source, fields: dict[str, Any]) -> Finding:
@@ -57,7 +57,7 @@ def check_header(source: Source, fields: dict[str, Any]) -> Finding:
     written = fields.get(Keys.General.FILE_TYPE)
     expected = header(source, kinds.get(written, LlamaFileType.ALL_F32))
     expected[Keys.General.ARCHITECTURE] = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[source.layout.model_type]]
-    # The name is the folder's, which may have moved.
+    # The name comes from the folder, which may have been renamed.
     del expected[Keys.General.NAME]
     different = [key for key, value in expected.items() if not _same(fields.get(key), value)]
     shown = "; ".join(f"{key} is {fields.get(key)}, not {expected[key]}" for key in different[:3])
@@ -71,9 +71,11 @@ def _same(found: Any, value: Any) -> bool:
 
 
 def check_tensors(source: Source, reader: GGUFReader, fields: dict[str, Any]) -> Finding:
-    """Every tensor equal where it is F32, else within the rounding of its type."""
+    """Compare all tensors: F32 must be equal, other types must agree within their rounding error."""
     wanted = {int(file_type): kind for kind, file_type in FILE_TYPES.values()}.get(fields.get(Keys.General.FILE_TYPE))
     found = {tensor.name: tensor for tensor in reader.tensors}
+    if wanted is None:
+        return Finding("tensors", f"file type {fields.get(Keys.General.FILE_TYPE)} is none of {', '.join(FILE_TYPES)}", False)
     counts, problems, largest, worst = Counter(), [], 0.0, 0.0
     for name, tensor in tensors(source.layout, source.model.config, source.model.state_dict()):
         expected, entry = tensor.numpy(), found.pop(name, None)
@@ -90,24 +92,24 @@ def check_tensors(source: Source, reader: GGUFReader, fields: dict[str, Any]) ->
         counts[entry.tensor_type.name] += 1
         largest = max(largest, float(difference.max(initial=0)))
         worst = max(worst, float((difference / np.maximum(bound, np.finfo(np.float32).tiny)).max(initial=0)))
-    problems += [f"{name} is too much" for name in found]
+    problems += [f"{name} is not in the model" for name in found]
     seen = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     if largest:
-        seen += f"; largest difference {largest:.2g}, at most {worst:.0%} of the rounding allowed"
+        seen += f"; largest difference {largest:.2g}, at most {worst:.0%} of the allowed rounding error"
     return Finding("tensors", "; ".join(problems[:3]) or seen, not problems)
 
 
 def rounding(values: np.ndarray, kind: Type) -> np.ndarray:
-    """The most by which each of `values` may change in `kind`."""
+    """Return the largest rounding error of each value when stored as `kind`."""
     size = np.abs(values)
     if kind is Type.F32:
         return np.zeros_like(size)
     if kind is Type.BF16:
         return size * 2**-8
     if kind is Type.F16:
-        # Below 2^-14 steps are even, 2^-24 wide.
+        # Subnormals (below 2^-14) have a fixed step of 2^-24.
         return size * 2**-11 + 2**-25
-    # Q8_0: half a step of the block's largest / 127, and the rounding of that step to F16, 127 times at most.
+    # Q8_0: half a step of max(block) / 127, plus the rounding of that step to F16, times at most 127.
     block = gguf.GGML_QUANT_SIZES[Type.Q8_0][0]
     largest = size.reshape(-1, block).max(axis=1, keepdims=True)
     bound = largest / 254 * (1 + 2**-10) + largest * 2**-11 + 127 * 2**-25
@@ -115,11 +117,11 @@ def rounding(values: np.ndarray, kind: Type) -> np.ndarray:
 
 
 def check_vocabulary(source: Source, fields: dict[str, Any]) -> Finding:
-    """The vocabulary of the file is that of the directory, entry by entry."""
+    """Compare the vocabulary of the file with the one of the directory, entry by entry."""
     expected, found = source.vocabulary, vocabulary_of(fields)
     lists = ("model", "pre", "tokens", "types", "merges")
     different = [name for name in lists if getattr(expected, name) != getattr(found, name)]
-    if not np.array_equal(np.float32(expected.scores or []), np.float32(found.scores or [])):
+    if not np.array_equal(np.asarray(expected.scores or [], np.float32), np.asarray(found.scores or [], np.float32)):
         different.append("scores")
     settings = {key: list(value) if isinstance(value, bytes) else value for key, value in expected.settings.items()}
     different += [key for key, value in settings.items() if fields.get(key) != value]

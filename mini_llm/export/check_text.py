@@ -1,4 +1,4 @@
-"""The ids of texts and the text of a GGUF file beside our own."""
+"""Compare the token ids and the greedy text of a GGUF file with ours."""
 
 import random
 import unicodedata
@@ -10,25 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import Keys, LlamaFileType, TokenType
-from torch import Tensor, nn
+from torch import Tensor
 
 from mini_llm.export.encoders import Encoder
 from mini_llm.export.llama_cpp import LlamaCpp
 from mini_llm.export.vocabulary import Vocabulary
 from mini_llm.export.write import Source
-from mini_llm.model import KVCache, Seq2SeqLM
+from mini_llm.model import CausalLM, KVCache, Seq2SeqLM
 from mini_llm.tokenization.gate import hostile_strings
 from mini_llm.tokenization.load import load_tokenizer
 
 PROMPTS = ("The ", "def read_lines(path):\n    ", "Once upon a time", "import os\n", "What is the meaning of")
 LENGTH = 64  # tokens of greedy text
-# The most by which logits of an F32 file may differ: llama.cpp's GELU is a table of F16 values.
+# Largest allowed difference of logits for an F32 file: llama.cpp looks GELU up in a table of F16 values.
 TOLERANCE = 0.1
 
 
 @dataclass
 class Finding:
-    """One line of the table; `passed` is None for what is told and decides nothing."""
+    """One row of the table. `passed` is None for information that does not decide the result."""
 
     what: str
     seen: str
@@ -36,7 +36,7 @@ class Finding:
 
 
 def fuzz(vocabulary: Vocabulary, count: int = 300) -> list[str]:
-    """Hostile strings, and random ones of the vocabulary's own tokens and names."""
+    """Return hostile strings, prompts and `count` random strings of vocabulary tokens, special names included."""
     rng = random.Random(0)
     tokens = [token.replace("\u2581", " ") for token in vocabulary.tokens]
     strings = ["".join(rng.choices(tokens, k=rng.randrange(1, 20))) for _ in range(count)]
@@ -44,37 +44,37 @@ def fuzz(vocabulary: Vocabulary, count: int = 300) -> list[str]:
 
 
 def check_ids(source: Source, what: str, encoder: Encoder) -> Finding:
-    """Our ids and those of `encoder`, for texts that hold no name of a special token, and for those that do.
+    """Compare our ids with those of `encoder`. Only texts without the name of a special token decide the result.
 
-    llama.cpp takes the name of a special token for it wherever joining reaches it ('<s' and '>'); our tokenizers never
-    do. That is told and decides nothing.
+    When merging spells the name of a special token ('<s' + '>'), llama.cpp encodes it as that token; our tokenizers
+    never do. Such texts are counted but do not fail the check.
     """
     vocabulary = source.vocabulary
     kinds = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE, TokenType.UNUSED)
     names = vocabulary.of_type(*kinds)
     texts = fuzz(vocabulary)
     if vocabulary.pre == "qwen2":
-        # The one tokenizer whose normalizer llama.cpp leaves out.
+        # llama.cpp skips the normalizer of this tokenizer.
         texts = [unicodedata.normalize("NFC", text) for text in texts]
     ours = load_tokenizer(source.directory).encode_batch(texts)
     different = [text for text, ids in zip(texts, ours, strict=True) if encoder.encode(text) != ids.tolist()]
     plain = [text for text in different if not any(name in text for name in names)]
-    seen = f"{len(texts) - len(different):,} of {len(texts):,} strings have our ids"
+    seen = f"{len(texts) - len(different):,} of {len(texts):,} strings have the same ids"
     if plain:
-        seen = f"{len(plain)} of {len(texts):,} strings have other ids than ours, first {plain[0][:40]!r}"
+        seen = f"{len(plain)} of {len(texts):,} strings have different ids, first {plain[0][:40]!r}"
     elif different:
         seen += f"; {len(different)} spell a special token's name, which llama.cpp reads as that token"
     return Finding(what, seen, not plain)
 
 
 def check_runtime(source: Source, file: Path, fields: dict[str, Any]) -> list[Finding]:
-    """llama.cpp's own ids, what it puts around a text, and its greedy text, which is ours where the file is F32."""
+    """Compare with llama.cpp itself: ids, bos and eos tokens, and greedy text, which must be equal for an F32 file."""
     tokenizer, settings = load_tokenizer(source.directory), source.vocabulary.settings
     before = [tokenizer.bos_id] if settings[Keys.Tokenizer.ADD_BOS] else []
     after = [tokenizer.eos_id] if settings[Keys.Tokenizer.ADD_EOS] else []
-    framed = [[*before, *tokenizer.encode(prompt), *after] for prompt in PROMPTS]
+    framed: list[list[int]] = [[*before, *tokenizer.encode(prompt), *after] for prompt in PROMPTS]
     limit = source.model.config.max_position_embeddings
-    # In a short context half is left to write in.
+    # Leave at least half of a short context for the new tokens.
     sources = [ids[: max(1, limit // 2)] for ids in framed]
     longest = max(map(len, sources))
     length = min(LENGTH, limit - longest)
@@ -82,7 +82,7 @@ def check_runtime(source: Source, file: Path, fields: dict[str, Any]) -> list[Fi
     alike = [runtime.frame(prompt) == ids for prompt, ids in zip(PROMPTS, framed, strict=True)]
     findings = [
         check_ids(source, "ids of a text, llama.cpp itself", runtime),
-        Finding("beginning and end tokens, llama.cpp itself", f"{sum(alike)} of {len(alike)} prompts", all(alike)),
+        Finding("bos and eos tokens, llama.cpp itself", f"{sum(alike)} of {len(alike)} prompts", all(alike)),
     ]
     exact = fields.get(Keys.General.FILE_TYPE) == LlamaFileType.ALL_F32
     agreed, equal, ties, furthest = [], 0, 0, 0.0
@@ -93,19 +93,22 @@ def check_runtime(source: Source, file: Path, fields: dict[str, Any]) -> list[Fi
         equal += gap is None
         ties += gap is not None and gap <= 2 * difference
     seen = (
-        f"{equal} of {len(agreed)} texts equal for {length} tokens or to their end"
+        f"{equal} of {len(agreed)} texts are equal for {length} tokens or until they end"
         f" ({', '.join(map(str, agreed))}); logits differ by {furthest:.2g} at most"
     )
     if ties:
-        seen += f"; {ties} parted where that decides which token is the best"
+        seen += f"; {ties} differ only where that changes the best token"
     passed = (equal + ties == len(agreed) and furthest <= TOLERANCE) if exact else None
     return [*findings, Finding("greedy text, llama.cpp itself", seen, passed)]
 
 
-def compare_greedy(model: nn.Module, runtime: LlamaCpp, ids: list[int], length: int) -> tuple[int, float | None, float]:
-    """(equal tokens, gap of our logits between both choices where the two part or None, largest difference of logits).
+def compare_greedy(
+    model: CausalLM | Seq2SeqLM, runtime: LlamaCpp, ids: list[int], length: int
+) -> tuple[int, float | None, float]:
+    """Decode greedily with both. Return (equal tokens, gap, largest difference of logits).
 
-    A text ends with `length` tokens or the end token.
+    The gap is the difference of our logits between the two choices where the texts diverge, None if they do not. A text
+    ends after `length` tokens or at the eos token.
     """
     ended = model.config.eos_token_id
     count, difference = 0, 0.0
@@ -120,12 +123,12 @@ def compare_greedy(model: nn.Module, runtime: LlamaCpp, ids: list[int], length: 
 
 
 @torch.inference_mode()
-def greedy(model: nn.Module, ids: list[int], length: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(best token, logits (V,)) after `ids`, then after each best token, `length` times; see LlamaCpp.greedy."""
+def greedy(model: CausalLM | Seq2SeqLM, ids: list[int], length: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (best token, logits (V,)) after `ids`, then after each best token, `length` times; see LlamaCpp.greedy."""
     cache, memory = KVCache(model.config, 1, len(ids) + length), None
     if isinstance(model, Seq2SeqLM):
         memory = model.trunk.encoder(torch.tensor([ids]))
-        ids = [model.config.decoder_start_token_id]
+        ids = [model.config.start_token]
     for _ in range(length):
         hidden = _states(model, torch.tensor([ids]), cache, memory)
         logits = model.predict(hidden[:, -1])[0].numpy()
@@ -133,7 +136,7 @@ def greedy(model: nn.Module, ids: list[int], length: int) -> Iterator[tuple[int,
         yield ids[0], logits
 
 
-def _states(model: nn.Module, ids: Tensor, cache: KVCache, memory: Tensor | None) -> Tensor:
-    if memory is None:
-        return model.trunk(ids, None, cache)
-    return model.trunk.decoder(ids, None, cache, memory=memory)
+def _states(model: CausalLM | Seq2SeqLM, ids: Tensor, cache: KVCache, memory: Tensor | None) -> Tensor:
+    if isinstance(model, Seq2SeqLM):
+        return model.trunk.decoder(ids, None, cache, memory=memory)
+    return model.trunk(ids, None, cache)

@@ -1,4 +1,4 @@
-"""What llama.cpp makes of a text, from nothing but the vocabulary in a GGUF file."""
+"""Reimplement llama.cpp's tokenization from nothing but the vocabulary in a GGUF file."""
 
 import re
 from heapq import heappop, heappush
@@ -13,28 +13,31 @@ SPACE = "\u2581"  # SentencePiece's mark for a space
 
 
 class Encoder(Protocol):
+    """Anything that encodes text as llama.cpp does."""
+
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; nothing is added, and the name of a control token in it is text (parse_special is false)."""
+        """Return the ids of `text`. Adds nothing; names of control tokens are plain text (parse_special=false)."""
 
 
 def make_encoder(vocabulary: Vocabulary) -> Encoder:
+    """Return the encoder for a vocabulary. Raises CheckpointError for an unknown tokenizer model."""
     kinds = {"llama": SpmEncoder, "gpt2": ByteLevelEncoder, "t5": UnigramEncoder}
     if vocabulary.model not in kinds:
-        raise CheckpointError(f"{Keys.Tokenizer.MODEL} is '{vocabulary.model}'; known here are {', '.join(kinds)}")
+        raise CheckpointError(f"{Keys.Tokenizer.MODEL} is '{vocabulary.model}'; supported are {', '.join(kinds)}")
     return kinds[vocabulary.model](vocabulary)
 
 
 class SpmEncoder:
-    """Join the neighbours that make the token of the highest score until none do; then bytes for what is no token
-    (llm_tokenizer_spm).
+    """Merges the adjacent symbols that form the token with the highest score until none do, then spells symbols that
+    are not tokens in bytes (llm_tokenizer_spm).
 
-    As in llama.cpp, any text of the vocabulary is a token, also '<s>' or '<0x0A>' where joining can reach it.
+    As in llama.cpp, every vocabulary entry is a token, even '<s>' or '<0x0A>' if merging can spell it.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._ids = {token: i for i, token in enumerate(vocabulary.tokens)}
-        self._scores = vocabulary.scores
-        # llama.cpp puts a space before a text unless told otherwise.
+        self._scores = vocabulary.scores or []
+        # llama.cpp adds a space before a text by default.
         self._prefix = SPACE if vocabulary.settings.get(Keys.Tokenizer.ADD_PREFIX, True) else ""
         whole = vocabulary.of_type(TokenType.USER_DEFINED)
         whole.sort(key=len, reverse=True)
@@ -43,15 +46,15 @@ class SpmEncoder:
     def encode(self, text: str) -> list[int]:
         ids, start = [], 0
         for match in self._user_defined.finditer(text) if self._user_defined else ():
-            ids += [*self._join(text[start : match.start()]), self._ids[match[0]]]
+            ids += [*self._merge(text[start : match.start()]), self._ids[match[0]]]
             start = match.end()
-        return ids + self._join(text[start:])
+        return ids + self._merge(text[start:])
 
-    def _join(self, text: str) -> list[int]:
+    def _merge(self, text: str) -> list[int]:
         if not text:
             return []
         symbols = list(self._prefix + text.replace(" ", SPACE))
-        # The neighbours of each symbol; a joined one leaves its place to the symbol on its left.
+        # Doubly linked list of symbols; a merge keeps the left symbol and empties the right one.
         before = list(range(-1, len(symbols) - 1))
         after = [*range(1, len(symbols)), -1]
         queue: list[tuple[float, int, int, str]] = []
@@ -81,15 +84,15 @@ class SpmEncoder:
 
 
 class ByteLevelEncoder:
-    """The `tokenizers` library over the tokens and merges of the file, after the cut into words that the file names."""
+    """Byte-level BPE by the `tokenizers` library, with the tokens, merges and pre-tokenizer that the file names."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
         pattern = next(pattern for pattern, name in PRE_TOKENIZERS.items() if name == vocabulary.pre)
-        merges = [tuple(merge.split(" ")) for merge in vocabulary.merges]
+        merges = [(left, right) for left, right in (merge.split(" ") for merge in vocabulary.merges or [])]
         ids = {token: i for i, token in enumerate(vocabulary.tokens)}
-        # As llama.cpp, which looks at words that are tokens first for this one alone.
+        # Like llama.cpp, look up whole words before merging only for this pre-tokenizer.
         whole = vocabulary.pre == "llama-bpe"
         self._backend = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=whole))
         bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
@@ -103,13 +106,13 @@ class ByteLevelEncoder:
 
 
 class UnigramEncoder:
-    """SentencePiece over the pieces, scores and rules of the file."""
+    """Unigram by SentencePiece, with the tokens, scores and normalization rules of the file."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
-        proto, settings = sentencepiece_model_pb2.ModelProto(), vocabulary.settings
-        for token, score, kind in zip(vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True):
+        proto, settings = sentencepiece_model_pb2.ModelProto(), vocabulary.settings  # ty: ignore[missing-attribute]
+        for token, score, kind in zip(vocabulary.tokens, vocabulary.scores or [], vocabulary.types, strict=True):
             proto.pieces.add(piece=token, score=score, type=int(kind))
         proto.trainer_spec.model_type = proto.trainer_spec.UNIGRAM
         proto.normalizer_spec.add_dummy_prefix = settings[Keys.Tokenizer.ADD_PREFIX]

@@ -1,4 +1,4 @@
-"""llama.cpp itself, through llama-cpp-python: its ids of a text, and its greedy continuation."""
+"""Run llama.cpp through llama-cpp-python: tokenize a text, and continue it greedily."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,24 +9,23 @@ import numpy as np
 
 from mini_llm.engine.errors import CheckpointError
 
-# llama.cpp keeps keys and values in F16 unless told otherwise.
-GGML_TYPE_F32 = 0
+GGML_TYPE_F32 = 0  # for keys and values, which llama.cpp stores in F16 by default
 
 
 def is_installed() -> bool:
-    """Whether llama-cpp-python is there, without importing it."""
+    """Return whether llama-cpp-python is installed, without importing it."""
     return find_spec("llama_cpp") is not None
 
 
 class LlamaCpp:
-    """A GGUF file in llama.cpp, with an fp32 cache of `context` positions. Raises CheckpointError when it refuses."""
+    """A GGUF file loaded in llama.cpp with an fp32 cache of `context` positions. Raises CheckpointError on failure."""
 
     def __init__(self, file: Path, context: int) -> None:
         import llama_cpp
 
         self._api = llama_cpp
         try:
-            # One batch of a whole context: an encoder reads its text at once.
+            # One batch holds the whole context, since an encoder reads its text at once.
             self._llama = llama_cpp.Llama(
                 str(file),
                 n_ctx=context,
@@ -38,17 +37,17 @@ class LlamaCpp:
             )
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{file}: llama.cpp does not load it ({error}). Its own words: llama-cli -m {file} -p a -n 1"
+                f"{file}: llama.cpp cannot load it ({error}). For details run: llama-cli -m {file} -p a -n 1"
             ) from None
         self._context = self._llama._ctx.ctx
         self._model = self._llama._model.model
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; nothing is added, and names of control tokens in it are text."""
+        """Return the ids of `text`. Adds nothing; names of control tokens are plain text."""
         return self._llama.tokenize(text.encode(), add_bos=False, special=False) if text else []
 
     def frame(self, text: str) -> list[int]:
-        """Ids of `text` with the beginning and end tokens that the file asks for."""
+        """Return the ids of `text` with the bos and eos tokens that the file asks for."""
         vocabulary = self._api.llama_model_get_vocab(self._model)
         data = text.encode()
         buffer = (self._api.llama_token * (len(data) + 8))()
@@ -56,8 +55,8 @@ class LlamaCpp:
         return list(buffer[:count])
 
     def greedy(self, ids: list[int], length: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(best token, logits (V,)) after `ids`, then after each best token, `length` times. An encoder-decoder reads
-        `ids` with its encoder, and begins with its decoder's start token."""
+        """Yield (best token, logits (V,)) after `ids`, then after each best token, `length` times. The encoder of an
+        encoder-decoder reads `ids`, and its decoder begins with the decoder start token."""
         api = self._api
         api.llama_memory_clear(api.llama_get_memory(self._context), True)
         if api.llama_model_has_encoder(self._model):

@@ -1,4 +1,4 @@
-"""The tokenizer of a model directory as llama.cpp's vocabulary (src/llama-vocab.cpp)."""
+"""Convert the tokenizer of a model directory to llama.cpp's vocabulary (src/llama-vocab.cpp)."""
 
 import json
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ NAMED_IDS = {
     "pad_id": Keys.Tokenizer.PAD_ID,
     "mask_id": Keys.Tokenizer.MASK_ID,
 }
-# How a byte-level BPE cuts text into words -> llama.cpp's name of it. None: ByteLevel's own expression, GPT-2's.
+# Pre-tokenizer pattern of a byte-level BPE -> llama.cpp's name for it. None: ByteLevel's default pattern, GPT-2's.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -31,13 +31,12 @@ PRE_TOKENIZERS = {
     _WORDS.replace("DIGITS", r"\p{N}{1,3}"): "llama-bpe",
     _WORDS.replace("DIGITS", r"\p{N}"): "qwen2",
 }
-# Of tokens that no text gives.
-_NO_SCORE = -10_000.0
+_NO_SCORE = -10_000.0  # score of tokens that no text encodes to
 
 
 @dataclass
 class Vocabulary:
-    """What stands under tokenizer.ggml.*; the lists have one entry per row of the embedding."""
+    """The tokenizer.ggml.* fields of a GGUF file. Each list has one entry per row of the embedding."""
 
     model: str
     pre: str
@@ -71,24 +70,24 @@ class Vocabulary:
 
 
 def vocabulary_of(fields: dict[str, Any]) -> Vocabulary:
-    """The vocabulary in a GGUF file with these fields. Raises CheckpointError."""
+    """Return the vocabulary of a GGUF file with these fields. Raises CheckpointError if it has none."""
     keys = (Keys.Tokenizer.MODEL, Keys.Tokenizer.PRE, Keys.Tokenizer.LIST, Keys.Tokenizer.TOKEN_TYPE)
     if missing := [key for key in keys if key not in fields]:
-        raise CheckpointError(f"the GGUF file lacks {', '.join(missing)}: it has no vocabulary. Write it again")
+        raise CheckpointError(f"the GGUF file lacks {', '.join(missing)}, so it has no vocabulary. Export it again")
     lists = (fields.get(key) for key in (Keys.Tokenizer.SCORES, Keys.Tokenizer.MERGES))
     return Vocabulary(*(fields[key] for key in keys), *lists, {k: v for k, v in fields.items() if k not in keys})
 
 
 def read_vocabulary(directory: Path, rows: int, head: str) -> Vocabulary:
-    """The vocabulary of `directory` for an embedding of `rows` rows, under a "causal" or "seq2seq" model.
+    """Convert the tokenizer of `directory` for an embedding of `rows` rows in a model with head "causal" or "seq2seq".
 
-    Raises CheckpointError when llama.cpp would give other ids, or when it has more tokens than rows.
+    Raises CheckpointError if llama.cpp would give other ids, or if there are more tokens than rows.
     """
     tokenizer = load_tokenizer(directory)
     if tokenizer.vocab_size > rows:
         raise CheckpointError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {rows}: they do not belong "
-            "together. Copy the tokenizer files of the training run into the model directory"
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {rows}: they do not match. "
+            "Copy the tokenizer files of the training run into the model directory"
         )
     if isinstance(tokenizer, FastTokenizer) and tokenizer.kind == "byte-level BPE":
         vocabulary = _byte_level(tokenizer)
@@ -100,7 +99,7 @@ def read_vocabulary(directory: Path, rows: int, head: str) -> Vocabulary:
         if vocabulary.scores is not None:
             vocabulary.scores.append(_NO_SCORE)
     if len(set(vocabulary.tokens)) < rows:
-        raise CheckpointError(f"{directory}: two tokens have the same text, which llama.cpp cannot hold")
+        raise CheckpointError(f"{directory}: two tokens have the same text, which llama.cpp does not support")
     ids = {key: getattr(tokenizer, name) for name, key in NAMED_IDS.items()}
     add_bos, add_eos = _added(tokenizer, directory, head)
     vocabulary.settings |= {key: value for key, value in ids.items() if value is not None}
@@ -111,45 +110,45 @@ def read_vocabulary(directory: Path, rows: int, head: str) -> Vocabulary:
 
 
 def _added(tokenizer: Tokenizer | FastTokenizer, directory: Path, head: str) -> tuple[bool, bool]:
-    """Whether a text stands behind the beginning token, and before the end token."""
+    """Return whether the bos token comes before a text and whether the eos token comes after it."""
     if tokenizer.frame is not None:
         before, after = tokenizer.frame
         return before == [tokenizer.bos_id], after == [tokenizer.eos_id]
     if head == "seq2seq":
         return False, tokenizer.eos_id is not None
-    # As python -m generate has it.
+    # Same rule as in python -m generate.
     return tokenizer.bos_id is not None and _config(directory).get("add_bos_token") is not False, False
 
 
 def _sentencepiece(directory: Path, tokenizer: Tokenizer | FastTokenizer) -> Vocabulary:
-    """Pieces, scores and types of the SentencePiece model, and the tokens that tokenizer.json adds to them."""
+    """Return tokens, scores and types of the SentencePiece model plus the tokens that tokenizer.json adds."""
     from sentencepiece import sentencepiece_model_pb2
 
     path = next((directory / name for name in SENTENCEPIECE_FILES if (directory / name).is_file()), None)
     if path is None:
         raise CheckpointError(
             f"{directory}: a {tokenizer.kind} tokenizer without its SentencePiece model, which llama.cpp's vocabulary "
-            f"is made of. Copy {' or '.join(SENTENCEPIECE_FILES)} there from where the model came"
+            f"needs. Copy {' or '.join(SENTENCEPIECE_FILES)} there from the source of the model"
         )
     try:
-        proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
-    except Exception as error:  # protobuf's own class, whose home moves between versions
-        raise CheckpointError(f"{path}: not a SentencePiece model, or a damaged one ({str(error)[:120]})") from None
+        proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # ty: ignore[missing-attribute]
+    except Exception as error:  # protobuf's DecodeError, whose module differs between versions
+        raise CheckpointError(f"{path}: not a SentencePiece model, or damaged ({str(error)[:120]})") from None
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     unigram = trainer.model_type == trainer.UNIGRAM
     problems = {
         "it is neither BPE nor Unigram": trainer.model_type not in (trainer.BPE, trainer.UNIGRAM),
         "it has no byte_fallback": not unigram and not trainer.byte_fallback,
         "it normalizes text": not unigram and bool(normalizer.precompiled_charsmap),
-        "it takes away spaces (remove_extra_whitespaces)": not unigram and normalizer.remove_extra_whitespaces,
-        "it puts spaces behind words (treat_whitespace_as_suffix)": trainer.treat_whitespace_as_suffix,
+        "it removes spaces (remove_extra_whitespaces)": not unigram and normalizer.remove_extra_whitespaces,
+        "it puts spaces after words (treat_whitespace_as_suffix)": trainer.treat_whitespace_as_suffix,
     }
     if found := [problem for problem, present in problems.items() if present]:
-        raise CheckpointError(f"{path}: llama.cpp would cut text into other tokens: {', '.join(found)}")
-    # SentencePiece's types are llama.cpp's: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
+        raise CheckpointError(f"{path}: llama.cpp would split text into other tokens: {', '.join(found)}")
+    # SentencePiece and llama.cpp use the same types: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
     tokens, types, scores = ([getattr(p, name) for p in proto.pieces] for name in ("piece", "type", "score"))
     for i in range(len(tokens), tokenizer.vocab_size):
-        tokens.append(tokenizer.piece(i))
+        tokens.append(tokenizer.id_to_token(i))
         types.append(TokenType.CONTROL if i in tokenizer.special_ids else TokenType.USER_DEFINED)
         scores.append(_NO_SCORE)
     settings: dict[str, Any] = {Keys.Tokenizer.ADD_PREFIX: normalizer.add_dummy_prefix}
@@ -171,13 +170,13 @@ def _byte_level(tokenizer: FastTokenizer) -> Vocabulary:
             types.append(TokenType.CONTROL if i in tokenizer.special_ids else TokenType.USER_DEFINED)
         else:
             types.append(TokenType.NORMAL if i in names else TokenType.UNUSED)
-    # Older files have "a b" for ["a", "b"].
+    # Older files store a merge as "a b" instead of ["a", "b"].
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return Vocabulary("gpt2", pre_tokenizer(tree, tokenizer.directory), tokens, types, None, merges)
 
 
 def pre_tokenizer(tree: dict[str, Any], directory: Path) -> str:
-    """llama.cpp's name for how a tokenizer.json cuts text into words. Raises CheckpointError when it is none it has."""
+    """Return llama.cpp's name for the pre-tokenizer of a tokenizer.json. Raises CheckpointError if it has none."""
     stage = tree.get("pre_tokenizer") or {}
     steps = stage.get("pretokenizers") or [stage]
     *splits, last = steps
@@ -191,15 +190,14 @@ def pre_tokenizer(tree: dict[str, Any], directory: Path) -> str:
         and not (splits and pattern is None)
     )
     name = PRE_TOKENIZERS.get(pattern) if regular else None
-    # llama.cpp takes a word that is a token whole for this one alone, and never normalizes: its own converter takes
-    # Qwen's tokenizer all the same.
+    # llama.cpp looks up whole words only for llama-bpe and never normalizes; its converter still accepts Qwen's NFC.
     whole = bool(tree["model"].get("ignore_merges")) is (name == "llama-bpe")
     normalizer = (tree.get("normalizer") or {}).get("type")
     if name is None or not whole or normalizer not in (None, "NFC" if name == "qwen2" else None):
         raise CheckpointError(
-            f"{directory / 'tokenizer.json'}: it cuts text into words in a way without a name in llama.cpp known here "
-            f"({', '.join(PRE_TOKENIZERS.values())}), and with another name llama.cpp would give other tokens. "
-            "SentencePiece tokenizers (python -m tokenizer) have no such step"
+            f"{directory / 'tokenizer.json'}: llama.cpp does not support its pre-tokenizer or normalizer (supported: "
+            f"{', '.join(PRE_TOKENIZERS.values())}) and would give other tokens. "
+            "Use a SentencePiece tokenizer (python -m tokenizer), which has no pre-tokenizer"
         )
     return name
 

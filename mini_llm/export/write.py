@@ -1,4 +1,4 @@
-"""A model directory as one GGUF file."""
+"""Write a model directory as one GGUF file."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,7 +9,6 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFWriter, LlamaFileType
-from torch import nn
 
 from mini_llm.engine.errors import CheckpointError, ConfigError
 from mini_llm.engine.run.directory import find_model
@@ -23,9 +22,10 @@ from mini_llm.export.architectures import (
     tensors,
 )
 from mini_llm.export.vocabulary import Vocabulary, read_vocabulary
-from mini_llm.model import HEADS, load_model
+from mini_llm.model import HEADS, CausalLM, Seq2SeqLM, load_model
 from mini_llm.model.huggingface.directory import read_config
 from mini_llm.model.huggingface.layouts import LAYOUTS, Layout
+from mini_llm.stages import local_commands
 
 FILE_TYPES = {
     "f32": (Type.F32, LlamaFileType.ALL_F32),
@@ -38,23 +38,23 @@ LARGEST_F16 = 65504.0
 
 @dataclass
 class Source:
-    """A model directory, read and found fit for llama.cpp."""
+    """A model directory that was read and that llama.cpp supports."""
 
     directory: Path
     name: str
     layout: Layout
-    model: nn.Module
+    model: CausalLM | Seq2SeqLM
     vocabulary: Vocabulary
 
 
 @dataclass
 class Written:
-    """What export_gguf did."""
+    """The result of export_gguf."""
 
     file: Path
     source: Path
     size: int  # bytes
-    types: Counter = field(default_factory=Counter)  # type -> tensors
+    types: Counter = field(default_factory=Counter)  # type -> number of tensors
     fallen_back: list[str] = field(default_factory=list)
     vocabulary: str = ""
     notes: list[str] = field(default_factory=list)
@@ -67,23 +67,26 @@ class Written:
         ]
         if self.fallen_back:
             shown = ", ".join(self.fallen_back[:3]) + (", ..." if len(self.fallen_back) > 3 else "")
-            lines.append(f"F16 instead of Q8_0, as rows are not a multiple of 32: {len(self.fallen_back)} ({shown})")
-        return "\n".join([*lines, f"Prove it: python -m mini_llm export check {self.source} {self.file}"])
+            lines.append(
+                f"F16 instead of Q8_0, because rows are not a multiple of 32: {len(self.fallen_back)} ({shown})"
+            )
+        proof = local_commands(f"python -m mini_llm export check {self.source} {self.file}")
+        return "\n".join([*lines, f"Check it: {proof}"])
 
 
 def export_gguf(path: Path, out: Path | None = None, tensor_type: str = "f16") -> Written:
-    """Write the model at `path` (model or run directory) to `out`, or into `path`. See FILE_TYPES for the types.
+    """Write the model at `path` (model or run directory) to `out`, by default a file in `path`. FILE_TYPES lists types.
 
-    Norms, biases and position tables stay F32; a matrix whose rows are not a multiple of 32 becomes F16 for Q8_0.
-    The file is the old one or the whole new one, also after a kill. Raises CheckpointError, ModelDirectoryError,
-    ConfigError when `out` cannot be written.
+    Norms, biases and position tables stay F32. With Q8_0, a matrix whose rows are not a multiple of 32 becomes F16.
+    Writing is atomic: a kill leaves the old file. Raises CheckpointError, ModelDirectoryError, and ConfigError if `out`
+    cannot be written.
     """
     source = read_source(path)
     out = out or path / f"{source.name}-{tensor_type}.gguf"
     wanted, file_type = FILE_TYPES[tensor_type]
     try:
         with atomic_path(out) as temporary:
-            # A path that cannot be written shows before the work.
+            # Fail on an unwritable path before doing the work.
             temporary.touch()
             writer = GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[source.layout.model_type]])
             for key, value in header(source, file_type).items():
@@ -106,21 +109,24 @@ def export_gguf(path: Path, out: Path | None = None, tensor_type: str = "f16") -
     vocabulary = f"{source.vocabulary.model}, {len(source.vocabulary.tokens):,} tokens"
     notes = []
     if source.model.config.logit_scale != 1:
-        notes.append("llama.cpp has no scale of logits: it is in the weights of the last norm")
+        notes.append("llama.cpp has no logit scale, so it was folded into the weights of the final norm")
     return Written(out, path, out.stat().st_size, types, fallen_back, vocabulary, notes)
 
 
 def read_source(path: Path) -> Source:
-    """Read the model at `path` and refuse what llama.cpp cannot hold. Raises CheckpointError, ModelDirectoryError."""
+    """Read the model at `path`. Raises CheckpointError if llama.cpp does not support it, and ModelDirectoryError."""
     directory = find_model(path)
     if directory is None:
         problem = "no such directory" if not path.exists() else "no config.json here or in model/"
-        raise CheckpointError(f"{path}: {problem}, so this is not a model or run directory. Trained ones lie in runs/")
+        raise CheckpointError(
+            f"{path}: {problem}, so this is not a model or run directory. Trained models are in runs/"
+        )
     theirs = read_config(directory)
     layout = LAYOUTS[theirs["model_type"]]
     head = layout.head_of(theirs.get("architectures") or [])
     refuse_other_models(str(path), layout, head)
     model = load_model(directory)
+    assert isinstance(model, CausalLM | Seq2SeqLM), "refuse_other_models lets no other head pass"
     refuse_other_graphs(str(path), layout.model_type, model.config)
     head = next(name for name, cls in HEADS.items() if isinstance(model, cls))
     vocabulary = read_vocabulary(directory, model.config.vocab_size, head)
@@ -130,7 +136,7 @@ def read_source(path: Path) -> Source:
 
 
 def header(source: Source, file_type: LlamaFileType) -> dict[str, Any]:
-    """Key -> value of everything in the file that is neither vocabulary nor tensor."""
+    """Return all metadata of the file as key -> value, except the vocabulary."""
     general = {
         gguf.Keys.General.TYPE: gguf.GGUFType.MODEL,
         gguf.Keys.General.NAME: source.name,
@@ -146,7 +152,7 @@ def add_value(writer: GGUFWriter, key: str, value: Any) -> None:
 
 
 def type_of(name: str, array: np.ndarray, wanted: Type) -> Type:
-    """The type of one tensor in a file of type `wanted`."""
+    """Return the type of one tensor in a file of type `wanted`."""
     if array.ndim <= 1 or name.endswith(ALWAYS_F32):
         return Type.F32
     if wanted is Type.Q8_0 and array.shape[-1] % gguf.GGML_QUANT_SIZES[Type.Q8_0][0]:
@@ -155,12 +161,12 @@ def type_of(name: str, array: np.ndarray, wanted: Type) -> Type:
 
 
 def quantize(name: str, array: np.ndarray, kind: Type) -> np.ndarray:
-    """`array` (fp32) in the bytes of `kind`. Raises CheckpointError when a weight has no value there."""
+    """Quantize `array` (fp32) to bytes of type `kind`. Raises CheckpointError if a value is out of range or NaN."""
     largest = float(np.abs(array).max(initial=0))
     if not np.isfinite(largest):
-        raise CheckpointError(f"{name}: holds NaN or infinity, so this model is broken. Take an earlier checkpoint")
-    # A block's scale of Q8_0 is an F16 too.
+        raise CheckpointError(f"{name}: contains NaN or infinity, so this model is broken. Use an earlier checkpoint")
+    # Q8_0 stores the scale of a block as F16.
     limit = {Type.F16: LARGEST_F16, Type.Q8_0: LARGEST_F16 * 127}.get(kind, np.inf)
     if largest > limit:
-        raise CheckpointError(f"{name}: holds {largest:.3g}, too large for {kind.name}; use --type bf16 or f32")
+        raise CheckpointError(f"{name}: contains {largest:.3g}, too large for {kind.name}; use --type bf16 or f32")
     return gguf.quants.quantize(array, kind)

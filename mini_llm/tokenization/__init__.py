@@ -1,11 +1,11 @@
-"""Tokenizers as every stage uses them; `tokenizer/` trains them.
+"""Load, run, check and save tokenizers, for every stage; `tokenizer/` trains them.
 
-config.py     TokenizerConfig and the rule for the vocabulary size
+config.py     TokenizerConfig and the default vocabulary size
 tokenizer.py  Tokenizer (SentencePiece)
 bpe.py        BytePairEncoder: the same ids many times faster, in C++ (cpp/)
 fast.py       FastTokenizer: the same interface over a tokenizer.json
-load.py       load_tokenizer: the tokenizer of a directory, whatever its kind
-stream.py     StreamDecoder: ids one by one, text without half characters
-save.py       save_tokenizer: the files that transformers reads
-gate.py       the strings that a tokenizer must give back unchanged
+load.py       load_tokenizer: the tokenizer of a directory, of either class
+stream.py     StreamDecoder: decodes ids one by one and never returns half a character
+save.py       save_tokenizer: writes the files that transformers reads
+gate.py       check: round-trips hostile strings through a tokenizer
 """

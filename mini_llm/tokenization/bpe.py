@@ -1,10 +1,10 @@
-"""The ids of SentencePiece BPE many times faster, on all cores: in C++, with a cache of short stretches of text.
+"""SentencePiece BPE in C++, multithreaded, with a cache of short units of text: the same ids, many times faster.
 
-Why they are the same: BPE joins two neighbours only where the whole is a piece of the vocabulary (SentencePiece,
-src/bpe_model.cc). Where no piece holds two bytes side by side, nothing is ever joined across them, and what is joined
-on one side does not depend on the other. A text is cut at all such places (before a space, around punctuation) into
-units, and a unit has the same ids wherever it stands. That takes a model that leaves the text as it is, and in which
-every byte has a piece: Tokenizer.lossless.
+Why the ids are the same: BPE merges two neighbours only if the result is a token of the vocabulary (SentencePiece,
+src/bpe_model.cc). If no token contains two given adjacent bytes, no merge ever crosses them, and the merges on one side
+do not depend on the other. So a text is split at all such places (before a space, around punctuation) into units, and a
+unit has the same ids wherever it occurs. This requires a model that leaves the text unchanged and has a token for every
+byte: Tokenizer.lossless.
 """
 
 import ctypes
@@ -17,66 +17,64 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 SOURCE = Path(__file__).parent / "cpp" / "bpe.cpp"
-# Of the cache of each thread, with 64 bytes each.
-ENTRIES = 1 << 17
-# Beyond it, what Python does with the texts takes longer than encoding them.
+ENTRIES = 1 << 17  # cache entries per thread, 64 bytes each
+# With more threads, the Python code around the encoder takes longer than the encoder.
 MOST_THREADS = 8
-# Bytes read at once by the library, beyond a text's end too.
-PADDING = bytes(16)
+PADDING = bytes(16)  # the library reads 16 bytes at once, also past the end of a text
 
 pointer, size = ctypes.c_void_p, ctypes.c_int64
 
 
 class _Vocabulary(ctypes.Structure):
-    """Vocabulary of cpp/bpe.cpp."""
+    """Mirrors struct Vocabulary of cpp/bpe.cpp."""
 
     _fields_ = (
         *((name, pointer) for name in ("bytes", "starts", "scores", "fixed", "alone", "together", "table")),
-        *((name, size) for name in ("slots", "pieces", "longest_fixed")),
+        *((name, size) for name in ("slots", "tokens", "longest_fixed")),
     )
 
 
 class BytePairEncoder:
-    """Exact ids of texts in UTF-8. Safe to share between threads."""
+    """Encodes UTF-8 texts to the ids that SentencePiece gives. Thread-safe."""
 
     def __init__(
         self,
         library: ctypes.CDLL,
-        pieces: Sequence[bytes],
+        tokens: Sequence[bytes],
         scores: Sequence[float],
         fixed: Collection[int],
         byte_ids: Mapping[int, int],
     ) -> None:
-        """`library`: SOURCE compiled. `pieces`: the text of each id with spaces as such, empty where no text gives it.
-        `fixed`: ids of symbols that stand as they are wherever a text has them. `byte_ids`: the ids of bytes."""
+        """`library` is SOURCE, compiled. `tokens` holds the UTF-8 text of each id with plain spaces, empty for ids that
+        no text encodes to. `fixed` holds the ids of user-defined symbols, which are matched before any merge.
+        `byte_ids` maps each byte to its id."""
         self._encode_texts = library.encode
         self._encode_texts.argtypes = [pointer, pointer, size, ctypes.c_char_p, pointer, size, pointer, pointer]
-        library.index_pieces.argtypes = [pointer]
-        starts = np.cumsum([0, *map(len, pieces)])
-        slots = 1 << (2 * len(pieces)).bit_length()
-        # Kept, since the library reads them.
+        library.index_tokens.argtypes = [pointer]
+        starts = np.cumsum([0, *map(len, tokens)])
+        slots = 1 << (2 * len(tokens)).bit_length()
+        # The library reads these arrays, so keep them alive.
         self._arrays = (
-            data := np.frombuffer(b"".join(pieces) + PADDING, np.uint8),
+            data := np.frombuffer(b"".join(tokens) + PADDING, np.uint8),
             starts,
             np.array(scores, np.float32),
-            np.isin(np.arange(len(pieces)), [*fixed]),
+            np.isin(np.arange(len(tokens)), [*fixed]),
             np.array([byte_ids[byte] for byte in range(256)], np.int32),
             np.packbits(_together(data, starts), bitorder="little"),
             np.full((slots, 2), -1, np.int32),
         )
-        longest = max((len(pieces[i]) for i in fixed), default=0)
-        self._vocabulary = _Vocabulary(*(array.ctypes.data for array in self._arrays), slots, len(pieces), longest)
-        library.index_pieces(ctypes.byref(self._vocabulary))
-        # Those that no thread uses now.
-        self._caches: SimpleQueue[np.ndarray] = SimpleQueue()
+        longest = max((len(tokens[i]) for i in fixed), default=0)
+        self._vocabulary = _Vocabulary(*(array.ctypes.data for array in self._arrays), slots, len(tokens), longest)
+        library.index_tokens(ctypes.byref(self._vocabulary))
+        self._caches: SimpleQueue[np.ndarray] = SimpleQueue()  # caches not in use by any thread
 
     def encode(self, texts: Sequence[bytes], threads: int) -> list[np.ndarray]:
-        """The ids (int32) of each text, given as UTF-8 without U+2581."""
+        """Return the ids (int32) of each text. Texts are UTF-8 without U+2581."""
         ends = np.cumsum([0, *map(len, texts)])
         threads = min(threads, MOST_THREADS, len(texts))
         if threads <= 1:
             return self._encode(texts)
-        # Shares of about as many bytes.
+        # Give every thread about the same number of bytes.
         edges = np.searchsorted(ends, np.linspace(0, ends[-1], threads + 1)[1:-1]).tolist()
         with ThreadPoolExecutor(threads) as pool:
             shares = pool.map(self._encode, [texts[i:j] for i, j in pairwise([0, *edges, len(texts)])])
@@ -90,7 +88,7 @@ class BytePairEncoder:
             cache = self._caches.get_nowait()
         except Empty:
             cache = np.zeros((ENTRIES, 64), np.uint8)
-        # The library runs without the interpreter's lock.
+        # ctypes releases the GIL during this call.
         self._encode_texts(
             ctypes.byref(self._vocabulary),
             cache.ctypes.data,
@@ -108,7 +106,7 @@ class BytePairEncoder:
 
 
 def _together(data: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(256 * 256,) bool: whether a piece holds these two bytes side by side, or they are inside a character."""
+    """Return (256 * 256,) bool: whether some token contains these two adjacent bytes, or a character does."""
     inside = np.ones(len(data), bool)
     inside[starts] = False
     second = np.flatnonzero(inside[: starts[-1]])

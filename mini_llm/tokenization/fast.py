@@ -1,4 +1,4 @@
-"""A tokenizer.json of others (byte-level BPE, WordPiece, Unigram) behind the interface of Tokenizer."""
+"""Run any tokenizer.json (byte-level BPE, WordPiece, Unigram) behind the interface of Tokenizer."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from mini_llm.tokenization.stream import StreamDecoder, decode
 
 _LARGEST_JSON = 256 << 20  # bytes
 _NAMES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
-# For directories that do not say which token is which.
+# Usual spellings, for directories whose files do not name their special tokens.
 _USUAL = {
     "unk": ("<unk>", "[UNK]"),
     "bos": ("<s>", "<bos>", "<|begin_of_text|>"),
@@ -26,14 +26,14 @@ _USUAL = {
     "cls": ("<cls>", "[CLS]"),
     "sep": ("<sep>", "[SEP]"),
 }
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class FastTokenizer:
-    """The `tokenizers` library over `directory`/tokenizer.json; see Tokenizer for what each method promises.
+    """Wraps the `tokenizers` library around `directory`/tokenizer.json; Tokenizer documents the methods.
 
-    A tokenizer without beginning and end symbols but with class and separator symbols (BERT's kind) gives those as
-    bos_id and eos_id: they are what stands around a text there.
+    For a tokenizer with cls and sep tokens but no bos and eos tokens (BERT), bos_id and eos_id are the cls and sep ids,
+    since these are what surrounds a text.
     """
 
     def __init__(self, content: bytes, directory: Path | str):
@@ -46,14 +46,14 @@ class FastTokenizer:
         try:
             tree = json.loads(content)
             backend = Backend.from_str(content.decode("utf-8"))
-        except Exception as error:  # the library raises bare Exception
+        except Exception as error:  # the library raises plain Exception
             raise CheckpointError(
-                f"{path}: not a tokenizer of the tokenizers library, or a damaged one ({str(error)[:120]}). "
-                "Copy it again from where it came"
+                f"{path}: the tokenizers library cannot read this file ({str(error)[:120]}). It is damaged "
+                "or in another format: copy it again from its source"
             ) from None
         backend.no_truncation()
         backend.no_padding()
-        backend.encode_special_tokens = True  # special tokens in a text are plain characters
+        backend.encode_special_tokens = True  # read special tokens in a text as plain characters
         self._backend = backend
         added = [token for token in tree.get("added_tokens") or [] if isinstance(token, dict)]
         self._plain_added = {token["id"]: token["content"] for token in added if not token.get("special")}
@@ -66,24 +66,25 @@ class FastTokenizer:
         self.bos_id = ids["cls"] if ids["bos"] is None else ids["bos"]
         self.eos_id = ids["sep"] if ids["eos"] is None else ids["eos"]
         self.special_ids: frozenset[int] = frozenset(
-            {token["id"] for token in added if token.get("special")} | set(ids.values()) - {None}
+            {token["id"] for token in added if token.get("special")} | {i for i in ids.values() if i is not None}
         )
 
     @classmethod
     def convert(cls, directory: Path | str) -> "FastTokenizer":
-        """Make tokenizer.json of the older files of `directory` (vocab.txt, vocab.json and merges.txt, spiece.model),
-        as transformers does, without writing it. Raises CheckpointError."""
+        """Convert the older files of `directory` (vocab.txt, vocab.json with merges.txt, spiece.model) in memory to
+        a tokenizer.json, as transformers does. Raises CheckpointError."""
         directory = Path(directory)
         try:
             from transformers import AutoTokenizer
 
-            # A directory and nothing else: a name would be looked up on the network.
-            backend = AutoTokenizer.from_pretrained(directory.resolve(), local_files_only=True).backend_tokenizer
-        except Exception as error:  # whatever a damaged file provokes in the library, or the library's absence
+            # Pass an absolute path: transformers would look a name up on the Hub.
+            converted: Any = AutoTokenizer.from_pretrained(directory.resolve(), local_files_only=True)
+            backend = converted.backend_tokenizer
+        except Exception as error:  # a damaged file can raise anything in the library, which may also be missing
             cause = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"{directory}: no tokenizer.json there, and none can be made of the other files ({cause}). "
-                "Write it where the tokenizer loads: "
+                f"{directory}: no tokenizer.json, and the other files cannot be converted to one ({cause}). "
+                "Write it on a machine where this tokenizer loads: "
                 'python -c "from transformers import AutoTokenizer; '
                 f"AutoTokenizer.from_pretrained('{directory}').save_pretrained('{directory}')\""
             ) from None
@@ -96,19 +97,19 @@ class FastTokenizer:
         try:
             size = path.stat().st_size
             if size > _LARGEST_JSON:
-                raise CheckpointError(f"{path}: {size / 1e6:.0f} MB is too large for a tokenizer; is it another file?")
+                raise CheckpointError(f"{path}: {size / 1e6:.0f} MB is too large for a tokenizer; name the right file")
             return cls(path.read_bytes(), directory)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
 
     @property
     def kind(self) -> str:
-        """What it is, in words: "byte-level BPE", "WordPiece", "Unigram"."""
+        """The algorithm, for display: "byte-level BPE", "WordPiece" or "Unigram"."""
         return "byte-level BPE" if self._algorithm == "BPE" and "ByteLevel" in self._decoders else self._algorithm
 
     @cached_property
     def frame(self) -> tuple[list[int], list[int]]:
-        """Ids that the template of tokenizer.json puts before and after a text: what AutoTokenizer adds."""
+        """The ids that the template of tokenizer.json adds before and after a text, as AutoTokenizer does."""
         probe = self._backend.encode("a")
         inside = [place for place, added in enumerate(probe.special_tokens_mask) if not added]
         if not inside:
@@ -116,57 +117,58 @@ class FastTokenizer:
         return probe.ids[: inside[0]], probe.ids[inside[-1] + 1 :]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; nothing is added."""
+        """Return the ids of `text` without special tokens."""
         return self._encode([text])[0].ids
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
-        """Ids of each text (int32). The library takes all cores (TOKENIZERS_PARALLELISM=false: one), not `threads`."""
+        """Return the ids of each text (int32). The library ignores `threads` and uses all cores, or one with
+        TOKENIZERS_PARALLELISM=false."""
         return [np.array(encoding.ids, dtype=np.int32) for encoding in self._encode(list(texts))]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; special and unknown ids give nothing."""
-        return decode(ids, self._piece_bytes)
+        """Return the text of `ids`, skipping special and unknown ids."""
+        return decode(ids, self._token_bytes)
 
     def stream(self) -> StreamDecoder:
-        """A decoder for ids that come one by one."""
-        return StreamDecoder(self._piece_bytes)
+        """Return a decoder for ids that arrive one at a time."""
+        return StreamDecoder(self._token_bytes)
 
-    def pieces(self, text: str) -> list[str]:
-        """The tokens of `text` as they stand in the vocabulary."""
+    def tokenize(self, text: str) -> list[str]:
+        """Return the tokens of `text` as spelled in the vocabulary."""
         return self._encode([text])[0].tokens
 
-    def piece(self, token_id: int) -> str:
-        """The token with this id. Raises IndexError."""
+    def id_to_token(self, token_id: int) -> str:
+        """Return the token with this id. Raises IndexError."""
         token = self._backend.id_to_token(token_id)
         if token is None:
             raise IndexError(token_id)
         return token
 
     def is_byte(self, token_id: int) -> bool:
-        """Whether this id stands for one byte of a character that has no piece."""
-        return "ByteFallback" in self._decoders and bool(_BYTE_PIECE.fullmatch(self.piece(token_id)))
+        """Return whether this id is a byte token, which spells one byte of a character without a token."""
+        return "ByteFallback" in self._decoders and bool(_BYTE_TOKEN.fullmatch(self.id_to_token(token_id)))
 
     def _encode(self, texts: list[str]) -> list[Any]:
         try:
             return self._backend.encode_batch(texts, add_special_tokens=False)
         except TypeError:
-            # Lone surrogates (from JSON) have no UTF-8 form.
+            # Lone surrogates (from JSON) have no UTF-8 encoding.
             valid = [t.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for t in texts]
             return self._backend.encode_batch(valid, add_special_tokens=False)
 
     def _find(self, name: str) -> int | None:
-        """Id of a special token: as the directory's files say, else by its usual spelling."""
-        said = False
+        """Return the id of a special token, named in the directory's files or found by its usual spelling."""
+        configured = False
         for file in ("tokenizer_config.json", "special_tokens_map.json"):
             config = read_json(self.directory / file)
             if not isinstance(config, dict) or f"{name}_token" not in config:
                 continue
-            said = True
+            configured = True
             token = config[f"{name}_token"]
             token = token.get("content") if isinstance(token, dict) else token
             if isinstance(token, str) and (found := self._backend.token_to_id(token)) is not None:
                 return found
-        if said:
+        if configured:
             return None
         found_ids = (self._backend.token_to_id(token) for token in _USUAL[name])
         return next((found for found in found_ids if found is not None), None)
@@ -175,7 +177,7 @@ class FastTokenizer:
     def _known_bytes(self) -> dict[tuple[int, bool], bytes | None]:
         return {}
 
-    def _piece_bytes(self, token_id: int, first: bool) -> bytes | None:
+    def _token_bytes(self, token_id: int, first: bool) -> bytes | None:
         key = (token_id, first)
         if key not in self._known_bytes:
             self._known_bytes[key] = self._find_bytes(token_id, first)
@@ -192,24 +194,24 @@ class FastTokenizer:
             if all(character in known for character in token):
                 return bytes(known[character] for character in token)
             return token.encode()
-        if "ByteFallback" in self._decoders and (match := _BYTE_PIECE.fullmatch(token)):
+        if "ByteFallback" in self._decoders and (match := _BYTE_TOKEN.fullmatch(token)):
             return bytes.fromhex(match[1])
         if first:
             return self._backend.decode([token_id]).encode()
-        # How the library joins a token to a word before it: a space, nothing, '##' taken off.
+        # Let the library join the token to a preceding word: it adds a space, adds nothing, or strips '##'.
         before = self._backend.decode([self._anchor])
         return self._backend.decode([self._anchor, token_id]).removeprefix(before).encode()
 
     @cached_property
     def _anchor(self) -> int:
-        """An ordinary word, to see how the library writes what follows it."""
+        """The id of an ordinary word, used to see how the library joins the token after it."""
         candidates = (i for i in range(self.vocab_size) if i not in self.special_ids and i not in self._plain_added)
         words = (i for i in candidates if re.fullmatch(r"[A-Za-z]+", self._backend.decode([i])))
         return next(words, 0)
 
 
 def _types(decoder: Any) -> list[str]:
-    """The type of a decoder and of all inside it."""
+    """Return the types of a decoder and of all decoders inside it."""
     if not isinstance(decoder, dict):
         return []
     return [str(decoder.get("type"))] + [name for inner in decoder.get("decoders") or [] for name in _types(inner)]
@@ -217,7 +219,7 @@ def _types(decoder: Any) -> list[str]:
 
 @cache
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, every other byte for a character from U+0100 on."""
+    """Return GPT-2's alphabet: printable Latin-1 stands for its own byte, U+0100 and up for the other bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""The gate: strings that a tokenizer must give back unchanged, with no special id among the ids."""
+"""Check that hostile strings survive encoding and decoding unchanged, and never encode to a special id."""
 
 import random
 from collections.abc import Iterable
@@ -36,7 +36,7 @@ _FRAGMENTS = (
 
 
 def hostile_strings() -> dict[str, str]:
-    """Name -> string. None holds U+2581, which cannot round-trip."""
+    """Return the test strings by name. None contains U+2581, which cannot round-trip."""
     controls = "".join(map(chr, range(32)))
     strings = {
         "empty": "",
@@ -45,7 +45,7 @@ def hostile_strings() -> dict[str, str]:
         "NUL": "a\0b\0\0",
         "specials": "".join(SPECIALS) + " " + " ".join(SPECIALS),
         "special inside a word": "pre<s>post un<mask>ed x</s>",
-        "byte piece as text": "<0x0A> <0x00><0xFF> <0xE2><0x96><0x81>",
+        "byte token as text": "<0x0A> <0x00><0xFF> <0xE2><0x96><0x81>",
         "fullwidth": "\uff1c\uff53\uff1e \uff28\uff45\uff4c\uff4c\uff4f\u3000\uff11\uff12",
         "ligatures and superscripts": "\ufb01\ufb02 x\u00b2 \u2460 \u2122 \u212b \u1e9e",
         "emoji": "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \U0001f44d\U0001f3fd",
@@ -83,7 +83,7 @@ def _random_character(rng: random.Random) -> str:
 
 @dataclass
 class GateReport:
-    """What the gate looked at. `space_marks` counts U+2581 in texts: each comes back as a space."""
+    """What the gate checked. `space_marks` counts U+2581 in the texts, which decodes to a space."""
 
     strings: int = 0
     texts: int = 0
@@ -91,17 +91,17 @@ class GateReport:
     texts_with_space_mark: int = 0
 
     def __str__(self) -> str:
-        line = f"round trip: {self.strings:,} hostile strings and {self.texts:,} held-out texts come back unchanged"
+        line = f"round trip: {self.strings:,} hostile strings and {self.texts:,} held-out texts decode unchanged"
         if self.space_marks:
             line += (
-                f"; U+2581 (SentencePiece's space mark) stands {self.space_marks:,} times in "
-                f"{self.texts_with_space_mark:,} of the texts and comes back as a space there"
+                f"; U+2581 (SentencePiece's space mark) occurs {self.space_marks:,} times in "
+                f"{self.texts_with_space_mark:,} of the texts and decodes to a space"
             )
         return line
 
 
 def check(tokenizer: Any, texts: Iterable[str] = ()) -> GateReport:
-    """Raise CheckpointError unless hostile strings and `texts` survive encode and decode, without a special id."""
+    """Raise CheckpointError unless hostile strings and `texts` round-trip without special ids."""
     report = GateReport()
     for name, string in hostile_strings().items():
         _check_one(tokenizer, string, string, f"the string '{name}'")
@@ -121,8 +121,8 @@ def _check_one(tokenizer: Any, text: str, expected: str, name: str) -> None:
     specials = tokenizer.special_ids.intersection(ids)
     if specials:
         raise CheckpointError(
-            f"tokenizer gate: {name} gives the special piece {tokenizer.piece(min(specials))!r}, "
-            f"which text must never do: {text[:80]!r}"
+            f"tokenizer gate: {name} encodes to the special token {tokenizer.id_to_token(min(specials))!r}, "
+            f"which plain text must never do: {text[:80]!r}"
         )
     back = tokenizer.decode(ids)
     if back != expected:
@@ -130,8 +130,8 @@ def _check_one(tokenizer: Any, text: str, expected: str, name: str) -> None:
             (i for i, (a, b) in enumerate(zip(expected, back, strict=False)) if a != b), min(len(expected), len(back))
         )
         raise CheckpointError(
-            f"tokenizer gate: {name} does not come back: {expected[at : at + 40]!r} became {back[at : at + 40]!r}"
+            f"tokenizer gate: {name} does not round-trip: {expected[at : at + 40]!r} became {back[at : at + 40]!r}"
         )
     stream = tokenizer.stream()
     if "".join(map(stream.push, ids)) + stream.flush() != back:
-        raise CheckpointError(f"tokenizer gate: {name} differs when it is decoded id by id: {text[:80]!r}")
+        raise CheckpointError(f"tokenizer gate: {name} differs when decoded one id at a time: {text[:80]!r}")

@@ -1,4 +1,4 @@
-"""The tokenizer of a directory, whatever its kind."""
+"""Load the tokenizer of a directory: a SentencePiece model or a tokenizer.json."""
 
 from pathlib import Path
 
@@ -7,22 +7,20 @@ from mini_llm.engine.run.files import read_json
 from mini_llm.tokenization.fast import FastTokenizer
 from mini_llm.tokenization.tokenizer import SHA256_KEY, Tokenizer
 
-OLDER_FILES = ("vocab.txt", "vocab.json", "spiece.model")  # tokenizers of others without a tokenizer.json
+OLDER_FILES = ("vocab.txt", "vocab.json", "spiece.model")  # of tokenizers saved without a tokenizer.json
 
 
-def load_tokenizer(directory: Path | str) -> "Tokenizer | FastTokenizer":
-    """The tokenizer in `directory`, with the same interface whatever its kind.
+def load_tokenizer(directory: Path | str) -> Tokenizer | FastTokenizer:
+    """Load the tokenizer in `directory`; both classes have the same interface.
 
-    tokenizer.model where it was trained here or stands alone; else tokenizer.json, which alone holds the tokens that
-    others added later; else transformers makes that of vocab.txt, vocab.json and merges.txt, or spiece.model.
-    Raises CheckpointError when there is none of them, or when the file is damaged.
+    Reads tokenizer.model if this program trained it or if there is no tokenizer.json. Otherwise reads tokenizer.json,
+    which also holds tokens added after training. Without either, transformers converts vocab.txt, vocab.json with
+    merges.txt, or spiece.model. Raises CheckpointError when no such file exists or when it is damaged.
     """
     directory = Path(directory)
     has_model, has_json = ((directory / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
     if has_model and (not has_json or _trained_here(directory)):
         return Tokenizer.load(directory)
-    from mini_llm.tokenization.fast import FastTokenizer
-
     if has_json:
         return FastTokenizer.load(directory)
     if any((directory / name).is_file() for name in OLDER_FILES):
@@ -37,5 +35,5 @@ def _trained_here(directory: Path) -> bool:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether a tokenizer was trained here to the end."""
+    """Return whether `directory` holds a tokenizer whose training has finished."""
     return all((directory / name).is_file() for name in ("tokenizer.model", "finished.json", "summary.json"))

@@ -1,15 +1,13 @@
-"""The tokenizer files of a Hugging Face model directory."""
+"""Write the tokenizer files of a Hugging Face model directory."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.engine.run.files import read_json, write_atomic, write_json
+from mini_llm.tokenization.fast import FastTokenizer
 from mini_llm.tokenization.tokenizer import SHA256_KEY, SPACE, Tokenizer
-
-if TYPE_CHECKING:
-    from mini_llm.tokenization.fast import FastTokenizer
 
 Kind = Literal["causal", "masked", "seq2seq"]
 
@@ -28,31 +26,30 @@ _FILES = (
 
 
 def save_tokenizer(
-    tokenizer: "Tokenizer | FastTokenizer",
+    tokenizer: Tokenizer | FastTokenizer,
     directory: Path | str,
     kind: Kind,
     model_max_length: int | None = None,
     pad_id: int | None = None,
 ) -> None:
-    """Write the tokenizer into a model directory, so that AutoTokenizer gives what the model was trained on:
+    """Write the tokenizer into a model directory, so that AutoTokenizer adds the special tokens of training:
     `<s> text` for a causal model, `<cls> text <sep>` for a masked one, `text </s>` for an encoder-decoder.
-    `model_max_length` is the model's context.
+    `model_max_length` is the model's context length.
 
-    AutoTokenizer takes '<s>' or '<mask>' in a text for the special token, as the Hugging Face world expects (a
-    fill-mask prompt holds '<mask>'); our encode never does. With `split_special_tokens=True` it does as we do, and
-    the ids are equal for every text.
+    AutoTokenizer reads '<s>' or '<mask>' in a text as the special token, as fill-mask prompts need; our `encode` never
+    does. With `split_special_tokens=True`, AutoTokenizer gives the same ids as `encode` for every text.
 
-    tokenizer.json is that of `tokenizer.directory` if there is one, else it is made of tokenizer.model.
-    A tokenizer that was not trained here is copied as it is, with `model_max_length` and the token `pad_id` for padding
-    where they are given. Each file is written atomically, tokenizer.model last.
+    Takes tokenizer.json from `tokenizer.directory` if it is there, else converts tokenizer.model. Copies a tokenizer
+    that was not trained by this program unchanged, except for `model_max_length` and the padding token `pad_id` if
+    given. Writes each file atomically, tokenizer.model last.
     Raises CheckpointError when the files of `tokenizer.directory` contradict each other.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if not isinstance(tokenizer, Tokenizer) or not tokenizer.lossless:
         _copy(tokenizer, directory)
-        changes = {} if model_max_length is None else {"model_max_length": model_max_length}
-        changes |= {} if pad_id is None else {"pad_token": tokenizer.piece(pad_id)}
+        changes: dict[str, Any] = {} if model_max_length is None else {"model_max_length": model_max_length}
+        changes |= {} if pad_id is None else {"pad_token": tokenizer.id_to_token(pad_id)}
         if changes:
             config = read_json(directory / "tokenizer_config.json")
             write_json(directory / "tokenizer_config.json", {**(config if isinstance(config, dict) else {}), **changes})
@@ -65,18 +62,18 @@ def save_tokenizer(
 
 
 def convert(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of tokenizer.json for a SentencePiece model: what transformers' LlamaTokenizer makes of it, but for
-    merges that would let a text become the name of a special or byte piece ('<s' and '>' once '<s' is a piece, which
-    '<span' makes it). transformers itself takes a second to import.
+    """Convert a SentencePiece model to the content of tokenizer.json, as transformers' LlamaTokenizer does, but without
+    merges that would turn text into a special or byte token (such as '<s' + '>', possible once '<s' is a token because
+    of '<span'). Does not use transformers, which takes a second to import.
 
-    A SentencePiece model has no list of merges: any two pieces that are a piece together may merge, by its score.
+    A SentencePiece model has no list of merges: two tokens may merge if their concatenation is a token, by its score.
     """
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
-    names = {tokenizer.piece(i): i for i in range(tokenizer.vocab_size)}
+    names = {tokenizer.id_to_token(i): i for i in range(tokenizer.vocab_size)}
     apart = tokenizer.special_ids | tokenizer.user_defined_ids
-    ordinary = {piece: i for piece, i in names.items() if i not in apart and not tokenizer.is_byte(i)}
+    ordinary = {token: i for token, i in names.items() if i not in apart and not tokenizer.is_byte(i)}
     cuts = ((whole[:i], whole[i:]) for whole in ordinary for i in range(1, len(whole)))
     merges = [(left, right) for left, right in cuts if left in ordinary and right in ordinary]
     merges.sort(key=lambda merge: (-tokenizer.score(ordinary["".join(merge)]), len(merge[0])))
@@ -84,7 +81,7 @@ def convert(tokenizer: Tokenizer) -> dict[str, Any]:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
     backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     for i in sorted(apart):
-        backend.add_tokens([AddedToken(tokenizer.piece(i), special=i in tokenizer.special_ids, normalized=False)])
+        backend.add_tokens([AddedToken(tokenizer.id_to_token(i), special=i in tokenizer.special_ids, normalized=False)])
     return json.loads(backend.to_str())
 
 
@@ -93,13 +90,11 @@ def _read_pipeline(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
         pipeline = json.loads(path.read_text(encoding="utf-8"))
         vocabulary = pipeline["model"]["vocab"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}). Delete it: it is rebuilt from tokenizer.model") from None
+    if vocabulary != {tokenizer.id_to_token(i): i for i in range(tokenizer.vocab_size)}:
         raise CheckpointError(
-            f"{path}: damaged ({error}). Delete it, and it is made again from tokenizer.model"
-        ) from None
-    if vocabulary != {tokenizer.piece(i): i for i in range(tokenizer.vocab_size)}:
-        raise CheckpointError(
-            f"{path} holds another vocabulary than tokenizer.model beside it. "
-            "Delete it, and it is made again from tokenizer.model"
+            f"{path}: its vocabulary differs from the one of tokenizer.model in the same directory. "
+            "Delete it: it is rebuilt from tokenizer.model"
         )
     return pipeline
 
@@ -112,26 +107,26 @@ def _with_template(pipeline: dict[str, Any], tokenizer: Tokenizer, kind: Kind) -
     cls = bos if tokenizer.cls_id is None else tokenizer.cls_id
     sep = eos if tokenizer.sep_id is None else tokenizer.sep_id
     before, after = {"causal": ([bos], []), "masked": ([cls], [sep]), "seq2seq": ([], [eos])}[kind]
-    names = [[tokenizer.piece(i) for i in ids] for ids in (before, after)]
+    names = [[tokenizer.id_to_token(i) for i in ids] for ids in (before, after)]
     single = [*names[0], "$A", *names[1]]
-    # A second text begins with <s> in the causal template, as Llama's does, and not with <cls> in the masked one.
+    # In a pair, the second text starts with <s> for a causal model, as in Llama, but not with <cls> for a masked one.
     pair = [*single, *(names[0] if kind == "causal" else []), "$B:1", *(f"{name}:1" for name in names[1])]
     backend = Backend.from_str(json.dumps(pipeline))
     backend.post_processor = TemplateProcessing(
-        single=single, pair=pair, special_tokens=[(tokenizer.piece(i), i) for i in (*before, *after)]
+        single=single, pair=pair, special_tokens=[(tokenizer.id_to_token(i), i) for i in (*before, *after)]
     )
     return backend.to_str(pretty=True) + "\n"
 
 
 def _config(tokenizer: Tokenizer, kind: Kind, model_max_length: int | None) -> dict[str, Any]:
     named = {name: getattr(tokenizer, f"{name}_id") for name in ("unk", "bos", "eos", "pad", "mask", "cls", "sep")}
-    config: dict[str, Any] = {f"{name}_token": tokenizer.piece(i) for name, i in named.items() if i is not None}
+    config: dict[str, Any] = {f"{name}_token": tokenizer.id_to_token(i) for name, i in named.items() if i is not None}
     if kind == "causal":
-        # Left padding: generation goes on from the last position of every row.
+        # Pad on the left: generation continues from the last position of every row.
         config |= {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_prefix_space": False}
         config |= {"add_bos_token": True, "add_eos_token": False, "padding_side": "left"}
     else:
-        # For this class tokenizer.json alone decides.
+        # This class takes its behaviour from tokenizer.json alone.
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right"}
     config |= {
         "clean_up_tokenization_spaces": False,
@@ -144,11 +139,11 @@ def _config(tokenizer: Tokenizer, kind: Kind, model_max_length: int | None) -> d
 def _required(tokenizer: Tokenizer, name: str) -> int:
     token_id = getattr(tokenizer, name)
     if token_id is None:
-        raise CheckpointError(f"{tokenizer.directory / 'tokenizer.model'}: has no {name.removesuffix('_id')} symbol")
+        raise CheckpointError(f"{tokenizer.directory / 'tokenizer.model'}: has no {name.removesuffix('_id')} token")
     return token_id
 
 
-def _copy(tokenizer: "Tokenizer | FastTokenizer", directory: Path) -> None:
+def _copy(tokenizer: Tokenizer | FastTokenizer, directory: Path) -> None:
     source = tokenizer.directory
     if source.resolve() == directory.resolve():
         return
@@ -156,5 +151,5 @@ def _copy(tokenizer: "Tokenizer | FastTokenizer", directory: Path) -> None:
         if (source / name).is_file():
             write_atomic(directory / name, (source / name).read_bytes())
     if not isinstance(tokenizer, Tokenizer):
-        # It may have been made of older files.
+        # It may have been converted from older files.
         write_atomic(directory / "tokenizer.json", tokenizer.content)

@@ -1,4 +1,4 @@
-"""Text to ids and back with SentencePiece, exactly and in parallel.
+"""Convert text to ids and back with SentencePiece, losslessly and in parallel.
 
 tokenizer = load_tokenizer("runs/tokenizer")
 ids = tokenizer.encode("def main():")    # never a special id
@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,25 +20,22 @@ from mini_llm.engine.run.machine import usable_cores
 from mini_llm.tokenization.bpe import SOURCE, BytePairEncoder
 from mini_llm.tokenization.stream import StreamDecoder, decode
 
-if TYPE_CHECKING:
-    pass
-
-SPACE = "\u2581"  # SentencePiece's mark for a space; as text it is the one character that does not round-trip
+SPACE = "\u2581"  # SentencePiece's mark for a space; the only character that does not round-trip
 SHA256_KEY = "tokenizer_model_sha256"  # in tokenizer_config.json
 
-_LARGEST_MODEL = 64 << 20  # bytes; a vocabulary of a million pieces is about 20 MB
-# SentencePiece slows down on long strings (measured: 6 MB/s at 4,000 characters, 2 MB/s at a million), and a thread
-# takes whole strings, so longer ones are cut.
+_LARGEST_MODEL = 64 << 20  # bytes; a vocabulary of a million tokens is about 20 MB
+# SentencePiece slows down on long strings (measured: 6 MB/s at 4,000 characters, 2 MB/s at a million) and gives each
+# string to one thread, so longer ones are split.
 _SEGMENT = 4096
-# Characters of a text that one thread of the fast encoder takes.
-_STRETCH = 1 << 17
-_FEW = 1 << 14  # characters that are encoded sooner without it
+# Characters per segment for the C++ encoder, which gives each segment to one thread.
+_FAST_SEGMENT = 1 << 17
+_FEW = 1 << 14  # characters; below this SentencePiece finishes sooner than the C++ encoder
 
 
 class Tokenizer:
-    """A SentencePiece model. `directory` is where it lies; ids of symbols that it lacks are None.
+    """A SentencePiece model, read from `directory`. Ids of special tokens that it lacks are None.
 
-    `frame`, what stands before and after a text, is None: not the tokenizer but the kind of model decides.
+    `frame` (the ids added before and after a text) is None: they depend on the kind of model, not on the tokenizer.
     """
 
     frame: tuple[list[int], list[int]] | None = None
@@ -52,10 +49,10 @@ class Tokenizer:
         try:
             processor = SentencePieceProcessor(model_proto=model)
             self._vocabulary = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
-        except Exception as error:  # whatever a damaged file provokes in the library
+        except Exception as error:  # a damaged file can raise anything in the library
             raise CheckpointError(
-                f"{self.directory / 'tokenizer.model'}: not a SentencePiece model, or a damaged one "
-                f"({str(error)[:120]}). Copy it again from where it came, or train it again"
+                f"{self.directory / 'tokenizer.model'}: not a SentencePiece model, or damaged "
+                f"({str(error)[:120]}). Copy it again from its source, or train it again"
             ) from None
         self._processor = processor
         controls = {i for i in range(len(self._vocabulary)) if processor.is_control(i)}
@@ -68,16 +65,16 @@ class Tokenizer:
         self.mask_id: int | None = named.get("<mask>")
         self.cls_id: int | None = named.get("<cls>")
         self.sep_id: int | None = named.get("<sep>")
-        self.special_ids: frozenset[int] = frozenset(controls | ({self.unk_id} - {None}))
+        self.special_ids: frozenset[int] = frozenset(controls | ({self.unk_id} if self.unk_id is not None else set()))
 
     @classmethod
     def load(cls, directory: Path | str) -> "Tokenizer":
-        """Read `directory`/tokenizer.model. Raises CheckpointError: missing, damaged or not the recorded one."""
+        """Read `directory`/tokenizer.model. Raises CheckpointError if missing, damaged or not the recorded one."""
         path = Path(directory) / "tokenizer.model"
         try:
             size = path.stat().st_size
             if size > _LARGEST_MODEL:
-                raise CheckpointError(f"{path}: {size / 1e6:.0f} MB is too large for a tokenizer; is it another file?")
+                raise CheckpointError(f"{path}: {size / 1e6:.0f} MB is too large for a tokenizer; name the right file")
             tokenizer = cls(path.read_bytes(), directory)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
@@ -86,29 +83,29 @@ class Tokenizer:
 
     @property
     def kind(self) -> str:
-        """What it is, in words: "SentencePiece BPE" or "SentencePiece Unigram"."""
+        """The algorithm, for display: "SentencePiece BPE" or "SentencePiece Unigram"."""
         trainer = self._proto.trainer_spec
         return "SentencePiece BPE" if trainer.model_type == trainer.BPE else "SentencePiece Unigram"
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, no special one among them: '<s>' in a text is three characters. Nothing is added."""
+        """Return the ids of `text`, never a special id: '<s>' in a text is three characters. Adds nothing."""
         if len(text) > _SEGMENT:
             return self.encode_batch([text])[0].tolist()
         return self._run([text], 1)[0].tolist()
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
-        """Ids of each text (int32), as `encode` gives them, on `threads` threads (None: one per usable core)."""
+        """Return the ids of each text (int32), equal to `encode`, on `threads` threads (None: one per usable core)."""
         threads = threads or usable_cores()
-        if sum(map(len, texts)) < _FEW or self._fast is None:
-            return self._encode_in_cuts(texts, _SEGMENT, lambda segments: self._run(segments, threads))
-        return self._encode_in_cuts(texts, _STRETCH, lambda segments: self._run_fast(segments, threads))
+        if sum(map(len, texts)) < _FEW or (fast := self._fast) is None:
+            return self._encode_in_segments(texts, _SEGMENT, lambda segments: self._run(segments, threads))
+        return self._encode_in_segments(texts, _FAST_SEGMENT, lambda segments: self._run_fast(fast, segments, threads))
 
-    def _encode_in_cuts(
+    def _encode_in_segments(
         self, texts: Sequence[str], size: int, encode: Callable[[list[str]], list[np.ndarray]]
     ) -> list[np.ndarray]:
-        """Ids of each text, from those of its stretches of about `size` characters."""
+        """Return the ids of each text, encoded in segments of about `size` characters."""
         cuts = [[text] if len(text) <= size else self._cut(text, size) for text in texts]
-        encoded = encode([stretch for cut in cuts for stretch in cut])
+        encoded = encode([segment for cut in cuts for segment in cut])
         ids, start = [], 0
         for cut in cuts:
             ids.append(encoded[start] if len(cut) == 1 else np.concatenate(encoded[start : start + len(cut)]))
@@ -117,66 +114,66 @@ class Tokenizer:
 
     @cached_property
     def _fast(self) -> BytePairEncoder | None:
-        """None without a compiler, and for a model whose ids cannot be put together from those of stretches."""
+        """The C++ encoder, or None without a compiler or for a model whose texts cannot be encoded in segments."""
         processor, every = self._processor, range(self.vocab_size)
         byte_ids = {int(self._vocabulary[i][3:5], 16): i for i in every if processor.is_byte(i)}
-        # SentencePiece takes a character for the special symbol that is written so, and spells an unknown U+2581.
+        # SentencePiece matches a special token of one character in text, and spells U+2581 in bytes if it has no token.
         odd = SPACE not in self._vocabulary or any(len(self._vocabulary[i]) == 1 for i in self.special_ids)
         if not self.lossless or odd or len(byte_ids) < 256 or any(map(processor.is_unused, every)):
             return None
         library, _ = load_library(SOURCE)
         if library is None:
             return None
-        texts = [b"" if i in self.special_ids or processor.is_byte(i) else self._bytes[i] for i in every]
-        # In a text no space is left for a piece that holds one as such.
-        pieces = [b"" if " " in piece else text for piece, text in zip(self._vocabulary, texts, strict=True)]
-        return BytePairEncoder(library, pieces, [*map(self.score, every)], self.user_defined_ids, byte_ids)
+        texts = [b"" if i in self.special_ids or processor.is_byte(i) else self._bytes[i] or b"" for i in every]
+        # SentencePiece turns spaces into U+2581 first, so a token with a plain space never matches.
+        tokens = [b"" if " " in token else text for token, text in zip(self._vocabulary, texts, strict=True)]
+        return BytePairEncoder(library, tokens, [*map(self.score, every)], self.user_defined_ids, byte_ids)
 
-    def _run_fast(self, texts: list[str], threads: int) -> list[np.ndarray]:
+    def _run_fast(self, encoder: BytePairEncoder, texts: list[str], threads: int) -> list[np.ndarray]:
         try:
             data = [text.replace(SPACE, " ").encode() for text in texts]
         except UnicodeEncodeError:
             data = [_valid(text).replace(SPACE, " ").encode() for text in texts]
-        return self._fast.encode(data, threads)
+        return encoder.encode(data, threads)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`. Special ids, and ids outside the vocabulary (a model's padding rows), give nothing."""
-        return decode(ids, self._piece_bytes)
+        """Return the text of `ids`, skipping special ids and ids outside the vocabulary (a model's padding rows)."""
+        return decode(ids, self._token_bytes)
 
     def stream(self) -> StreamDecoder:
-        """A decoder for ids that come one by one."""
-        return StreamDecoder(self._piece_bytes)
+        """Return a decoder for ids that arrive one at a time."""
+        return StreamDecoder(self._token_bytes)
 
-    def pieces(self, text: str) -> list[str]:
-        """The pieces of `text` as they stand in the vocabulary: U+2581 for a space, '<0x0A>' for a single byte."""
+    def tokenize(self, text: str) -> list[str]:
+        """Return the tokens of `text` as spelled in the vocabulary: U+2581 for a space, '<0x0A>' for a byte."""
         return [self._vocabulary[i] for i in self.encode(text)]
 
-    def piece(self, token_id: int) -> str:
-        """The piece with this id. Raises IndexError."""
+    def id_to_token(self, token_id: int) -> str:
+        """Return the token with this id. Raises IndexError."""
         return self._vocabulary[token_id]
 
     def score(self, token_id: int) -> float:
-        """How early pieces merge into this one: the highest first."""
+        """Return the merge priority of this token: the highest score merges first."""
         return self._processor.get_score(token_id)
 
     def is_byte(self, token_id: int) -> bool:
-        """Whether this id stands for one byte of a character that has no piece."""
+        """Return whether this id is a byte token, which spells one byte of a character without a token."""
         return self._processor.is_byte(token_id)
 
     @cached_property
     def user_defined_ids(self) -> frozenset[int]:
-        """Pieces that stand as they are wherever a text has them; only models trained elsewhere have some."""
+        """Ids of user-defined tokens, which are matched before any merge; only foreign models have them."""
         return frozenset(i for i, piece in enumerate(self._proto.pieces) if piece.type == piece.USER_DEFINED)
 
     @cached_property
     def _proto(self) -> Any:
         from sentencepiece import sentencepiece_model_pb2
 
-        return sentencepiece_model_pb2.ModelProto.FromString(self.model)
+        return sentencepiece_model_pb2.ModelProto.FromString(self.model)  # ty: ignore[missing-attribute]
 
     @cached_property
     def lossless(self) -> bool:
-        """Whether this is a byte-fallback BPE that changes nothing in a text, as train_tokenizer makes them."""
+        """Whether this is a byte-fallback BPE without normalization, as train_tokenizer makes it."""
         trainer, normalizer = self._proto.trainer_spec, self._proto.normalizer_spec
         return (
             trainer.model_type == trainer.BPE
@@ -191,11 +188,11 @@ class Tokenizer:
         try:
             return self._processor.encode(texts, return_type="numpy", num_threads=threads)
         except (RuntimeError, TypeError, UnicodeError):
-            # JSON can smuggle lone surrogates into a str; they have no UTF-8 form.
+            # JSON can put lone surrogates into a str; they have no UTF-8 encoding.
             return self._processor.encode([_valid(text) for text in texts], return_type="numpy", num_threads=threads)
 
     def _cut(self, text: str, size: int) -> list[str]:
-        """Cut a long text where no piece can reach across, so that the ids of the segments are the ids of the text."""
+        """Split a long text where no token can cross, so that the ids of the segments are the ids of the text."""
         if not self.lossless:
             return [text]
         inner, segments, start = self._inner_pairs, [], 0
@@ -209,8 +206,8 @@ class Tokenizer:
 
     @cached_property
     def _inner_pairs(self) -> frozenset[str]:
-        """Every pair of neighbouring characters that some piece contains."""
-        pairs = {piece[i : i + 2] for piece in self._vocabulary for i in range(len(piece) - 1)}
+        """Every pair of adjacent characters that some token contains."""
+        pairs = {token[i : i + 2] for token in self._vocabulary for i in range(len(token) - 1)}
         for pair in [pair for pair in pairs if SPACE in pair]:
             pairs |= {a + b for a in _as_text(pair[0]) for b in _as_text(pair[1])}
         return frozenset(pairs)
@@ -218,21 +215,21 @@ class Tokenizer:
     @cached_property
     def _bytes(self) -> list[bytes | None]:
         table: list[bytes | None] = []
-        for i, piece in enumerate(self._vocabulary):
+        for i, token in enumerate(self._vocabulary):
             if i in self.special_ids or self._processor.is_unused(i):
                 table.append(None)
             elif self._processor.is_byte(i):
-                table.append(bytes.fromhex(piece[3:5]))
+                table.append(bytes.fromhex(token[3:5]))
             else:
-                table.append(piece.replace(SPACE, " ").encode())
+                table.append(token.replace(SPACE, " ").encode())
         return table
 
     @cached_property
     def _strips_first_space(self) -> bool:
-        # Models of others may put a space before every text, and take it away when decoding.
+        # Foreign models may add a space before every text and strip it when decoding.
         return self._processor.normalize("a").startswith(SPACE)
 
-    def _piece_bytes(self, token_id: int, first: bool) -> bytes | None:
+    def _token_bytes(self, token_id: int, first: bool) -> bytes | None:
         data = self._bytes[token_id] if 0 <= token_id < self.vocab_size else None
         return data.removeprefix(b" ") if data and first and self._strips_first_space else data
 
@@ -245,7 +242,7 @@ class Tokenizer:
         if recorded not in (None, self.sha256):
             raise CheckpointError(
                 f"{self.directory / 'tokenizer.model'} has sha256 {self.sha256}, but tokenizer_config.json beside it "
-                f"was written for {recorded}: the file is damaged or from another tokenizer. Copy the directory again"
+                f"records {recorded}: the file is damaged or belongs to another tokenizer. Copy the directory again"
             )
 
 
@@ -254,5 +251,5 @@ def _as_text(mark: str) -> tuple[str, ...]:
 
 
 def _valid(text: str) -> str:
-    """The text with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
+    """Return the text with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

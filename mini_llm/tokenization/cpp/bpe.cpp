@@ -1,48 +1,48 @@
-// SentencePiece's BPE (its src/bpe_model.cc), with a cache of short units: see tokenizer/bpe.py.
+// SentencePiece's BPE (its src/bpe_model.cc) with a cache of short units; ../bpe.py explains why the ids are equal.
 //
-// Texts are UTF-8 in which a space stands for U+2581. They and the pieces are followed by 16 bytes that may be read.
+// Texts are UTF-8 with plain spaces instead of U+2581. At least 16 readable bytes follow the texts and the tokens.
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first bytes of a text are the low ones of a word");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first byte of a text must be the low byte of a word");
 
 namespace {
 
 using Byte = uint8_t;
 
 struct Slot {
-    uint32_t tag;  // half of the hash
-    int32_t id;    // -1: none
+    uint32_t tag;  // upper half of the hash
+    int32_t id;    // -1: empty slot
 };
 
 struct Vocabulary {
-    const Byte* bytes;      // of all pieces, one after another
-    const int64_t* starts;  // (pieces + 1,): where each begins; one without bytes is in no text
-    const float* scores;    // (pieces,): the highest is merged first
-    const Byte* fixed;      // (pieces,): symbols of the user, which stand as they are
-    const int32_t* alone;   // (256,): ids for the bytes of characters without a piece
-    const Byte* together;   // (8192,) bits: whether some piece holds these two bytes side by side
-    Slot* table;            // (slots,): pieces by hash
+    const Byte* bytes;      // all tokens, one after another
+    const int64_t* starts;  // (tokens + 1,): start of each token; an empty token occurs in no text
+    const float* scores;    // (tokens,): the highest score is merged first
+    const Byte* fixed;      // (tokens,): whether it is a user-defined symbol, which never merges
+    const int32_t* alone;   // (256,): ids of the byte tokens, for characters without a token
+    const Byte* together;   // (8192,) bytes of bits: whether a token contains these two adjacent bytes
+    Slot* table;            // (slots,): hash table of the tokens
     int64_t slots;          // a power of two
-    int64_t pieces;
+    int64_t tokens;
     int64_t longest_fixed;  // bytes
 };
 
-// Units up to KEY bytes are kept with their ids, if those are at most IDS: a line of the processor's cache.
+// The cache holds units of at most KEY bytes with at most IDS ids, so that an entry fills one CPU cache line.
 constexpr int KEY = 16, IDS = 11;
 struct Kept {
     uint64_t low, high;
-    Byte size, count;  // size 0: nothing is kept here
+    Byte size, count;  // size 0: empty entry
     int32_t ids[IDS];
 
     bool holds(uint64_t l, uint64_t h, int64_t s) const { return low == l && high == h && size == s; }
 };
 static_assert(sizeof(Kept) == 64);
 
-// Units are looked up in blocks, for which the memory is asked before the first of them is needed.
+// Units are looked up in blocks: all entries of a block are prefetched before the first one is read.
 constexpr int BLOCK = 32;
 struct Unit {
     const Byte* from;
@@ -57,7 +57,7 @@ uint64_t word(const Byte* from, int64_t size) {
     return size >= 8 ? word : size <= 0 ? 0 : word & ((uint64_t(1) << 8 * size) - 1);
 }
 
-// The multipliers are odd ones of xxHash.
+// The multiplier is 2^64 divided by the golden ratio, as in splitmix64.
 uint64_t mix(uint64_t hash, uint64_t word) {
     hash = (hash ^ word) * 0x9E3779B97F4A7C15;
     return hash ^ hash >> 29;
@@ -71,7 +71,7 @@ uint64_t hash_of(const Byte* from, int64_t size) {
 
 int64_t length(const Vocabulary& v, int32_t id) { return v.starts[id + 1] - v.starts[id]; }
 
-// The id of a piece; -1: it is none.
+// Returns the id of the token with these bytes, or -1.
 int32_t find(const Vocabulary& v, const Byte* from, int64_t size) {
     const uint64_t hash = hash_of(from, size);
     for (uint64_t at = hash;; at++) {
@@ -85,7 +85,7 @@ int32_t find(const Vocabulary& v, const Byte* from, int64_t size) {
 int64_t character(Byte first) { return first < 0xC0 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4; }
 
 struct Symbol {
-    int32_t start, size;  // size 0: part of the one before it
+    int32_t start, size;  // size 0: merged into the symbol before it
     int32_t previous, next, id;
 };
 
@@ -133,7 +133,7 @@ struct Merges {
         }
     }
 
-    // Writes the ids of one unit to `ids`; returns where they end.
+    // Writes the ids of one unit to `ids` and returns the end of what it wrote.
     int32_t* encode(const Byte* unit, int32_t size, int32_t* ids) {
         split(unit, size);
         for (size_t i = 1; i < symbols.size(); i++) consider(unit, i - 1, i);
@@ -142,7 +142,7 @@ struct Merges {
             const Pair pair = heap.back();
             heap.pop_back();
             Symbol &left = symbols[pair.left], &right = symbols[pair.right];
-            // Otherwise one of them has been merged with another since.
+            // Skip a stale pair: one of its symbols has been merged with another one since.
             if (!left.size || !right.size || left.size + right.size != length(v, pair.id)) continue;
             left.size += right.size;
             left.id = pair.id;
@@ -164,7 +164,7 @@ struct Merges {
     }
 };
 
-// The next BLOCK units from `from` on, or as many as there are; returns their number.
+// Splits off the next units from `from` on, at most BLOCK of them, and returns their number.
 int cut(const Vocabulary& v, Kept* kept, int64_t entries, const Byte* from, const Byte* end, Unit* units) {
     int count = 0;
     for (; count < BLOCK && from < end; count++) {
@@ -187,9 +187,9 @@ int cut(const Vocabulary& v, Kept* kept, int64_t entries, const Byte* from, cons
 
 extern "C" {
 
-// Fills the table.
-void index_pieces(const Vocabulary* v) {
-    for (int64_t id = 0; id < v->pieces; id++) {
+// Fills the hash table.
+void index_tokens(const Vocabulary* v) {
+    for (int64_t id = 0; id < v->tokens; id++) {
         if (!length(*v, id)) continue;
         const uint64_t hash = hash_of(v->bytes + v->starts[id], length(*v, id));
         uint64_t at = hash;
@@ -198,9 +198,9 @@ void index_pieces(const Vocabulary* v) {
     }
 }
 
-// `bytes`: `texts` texts one after another, of which each ends at its `ends`. `ids` has room for one id of each byte
-// and IDS more; `counts` says how many each text has. `kept`: (entries,), a power of two, zero at first, for one caller
-// at a time; of each pair of entries the first was used last.
+// Encodes `texts` texts: `bytes` holds them one after another, text i ends at ends[i]. Writes the ids to `ids`, which has
+// room for one id per byte and IDS more, and the number of ids of each text to `counts`. `kept` is the cache: (entries,),
+// a power of two, zeroed at first, for one caller at a time. Of each pair of entries the first is the most recent.
 void encode(const Vocabulary* v, Kept* kept, int64_t entries, const Byte* bytes, const int64_t* ends, int64_t texts,
             int32_t* ids, int64_t* counts) {
     Merges merges{*v, {}, {}};
