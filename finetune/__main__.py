@@ -1,7 +1,8 @@
 """The command line of stage 3: `python -m finetune` trains a classifier, `python -m finetune predict` uses one."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -92,7 +93,7 @@ def train(
     finetune(config)
 
 
-def read_settings(arguments: list[str], flags: dict[str, object]) -> Any:
+def read_settings(arguments: list[str], flags: Mapping[str, object]) -> Any:
     """FinetuneConfig from the YAML file, the flags, then key=value. Raises ConfigError."""
     from mini_llm.engine.config import flag_overrides, load_config, split_arguments
 
@@ -119,9 +120,11 @@ def predict(
         if value is not None and value not in allowed:
             raise typer.BadParameter(f"{value}: choose {', '.join(allowed)}", param_hint=flag)
 
+    from .predict import InputFormat, OutputFormat
     from .predict import predict as label
 
-    label(model_dir, source, text, input_format, output, output_format, batch_size, top_k)
+    read_as, write_as = cast(InputFormat | None, input_format), cast(OutputFormat | None, output_format)
+    label(model_dir, source, text, read_as, output, write_as, batch_size, top_k)
 
 
 if __name__ == "__main__":

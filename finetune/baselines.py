@@ -73,6 +73,7 @@ def tfidf_baseline(splits: Splits, seed: int = 0) -> Baseline:
         accuracy = float((model.predict(validation) == validation_labels).mean())
         if accuracy > best_accuracy:
             best, best_accuracy = model, accuracy
+    assert best is not None, "INVERSE_REGULARIZATION is empty"
     scored = splits.validation if splits.test is None else splits.test
     predictions = best.predict(vectorizer.transform([example.text for example in scored]))
     return Baseline(name, score(scored, predictions, splits.names), seconds_since(started))

@@ -21,7 +21,10 @@ class FinetuneOptimConfig(OptimConfig):
         "adamw",
         description="Optimizer. muon: Muon for hidden matrices, AdamW for the rest; auto: muon, also with ZeRO.",
     )
-    lr: float | None = Field(None, description="Peak learning rate of AdamW; null: by the width of the model.")
+    # None until for_width chooses it; the optimizer is made from the result.
+    lr: float | None = Field(  # ty: ignore[incompatible-attribute-override]
+        None, description="Peak learning rate of AdamW; null: by the width of the model."
+    )
 
     def for_width(self, hidden_size: int) -> "FinetuneOptimConfig":
         """These settings with the learning rates filled in.
@@ -64,7 +67,10 @@ class FinetuneConfig(LoopConfig):
         4, ge=1, description="Stop after this many evaluations without improvement; null: never."
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability.")
-    optim: FinetuneOptimConfig = Field(FinetuneOptimConfig(), description="Optimizer and learning rates.")
+    # Settings are replaced, never assigned to, so that the narrower class is safe.
+    optim: FinetuneOptimConfig = Field(  # ty: ignore[incompatible-mutable-override]
+        FinetuneOptimConfig(), description="Optimizer and learning rates."
+    )
     schedule: ScheduleConfig = Field(ScheduleConfig(decay_ratio=0.9), description="Learning-rate schedule.")
     tracking: TrackingConfig = Field(TrackingConfig(), description="Weights & Biases.")
 

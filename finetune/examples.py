@@ -26,5 +26,6 @@ class Splits:
 
     def counts(self) -> list[tuple[str, int, int, int]]:
         """Return the number of examples per label: rows (label, in train, in validation, in test)."""
-        parts = [Counter(example.label for example in part) for part in (self.train, self.validation, self.test or [])]
-        return [(name, *(part[index] for part in parts)) for index, name in enumerate(self.names)]
+        parts = self.train, self.validation, self.test or []
+        train, validation, test = (Counter(example.label for example in part) for part in parts)
+        return [(name, train[i], validation[i], test[i]) for i, name in enumerate(self.names)]

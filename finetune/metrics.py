@@ -54,21 +54,21 @@ class ClassificationMetric(evaluate.Metric):
 class Accuracy(ClassificationMetric):
     summary = "Share of examples with the correct label."
 
-    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+    def _compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, float]:
         return {"accuracy": float(accuracy_score(references, predictions))}
 
 
 class MacroF1(ClassificationMetric):
     summary = "Unweighted mean of the F1 of the classes that occur among labels or predictions."
 
-    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+    def _compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, float]:
         return {"macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0))}
 
 
 class MatthewsCorrelation(ClassificationMetric):
     summary = "Matthews correlation coefficient: 1 all correct, 0 no better than chance, -1 all wrong."
 
-    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+    def _compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, float]:
         if len({*predictions, *references}) < 2:
             return {"mcc": 0.0}  # scikit-learn's value, without its warning
         return {"mcc": float(matthews_corrcoef(references, predictions))}
@@ -77,7 +77,9 @@ class MatthewsCorrelation(ClassificationMetric):
 class PerClass(ClassificationMetric):
     summary = "Precision, recall, F1 and support of each of `num_labels` classes, in the order of their ids."
 
-    def _compute(self, predictions: list[int], references: list[int], num_labels: int) -> dict[str, list[float]]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, num_labels: int = 0, **options: Any
+    ) -> dict[str, list[float]]:
         columns = precision_recall_fscore_support(
             references, predictions, labels=list(range(num_labels)), zero_division=0
         )
@@ -87,7 +89,9 @@ class PerClass(ClassificationMetric):
 class ConfusionMatrix(ClassificationMetric):
     summary = "Counts (num_labels, num_labels): row is the label, column the prediction."
 
-    def _compute(self, predictions: list[int], references: list[int], num_labels: int) -> dict[str, list[list[int]]]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, num_labels: int = 0, **options: Any
+    ) -> dict[str, list[list[int]]]:
         counts = confusion_matrix(references, predictions, labels=list(range(num_labels)))
         return {"confusion_matrix": counts.tolist()}
 
@@ -150,7 +154,8 @@ def compute_scores(labels: Any, predictions: Any, names: list[str]) -> Scores:
         raise ValueError(f"a label id is outside 0..{len(names) - 1}")
 
     def compute(metric: ClassificationMetric, **options: int) -> dict[str, Any]:
-        return metric.compute(predictions=predicted, references=references, **options)
+        # None is the answer of processes other than the first, but every process computes its own scores.
+        return metric.compute(predictions=predicted, references=references, **options) or {}
 
     accuracy = compute(Accuracy())["accuracy"]
     table = compute(PerClass(), num_labels=len(names))

@@ -1,6 +1,7 @@
 """Label new texts with a fine-tuned classifier: `python -m finetune predict MODEL_DIR FILE|-`."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -134,7 +135,8 @@ def row_writer(file: TextIO, output_format: OutputFormat, names: list[str], top_
 def open_output(path: Path | None) -> Iterator[TextIO]:
     """Open a UTF-8 text file for writing, or standard output. Raises DataError if it cannot be written."""
     if path is None:
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
         yield sys.stdout
         return
     try:

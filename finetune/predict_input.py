@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mini_llm.engine.errors import ConfigError, DataError
 
@@ -102,7 +102,7 @@ def iter_chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
 
     A thread reads at most `size` items ahead. An exception of `items` is raised after the items before it.
     """
-    ready: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=size)
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=size)
 
     def read() -> None:
         try:

@@ -312,7 +312,7 @@ def _score(
     tracker.table("per_class", ["name", "precision", "recall", "f1", "support"], own.class_rows())
     if len(splits.names) <= CONFUSION_LIMIT:
         tracker.table("confusion", splits.names, own.confusion)
-    wrong = [
+    wrong: list[list[Any]] = [
         [
             examples[i].source,
             splits.names[examples[i].label],

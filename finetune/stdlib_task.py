@@ -127,9 +127,15 @@ def function_text(content: bytes, starts: list[int], node: ast.FunctionDef | ast
     text, position = b"", starts[first - 1]
     for cut, replacement in sorted(cuts, key=lambda pair: (pair[0].lineno, pair[0].col_offset)):
         text += content[position : starts[cut.lineno - 1] + cut.col_offset] + replacement
-        position = starts[cut.end_lineno - 1] + cut.end_col_offset
-    text += content[position : starts[node.end_lineno - 1] + node.end_col_offset]
+        position = _end(starts, cut)
+    text += content[position : _end(starts, node)]
     return "\n".join(line for line in text.decode().splitlines() if line.strip())
+
+
+def _end(starts: list[int], node: ast.stmt) -> int:
+    """The offset of the first byte after `node`, from the offsets of all lines."""
+    assert node.end_lineno is not None and node.end_col_offset is not None, "ast.parse sets both"
+    return starts[node.end_lineno - 1] + node.end_col_offset
 
 
 def choose_packages(functions: list[Function]) -> list[str]:

@@ -77,7 +77,7 @@ class Answer:
         """`ids` is the prompt with its eos token; at most `new_tokens` will be appended."""
         weight = model.lm_head.weight
         self.model, self.prompt, self.device = model, ids, weight.device
-        self.history = [model.config.decoder_start_token_id]
+        self.history = [model.config.start_token]
         self.cache = KVCache(model.config, 1, new_tokens + 1, device=self.device, dtype=weight.dtype)
         self.memory = model.trunk.encoder(torch.tensor([ids], device=self.device))
         self.prompt_logits = self.append(self.history[0])

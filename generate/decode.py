@@ -186,6 +186,7 @@ class TextGenerator:
             while waiting and len(running) < rows:
                 sample, begin = waiting.popleft(), time.perf_counter()
                 window, logits = self._open_window(sample.prompt_ids)
+                assert isinstance(window, Window), "an encoder-decoder has no compiled step"
                 running.append(Continuation(self, sample, window.copy(), logits, begin))
             for row in running:
                 row.choose()
@@ -198,7 +199,7 @@ class TextGenerator:
     def _open_window(self, ids: list[int]) -> tuple[Window | Answer, Tensor]:
         """Return the context and logits after the prompt; samples of one prompt share its cached keys, bit for bit."""
         if self._window is None or self._window.prompt != ids:
-            if self.model.config.is_encoder_decoder:
+            if isinstance(self.model, Seq2SeqLM):
                 self._window = Answer(self.model, ids, self.config.max_new_tokens)
             else:
                 self._window = Window(self.model, ids, self.config.max_new_tokens, self.step)

@@ -33,7 +33,12 @@ def load_generator(
     int8 = dtype == "int8"
     place, kind = choose_device(device, "fp32" if int8 else dtype)
     tokenizer = load_tokenizer(directory)
-    model = load_model(directory, head="seq2seq" if _writes(directory) == "seq2seq" else "causal").to(place, kind)
+    model: CausalLM | Seq2SeqLM
+    if _writes(directory) == "seq2seq":
+        model = load_model(directory, head="seq2seq")
+    else:
+        model = load_model(directory, head="causal")
+    model.to(place, kind)
     add_bos = _read_object(directory / "tokenizer_config.json").get("add_bos_token") is not False
     step = compile_step(model, int8) if compiled or int8 else None
     return TextGenerator(model, tokenizer, config, end_ids(directory), add_bos, step)
@@ -46,8 +51,8 @@ def compile_step(model: CausalLM | Seq2SeqLM, int8: bool) -> CompiledStep | None
         problem = f"it needs a CPU, but the device is {weight.device.type}"
     elif weight.dtype not in KINDS:
         problem = f"it does not support {weight.dtype}"
-    elif unsupported(model.config):
-        problem = f"it does not support {unsupported(model.config)}"
+    elif (setting := unsupported(model.config)) or not isinstance(model, CausalLM):
+        problem = f"it does not support {setting}"
     else:
         if int8:
             round_to_int8(model)

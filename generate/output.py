@@ -1,6 +1,7 @@
 """Print streamed text or JSON lines on standard output and notes on standard error, and run the prompt loop."""
 
 import contextlib
+import io
 import json
 import re
 import sys
@@ -22,7 +23,7 @@ class Printer:
         self.prompts, self.text = 0, ""
         self.context = generator.model.config.max_position_embeddings
         self.samples: list[Sample] = []
-        if hasattr(sys.stdout, "reconfigure"):
+        if isinstance(sys.stdout, io.TextIOWrapper):
             # Write UTF-8 to files and pipes; a terminal keeps its encoding and shows ? for other characters.
             sys.stdout.reconfigure(encoding=None if self.terminal else "utf-8", errors="replace")
 
@@ -151,7 +152,7 @@ def interact(printer: Printer) -> None:
         note("type a prompt; an empty line continues the last text; Ctrl-C stops a text, Ctrl-D quits")
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives input() line editing)
-    if hasattr(sys.stdin, "reconfigure"):
+    if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     while True:
         try:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from mini_llm.engine.errors import CheckpointError, ConfigError, NonFiniteError
 from mini_llm.engine.run.files import read_json, write_atomic
-from mini_llm.model import CausalLM, Seq2SeqLM, SequenceClassifier, load_model
+from mini_llm.model import CausalLM, MaskedLM, Model, Seq2SeqLM, SequenceClassifier, load_model
 from mini_llm.model.decoding import greedy_decode
+from mini_llm.model.heads import EncoderDecoder
 from mini_llm.tokenization.load import load_tokenizer
 
 from ..load import find_generator
@@ -41,7 +41,7 @@ def write_inspection(path: Path, text: str, out: Path, target: str | None = None
 
 
 def inspect_text(
-    model: nn.Module,
+    model: Model,
     tokenizer: Any,
     text: str,
     target: str | None = None,
@@ -70,6 +70,7 @@ def inspect_text(
     elif isinstance(model, Seq2SeqLM):
         inspection = _seq2seq(model, tokenizer, ids, target, limit, notes)
     else:
+        assert isinstance(model, CausalLM | MaskedLM), "no other heads exist"
         inspection = _language_model(model, tokenizer, ids)
     inspection.notes = notes + inspection.notes
     for figures in [maps.weights for maps in inspection.maps] + [
@@ -82,7 +83,7 @@ def inspect_text(
     return inspection
 
 
-def frame(model: nn.Module, tokenizer: Any, text: str, limit: int, add_bos: bool) -> tuple[list[int], int]:
+def frame(model: Model, tokenizer: Any, text: str, limit: int, add_bos: bool) -> tuple[list[int], int]:
     """Return the ids of `text` with the special tokens of training, at most `limit`, and the number of tokens dropped.
 
     Uses a foreign tokenizer's own template, else `<s> text` for a decoder, `<cls> text <sep>` for an encoder and
@@ -113,7 +114,7 @@ def frame(model: nn.Module, tokenizer: Any, text: str, limit: int, add_bos: bool
     return [*before, *ids[:room], *after], max(0, len(ids) - room)
 
 
-def _language_model(model: nn.Module, tokenizer: Any, ids: torch.Tensor) -> Inspection:
+def _language_model(model: CausalLM | MaskedLM, tokenizer: Any, ids: torch.Tensor) -> Inspection:
     text = ids[0].tolist()
     with torch.no_grad(), Recorder(model.trunk) as recorder:
         model.trunk(ids)
@@ -161,8 +162,9 @@ def _seq2seq(
 
 def _classifier(model: SequenceClassifier, ids: torch.Tensor) -> Inspection:
     config, text = model.config, ids[0].tolist()
-    double = config.is_encoder_decoder
-    recorders = [Recorder(t) for t in ((model.trunk.encoder, model.trunk.decoder) if double else (model.trunk,))]
+    trunk, double = model.trunk, config.is_encoder_decoder
+    trunks = (trunk.encoder, trunk.decoder) if isinstance(trunk, EncoderDecoder) else (trunk,)
+    recorders = [Recorder(part) for part in trunks]
     with ExitStack() as stack, torch.enable_grad():
         for recorder in recorders:
             stack.enter_context(recorder)
@@ -177,7 +179,7 @@ def _classifier(model: SequenceClassifier, ids: torch.Tensor) -> Inspection:
     decision = Decision(names, probabilities, labels, targets, scores[0])
     if not double:
         return Inspection(model, {"text": text}, [recorders[0].maps("Attention", "text")], decision=decision)
-    sequences = {"source": text, "target": [config.decoder_start_token_id, *text[:-1]]}
+    sequences = {"source": text, "target": [config.start_token, *text[:-1]]}
     return Inspection(model, sequences, _encoder_decoder_maps(*recorders), decision=decision)
 
 

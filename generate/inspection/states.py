@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mini_llm.model import CausalLM, MaskedLM, Model, Seq2SeqLM
+from mini_llm.model.attention import Attention
 from mini_llm.model.config import ModelConfig
+from mini_llm.model.layers import DecoderLayer, EncoderLayer
 from mini_llm.model.transformer import Transformer
 
+LanguageModel = CausalLM | MaskedLM | Seq2SeqLM
 BEST = 5  # predictions kept per position
 
 
@@ -66,12 +70,12 @@ class Recorder:
     def __init__(self, trunk: Transformer) -> None:
         self.trunk = trunk
         self.states: list[Tensor] = []
-        self._attentions = [b.attn for b in trunk.blocks] + [b.cross for b in trunk.blocks if hasattr(b, "cross")]
+        self._layers = [block for block in trunk.blocks if isinstance(block, EncoderLayer | DecoderLayer)]
+        self._crossing = [layer.cross for layer in self._layers if trunk.config.cross_attention]
 
     def __enter__(self) -> "Recorder":
-        blocks = self.trunk.blocks
-        self._hooks = [blocks[0].register_forward_pre_hook(self._enter)]
-        self._hooks += [block.register_forward_hook(self._leave) for block in blocks]
+        self._hooks = [self._layers[0].register_forward_pre_hook(self._enter)]
+        self._hooks += [layer.register_forward_hook(self._leave) for layer in self._layers]
         self._keep(True)
         return self
 
@@ -81,7 +85,7 @@ class Recorder:
         self._keep(False)
 
     def _keep(self, value: bool) -> None:
-        for attention in self._attentions:
+        for attention in (*(layer.attn for layer in self._layers), *self._crossing):
             attention.keep_weights = value
 
     def _enter(self, block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -94,22 +98,28 @@ class Recorder:
 
     def maps(self, name: str, sequence: str) -> Maps:
         """Return the self-attention maps over `sequence`."""
-        weights = torch.stack([block.attn.weights[0].detach() for block in self.trunk.blocks])
+        weights = _stack([layer.attn for layer in self._layers])
         config, length = self.trunk.config, weights.size(-1)
         seen = torch.stack([keys_seen(config, layer, length) for layer in range(config.num_hidden_layers)])
         return Maps(name, sequence, sequence, weights, normalized_entropy(weights, seen))
 
     def cross_maps(self, name: str, queries: str, keys: str) -> Maps:
         """Return the cross-attention maps from `queries` to `keys`."""
-        weights = torch.stack([block.cross.weights[0].detach() for block in self.trunk.blocks])
+        weights = _stack(self._crossing)
         seen = torch.full((len(weights), weights.size(-2)), weights.size(-1))
         return Maps(name, queries, keys, weights, normalized_entropy(weights, seen))
+
+
+def _stack(attentions: list[Attention]) -> Tensor:
+    """The kept weights of one text in each layer: (L, H, T, S)."""
+    return torch.stack([attention.weights[0].detach() for attention in attentions if attention.weights is not None])
 
 
 def keys_seen(config: ModelConfig, layer: int, length: int) -> Tensor:
     """Return how many positions each of `length` queries may attend to in a layer, itself included: (T,)."""
     at = torch.arange(length)
-    window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else length
+    local = config.layer_types[layer] == "sliding_attention"
+    window = config.sliding_window if local and config.sliding_window else length
     if config.causal:
         return (at + 1).clamp(max=window)
     return (at + window).clamp(max=length - 1) - (at - window).clamp(min=0) + 1
@@ -127,7 +137,7 @@ def normalized_entropy(weights: Tensor, seen: Tensor) -> Tensor:
 
 
 def logit_lens(
-    model: nn.Module, recorder: Recorder, sequence: str, positions: list[int], expected: Sequence[int | None]
+    model: LanguageModel, recorder: Recorder, sequence: str, positions: list[int], expected: Sequence[int | None]
 ) -> Lens:
     """Apply the final norm and the vocabulary head to every recorded state (nostalgebraist 2020, "logit lens").
 
@@ -173,7 +183,7 @@ def attribute(logits: Tensor, recorders: Sequence[Recorder], labels: list[int]) 
 class Inspection:
     """What one model computed for one text; `sequences` holds token ids by name ("text", or "source" and "target")."""
 
-    model: nn.Module
+    model: Model
     sequences: dict[str, list[int]]
     maps: list[Maps] = field(default_factory=list)
     lens: Lens | None = None

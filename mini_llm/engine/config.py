@@ -9,7 +9,7 @@ error that suggests the right one (key_names.py has what other projects call it)
 import difflib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -73,7 +73,7 @@ def _settings(cls: type[BaseModel], defaults: Any, section: str, seen: set[type]
         yield from _settings(inner, default, prefix, seen)
 
 
-def flag_overrides(flags: dict[str, Any]) -> list[str]:
+def flag_overrides(flags: Mapping[str, Any]) -> list[str]:
     """`key=value` overrides for the flags that were given (are not None)."""
     return [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
 

@@ -75,7 +75,9 @@ def check_tensors(source: Source, reader: GGUFReader, fields: dict[str, Any]) ->
     wanted = {int(file_type): kind for kind, file_type in FILE_TYPES.values()}.get(fields.get(Keys.General.FILE_TYPE))
     found = {tensor.name: tensor for tensor in reader.tensors}
     if wanted is None:
-        return Finding("tensors", f"file type {fields.get(Keys.General.FILE_TYPE)} is none of {', '.join(FILE_TYPES)}", False)
+        return Finding(
+            "tensors", f"file type {fields.get(Keys.General.FILE_TYPE)} is not one of {', '.join(FILE_TYPES)}", False
+        )
     counts, problems, largest, worst = Counter(), [], 0.0, 0.0
     for name, tensor in tensors(source.layout, source.model.config, source.model.state_dict()):
         expected, entry = tensor.numpy(), found.pop(name, None)

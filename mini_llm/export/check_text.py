@@ -70,9 +70,10 @@ def check_ids(source: Source, what: str, encoder: Encoder) -> Finding:
 def check_runtime(source: Source, file: Path, fields: dict[str, Any]) -> list[Finding]:
     """Compare with llama.cpp itself: ids, bos and eos tokens, and greedy text, which must be equal for an F32 file."""
     tokenizer, settings = load_tokenizer(source.directory), source.vocabulary.settings
-    before = [tokenizer.bos_id] if settings[Keys.Tokenizer.ADD_BOS] else []
-    after = [tokenizer.eos_id] if settings[Keys.Tokenizer.ADD_EOS] else []
-    framed: list[list[int]] = [[*before, *tokenizer.encode(prompt), *after] for prompt in PROMPTS]
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    before = [bos] if settings[Keys.Tokenizer.ADD_BOS] and bos is not None else []
+    after = [eos] if settings[Keys.Tokenizer.ADD_EOS] and eos is not None else []
+    framed = [[*before, *tokenizer.encode(prompt), *after] for prompt in PROMPTS]
     limit = source.model.config.max_position_embeddings
     # Leave at least half of a short context for the new tokens.
     sources = [ids[: max(1, limit // 2)] for ids in framed]

@@ -241,7 +241,7 @@ class Tokenizer:
         recorded = config.get(SHA256_KEY) if isinstance(config, dict) else None
         if recorded not in (None, self.sha256):
             raise CheckpointError(
-                f"{self.directory / 'tokenizer.model'} has sha256 {self.sha256}, but tokenizer_config.json beside it "
+                f"{self.directory / 'tokenizer.model'} has sha256 {self.sha256}, but its tokenizer_config.json "
                 f"records {recorded}: the file is damaged or belongs to another tokenizer. Copy the directory again"
             )
 

@@ -147,7 +147,7 @@ def test_rows_are_documents(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """`datasets.load_dataset` answers from memory; the calls it got."""
+    """Replace `datasets.load_dataset` by one that returns rows from memory, and record its calls."""
     import datasets
 
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})

@@ -42,7 +42,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "m
 
 
 def prose(count: int) -> str:
-    """Documents of three sentences each, one a line."""
+    """Return `count` lines of three sentences each."""
     lines = []
     for i in range(count):
         a, b, c = ANIMALS[i % 6], PLACES[i // 6 % 6], ANIMALS[i // 36 % 6]
@@ -64,7 +64,7 @@ def settings(steps: int = 60) -> dict:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with text and pairs, and the runs: t5 on corrupted spans, from it the restore task and a classifier."""
+    """A folder with text, pairs and runs: t5 on span corruption, then the restore task and a classifier from it."""
     folder = tmp_path_factory.mktemp("seq2seq")
     before = Path.cwd()
     os.chdir(folder)
