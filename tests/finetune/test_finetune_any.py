@@ -19,7 +19,8 @@ from finetune.__main__ import app
 from finetune.config import FinetuneConfig
 from finetune.encode import padding_id
 from finetune.predict import Classifier, predict
-from finetune.run import find_pretrained, finetune, load_classifier
+from finetune.pretrained import find_pretrained, load_classifier
+from finetune.run import finetune
 from mini_llm.engine.cli import run_app
 from mini_llm.engine.config import load_config
 from mini_llm.engine.errors import CheckpointError

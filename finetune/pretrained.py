@@ -1,0 +1,55 @@
+"""Pretrained models: find one, and put a new classification head on it."""
+
+from pathlib import Path
+from typing import Any
+
+from mini_llm.engine.errors import CheckpointError
+from mini_llm.engine.run.directory import find_model
+from mini_llm.model import SequenceClassifier, load_model
+from mini_llm.model.huggingface.directory import read_config
+from mini_llm.model.huggingface.layouts import LAYOUTS
+
+from .config import FinetuneConfig
+from .encode import padding_id
+
+
+def find_pretrained(path: Path) -> Path:
+    """Return the model directory at `path` or in the run there. Raises CheckpointError or ModelDirectoryError."""
+    directory = find_model(path)
+    if directory is None:
+        raise CheckpointError(
+            f"{path}: no pretrained model there (no config.json, no model/config.json). "
+            "Train one with `make pretrain`, or name a directory: --init DIR"
+        )
+    family = read_config(directory)["model_type"]
+    able = [name for name, layout in LAYOUTS.items() if "classifier" in layout.architectures.values()]
+    if family not in able:
+        raise CheckpointError(
+            f"{directory}: a {family} model, but transformers has no classifier of that family. "
+            f"Use one of {', '.join(able)}"
+        )
+    return directory
+
+
+def load_classifier(config: FinetuneConfig, source: Path, names: list[str], tokenizer: Any) -> SequenceClassifier:
+    """Load the pretrained trunk with a new classification head, or build the same architecture untrained.
+
+    Sets the config's padding id to ours, because transformers uses it to find the end of a text. Raises CheckpointError
+    if the tokenizer has more tokens than the model.
+    """
+    changes = {"id2label": dict(enumerate(names)), "dropout": config.dropout, "pad_token_id": padding_id(tokenizer)}
+    model = load_model(source, head="classifier", **changes)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model only "
+            f"{model.config.vocab_size:,}: they do not match. Copy the directory again"
+        )
+    return SequenceClassifier(model.config) if config.weights == "random" else model
+
+
+def describe_start(source: Path, model: SequenceClassifier) -> list[str]:
+    """Return notes on newly initialized weights and on tensors of `source` that the classifier does not use."""
+    notes = [f"{source}: newly initialized: {', '.join(model.newly_initialized) or 'nothing'}"]
+    if model.left_behind:
+        notes.append(f"{source}: not used: {', '.join(model.left_behind)}")
+    return notes

@@ -1,0 +1,195 @@
+"""Train a classifier: encoded texts, batches, evaluation on the validation split, the loop."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
+from rich.console import Console
+from torch import Tensor, nn
+
+from mini_llm.engine.batch import Batch, LengthBatches, ordered_batches, to_device
+from mini_llm.engine.device import default_device
+from mini_llm.engine.distributed.processes import make_accelerator, resolved_runtime
+from mini_llm.engine.flops import flops_per_token
+from mini_llm.engine.loop import train
+from mini_llm.engine.loss import cross_entropy_sum
+from mini_llm.engine.run.directory import RunDirectory
+from mini_llm.engine.run.files import content_hash
+from mini_llm.engine.run.tracker import Tracker
+from mini_llm.model import SequenceClassifier
+from mini_llm.tokenization.load import load_tokenizer
+from mini_llm.tokenization.save import save_tokenizer
+
+from .config import FinetuneConfig
+from .encode import EncodedTexts, collate, encode_texts, padding_id
+from .examples import Example, Splits
+from .pretrained import describe_start, load_classifier
+
+# Tokens per rank in one training forward pass, if micro_batch_size is not set.
+MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 65_536}
+
+
+def train_classifier(
+    config: FinetuneConfig,
+    source: Path,
+    splits: Splits,
+    processes: PartialState,
+    run: RunDirectory,
+    tracker: Tracker,
+    console: Console,
+    loop: Callable[..., dict[str, float]] = train,
+) -> None:
+    tokenizer = load_tokenizer(source)
+    torch.manual_seed(config.seed)
+    model = load_classifier(config, source, splits.names, tokenizer)
+    for note in describe_start(source, model) if config.weights == "pretrained" else ():
+        console.print(note, markup=False)
+    max_length = min(
+        config.data.max_length or model.config.max_position_embeddings, model.config.max_position_embeddings
+    )
+    training = _encode(tokenizer, splits.train, model, max_length)
+    held_out = _encode(tokenizer, splits.validation, model, max_length)
+    beginning = " ".join(tokenizer.id_to_token(i) for i in training.tokens[0][:8])
+    console.print(
+        f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens; the first text begins with {beginning}",
+        markup=False,
+    )
+    if training.truncated:
+        share = training.truncated / len(splits.train)
+        console.print(
+            f"{share:.0%} of the training texts are longer than {max_length} tokens: only their beginning is read"
+        )
+
+    labels = np.array([example.label for example in splits.train])
+    ranks = processes.num_processes
+    device = default_device(config.runtime.device)
+    accumulation = _accumulation(config, training.lengths, ranks, device)
+
+    def batches_of(rank: int) -> LengthBatches:
+        return LengthBatches(training.lengths, config.batch_size, config.seed, ranks, rank, accumulation)
+
+    batches = batches_of(processes.process_index)
+    micro_batch_size = max(1, config.batch_size // (accumulation * ranks))
+    accelerator = make_accelerator(config.runtime, accumulation, micro_batch_size, config.optim.max_grad_norm)
+    pad = padding_id(tokenizer)
+
+    def batch(step: int) -> list[Batch]:
+        return [
+            collate([training.tokens[i] for i in rows], labels[rows], pad, max_length) for rows in batches.batch(step)
+        ]
+
+    held_out_labels = np.array([example.label for example in splits.validation])
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        # The evaluate package takes seconds to import, so do not import it before the first step.
+        from .metrics import compute_scores
+
+        loss, predictions = _predict(
+            model, held_out, held_out_labels, pad, max_length, config.evaluation_batch_size, accelerator
+        )
+        scores = compute_scores(held_out_labels, predictions, splits.names)
+        return {
+            "val/loss": loss,
+            "val/accuracy": scores.accuracy,
+            "val/macro_f1": scores.macro_f1,
+            "val/mcc": scores.mcc,
+        }
+
+    steps = max(1, round(config.epochs * batches.steps_per_epoch))
+    optim = config.optim.for_width(model.config.hidden_size)
+    max_steps = min(config.max_steps or steps, steps)
+    chosen: dict[str, Any] = {"run": config.run_name, "micro_batch_size": micro_batch_size, "max_steps": max_steps}
+    chosen |= {"data": config.data.model_copy(update={"max_length": max_length}), "optim": optim.resolved()}
+    chosen["runtime"] = resolved_runtime(config.runtime, compiled=config.runtime.compile is True)
+    resolved = config.model_copy(update=chosen).model_dump(mode="json")
+    run.resolve(resolved)
+    tracker.config(resolved)
+    mean_length = float(training.lengths.mean())
+    console.print(
+        f"{len(splits.train):,} training and {len(splits.validation):,} validation texts, {len(splits.names)} labels; "
+        f"{steps:,} steps of {config.batch_size} are {config.epochs:g} epochs; learning rate {optim.lr:.2g}; "
+        f"budget {config.budget}"
+    )
+    kind = "seq2seq" if model.config.is_encoder_decoder else "causal" if model.config.causal else "masked"
+    loop(
+        model,
+        batch,
+        evaluate,
+        config.model_copy(update={"max_steps": max_steps, "optim": optim}),
+        accelerator,
+        run,
+        tracker,
+        lambda directory: save_tokenizer(tokenizer, directory, kind, max_length, pad),
+        metric=f"val/{config.metric}",
+        larger_is_better=config.metric != "loss",
+        evaluation_in_steps=held_out.lengths.sum() / (config.batch_size * mean_length),
+        flops_per_token=lambda head_share: flops_per_token(model.config, round(mean_length), 0.0),
+        documents=lambda step, rank, _: [splits.train[i].source for rows in batches_of(rank).batch(step) for i in rows],
+        class_weights=_class_weights(labels, len(splits.names)) if config.class_weights == "balanced" else None,
+        metadata={
+            "tokenizer_sha256": tokenizer.sha256,
+            "data_fingerprint": content_hash(
+                (row.text, row.label) for part in (splits.train, splits.validation) for row in part
+            ),
+            "global_batch_size": config.batch_size,
+        },
+    )
+
+
+def _encode(tokenizer: Any, examples: list[Example], model: SequenceClassifier, max_length: int) -> EncodedTexts:
+    texts, config = [example.text for example in examples], model.config
+    return encode_texts(tokenizer, texts, config.causal, max_length, config.is_encoder_decoder)
+
+
+def _accumulation(config: FinetuneConfig, lengths: np.ndarray, ranks: int, device: torch.device) -> int:
+    """Return the micro-batches per step and rank that keep a forward pass within MICRO_BATCH_TOKENS."""
+    if config.micro_batch_size:
+        return max(1, -(-config.batch_size // (config.micro_batch_size * ranks)))
+    tokens = config.batch_size / ranks * float(np.quantile(lengths, 0.9))
+    return max(1, min(config.batch_size // ranks, round(tokens / MICRO_BATCH_TOKENS[device.type])))
+
+
+def _class_weights(labels: np.ndarray, classes: int) -> Tensor:
+    """Return N / (classes * count), so that every class has the same total weight (King and Zeng 2001)."""
+    counts = np.bincount(labels, minlength=classes)
+    return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
+
+
+@torch.no_grad()
+def _predict(
+    model: nn.Module,
+    texts: EncodedTexts,
+    labels: np.ndarray,
+    pad: int,
+    max_length: int,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> tuple[float, np.ndarray]:
+    """Return the mean loss and the predicted labels, in order. Batches are distributed over the ranks.
+
+    All ranks run the same number of forward passes, because ZeRO-3 gathers weights in each. A repeated batch counts
+    once.
+    """
+    batches = ordered_batches(texts.lengths, batch_size)
+    found: list[tuple[np.ndarray, np.ndarray, float]] = []
+    model.eval()
+    for start in range(0, len(batches), accelerator.num_processes):
+        mine = start + accelerator.process_index
+        rows = batches[min(mine, len(batches) - 1)]
+        batch = to_device(collate([texts.tokens[i] for i in rows], labels[rows], pad, max_length), accelerator.device)
+        targets = batch.pop("labels")
+        with accelerator.autocast():
+            logits = model(**batch)
+        if mine < len(batches):
+            found.append((rows, logits.argmax(-1).cpu().numpy(), cross_entropy_sum(logits, targets).item()))
+    model.train()
+    if accelerator.num_processes > 1:
+        found = gather_object(found)
+    predictions = np.empty(len(labels), dtype=np.int64)
+    for rows, predicted, _ in found:
+        predictions[rows] = predicted
+    return sum(loss for _, _, loss in found) / len(labels), predictions
