@@ -20,7 +20,7 @@ READY := $(shell cmp -s requirements.txt .venv/.ready || echo .venv)
 TOOLS := $(or $(READY:.venv=tools),$(shell cmp -s requirements-dev.txt .venv/.ready-dev || echo tools))
 PEERS := $(or $(READY:.venv=.venv-bench),$(shell cmp -s benchmarks/requirements.txt .venv-bench/.ready || echo .venv-bench))
 # What the type checker covers: a folder joins when it is clean.
-TYPED := mini_llm/api.py mini_llm/__main__.py mini_llm/corpus mini_llm/stages mini_llm/tokenization tokenizer
+TYPED := mini_llm tokenizer finetune generate
 export NANOGPT NANOCHAT
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 

@@ -7,11 +7,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 LayerType = Literal["full_attention", "sliding_attention"]
 Activation = Literal["relu", "gelu", "gelu_new", "silu", "tanh"]
-
-
-def derived() -> Any:
-    """The default of a field that ModelConfig computes when it is left at None, so that its readers never see None."""
-    return field(default=None)
+# Default of the fields that ModelConfig computes: None for the constructor, but their readers never see None.
+DERIVED: Any = None
 
 
 @dataclass
@@ -33,9 +30,9 @@ class ModelConfig:
     num_attention_heads: int
     max_position_embeddings: int
     causal: bool
-    num_key_value_heads: int = derived()
-    head_dim: int = derived()
-    intermediate_size: int = derived()
+    num_key_value_heads: int = DERIVED
+    head_dim: int = DERIVED
+    intermediate_size: int = DERIVED
 
     # Encoder-decoder: all other fields describe the encoder, and the decoder too, which is causal.
     is_encoder_decoder: bool = False
@@ -65,7 +62,7 @@ class ModelConfig:
     local_rope_theta: float | None = None
     relative_buckets: int = 32
     relative_max_distance: int = 128
-    layer_types: list[LayerType] = derived()
+    layer_types: list[LayerType] = DERIVED
     # Visible keys. Causal: the token itself included. Bidirectional: on each side.
     sliding_window: int | None = None
     embedding_scale: float = 1.0
@@ -79,7 +76,7 @@ class ModelConfig:
     decoder_bias: bool = False
     next_sentence: bool = False
     # linear: without bias. transform: linear, activation, norm, linear. pooler: linear, tanh, linear.
-    classifier_head: Literal["linear", "transform", "pooler"] = derived()
+    classifier_head: Literal["linear", "transform", "pooler"] = DERIVED
     classifier_pooling: Literal["last", "cls", "mean", "eos"] = "last"
     id2label: dict[int, str] = field(default_factory=dict)
 
@@ -151,7 +148,7 @@ class ModelConfig:
     def start_token(self) -> int:
         """`decoder_start_token_id` of an encoder-decoder. Raises ValueError if it is not set."""
         if self.decoder_start_token_id is None:
-            raise ValueError("decoder_start_token_id is not set: the decoder of an encoder-decoder starts with this token")
+            raise ValueError("decoder_start_token_id is not set, but an encoder-decoder needs it")
         return self.decoder_start_token_id
 
     def encoder(self) -> "ModelConfig":

@@ -99,8 +99,10 @@ def attend(
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)
     short = query.dtype == torch.bfloat16 and query.device.type == "cpu" and key.size(2) <= SHORT
+    # Compiled (torch 2.13), explicit_attention after QK-norm gives NaN gradients of queries and keys in bf16 on a CPU.
+    explicit = short and query.requires_grad and not torch.compiler.is_compiling()
     weights = None
-    if keep_weights or (short and query.requires_grad):
+    if keep_weights or explicit:
         y, weights = explicit_attention(query, key, value, mask, is_causal, scale)
     else:
         grouped = query.size(1) != key.size(1)

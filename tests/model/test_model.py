@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mini_llm.engine.run.machine import compiler
 from mini_llm.model import HEADS, CausalLM, KVCache, MaskedLM, ModelConfig, SequenceClassifier
+from mini_llm.model.layers import DecoderLayer
 from mini_llm.model.positions import rotary_table, rotate
 from tests.models import VOCABULARY, decoder, encoder, randomized, tokens
 
@@ -179,3 +181,24 @@ def test_short_attention_in_bf16_rounds_no_worse_than_the_fused_kernel(changes, 
     fused, short = ((gradient(keys) - exact).norm() / exact.norm() for keys in (0, 64))
     assert 0 < short < 1.2 * fused
     assert short != fused
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compiler() is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_layer_in_bf16_has_the_gradients_of_the_same_layer():
+    torch.manual_seed(0)
+    layer = DecoderLayer(decoder(hidden_size=128, num_attention_heads=2, num_key_value_heads=2, head_dim=64), 0)
+    rotary = rotary_table(torch.arange(256), 64, 10_000.0)
+    x = torch.randn(4, 256, 128)
+    gradients = []
+    for compiled in (False, True):
+        if compiled:
+            layer.compile()
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x, rotary, None, True)
+        (y * x.cos()).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in layer.parameters()])
+    for (name, _), expected, found in zip(layer.named_parameters(), *gradients, strict=True):
+        assert found.isfinite().all(), name
+        assert (found - expected).norm() <= 0.03 * expected.norm(), name

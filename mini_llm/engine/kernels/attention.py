@@ -110,7 +110,7 @@ def _attention(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 def _gradients(gradient: Tensor, result: Tensor, normalizer: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     """Gradients of query, key and value, and of the weights of both norms (2, D)."""
-    layer, kept = _layer(*inputs)
+    layer, _kept = _layer(*inputs)
     gradient = gradient.contiguous()
     gradients = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs[:3]]
     # One partial sum per unit of work: the total does not depend on the number of threads.

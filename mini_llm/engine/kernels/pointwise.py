@@ -36,9 +36,7 @@ class Norm(torch.autograd.Function):
         x, wide = x.contiguous(), weight.float()
         result = torch.empty(x.shape, dtype=dtype)
         root = torch.empty(x.shape[:-1])
-        kernels().norm(
-            root.numel(), x.size(-1), *_places(x, wide), eps, *_places(result, root), *_settings(result)
-        )
+        kernels().norm(root.numel(), x.size(-1), *_places(x, wide), eps, *_places(result, root), *_settings(result))
         ctx.save_for_backward(x, weight, root)
         return result
 

@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mini_llm.model.config import ModelConfig
-from mini_llm.model.heads import HEADS, Model
+from mini_llm.model.heads import HEADS, CausalLM, MaskedLM, Model, Seq2SeqLM, SequenceClassifier
 from mini_llm.model.huggingface.layouts import LAYOUTS, Layout, LayoutError, layout_for
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -59,6 +59,16 @@ def write_config(model: Model, directory: Path | None) -> Layout:
     return layout
 
 
+@overload
+def load_model(directory: Path | str, head: Literal["causal"], **changes: Any) -> CausalLM: ...
+@overload
+def load_model(directory: Path | str, head: Literal["masked"], **changes: Any) -> MaskedLM: ...
+@overload
+def load_model(directory: Path | str, head: Literal["seq2seq"], **changes: Any) -> Seq2SeqLM: ...
+@overload
+def load_model(directory: Path | str, head: Literal["classifier"], **changes: Any) -> SequenceClassifier: ...
+@overload
+def load_model(directory: Path | str, head: str | None = None, **changes: Any) -> Model: ...
 def load_model(directory: Path | str, head: str | None = None, **changes: Any) -> Model:
     """Read a Hugging Face directory of a known family as an fp32 model in evaluation mode.
 
