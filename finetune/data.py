@@ -1,209 +1,154 @@
-"""Read, check and split labelled texts. Errors name the file, the rows and the fix."""
+"""Read labelled texts of any source and bring them into splits. Errors name the file, the rows and the fix."""
 
-import hashlib
-import math
-import re
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset
-from mini_llm.corpus.tables import iter_rows
+from mini_llm.corpus.report import ReadReport
+from mini_llm.corpus.tables import Row as TableRow
+from mini_llm.corpus.tables import iter_file_rows, iter_rows
 from mini_llm.engine.errors import DataError
 
-from .data_config import BUILT_IN, DataConfig
+from .data_config import BUILT_IN, BY_FILE, DataConfig
 from .examples import Example, Splits
+from .quality.encoding import guess_encoding
+from .quality.labels import check_labels, label_name, label_names, listed, unseen_labels
+from .quality.preparation import prepare
+from .quality.sources import Source, find_sources
+from .quality.unlabelled import read_unlabelled
 from .stdlib_task import load_stdlib_task
 
-SHOWN = 5  # values listed in an error
-# A column with more labels than this, most of them used once, does not hold classes.
-MANY_LABELS = 50
+REPLACEMENT = "\ufffd"
 
 
 class Row(NamedTuple):
-    """A row with a text and the name of its label; `number` counts data rows from 1."""
+    """A row with a text and the name of its label; `number` counts the data rows of its file from 1."""
 
+    file: str
     number: int
     text: str
     label: str
+    group: str
 
 
 def load_examples(config: DataConfig) -> Splits:
-    """Load the training, validation and (if given) test examples.
+    """Load the training, validation and (if given) test examples, without leaks, and the unlabelled texts.
 
-    Sorts label names, numbers by value. Raises DataError for a missing column, rows without text or label, a single
-    label, and labels in validation or test that training does not have.
+    Sorts label names, numbers by value. See quality.preparation for what is dropped and held out. Raises DataError for
+    a missing column, rows without text or label, a single label, and labels in validation or test that training does
+    not have.
     """
-    if config.path == BUILT_IN:
-        return load_stdlib_task(config.seed)
-    notes: list[str] = []
-    train = read_rows(config, config.path, config.split, notes)
+    splits = load_stdlib_task(config.seed) if config.path == BUILT_IN else read_splits(config)
+    splits = prepare(splits, config)
+    if config.unlabelled:
+        splits.unlabelled = read_unlabelled(config, splits)
+    return splits
+
+
+def read_splits(config: DataConfig) -> Splits:
+    """Read all rows as they are. `validation` is empty if the configuration names none."""
+    sources = find_sources(config)
+    notes = list(sources["train"].notes)
+    train = read_rows(config, sources["train"], notes)
     names = label_names({row.label for row in train})
-    check_labels(names, train, config)
+    check_labels(names, len(train), config.path, config.label)
     ids = {name: index for index, name in enumerate(names)}
-    examples = to_examples(train, ids, config.path)
-    test = None
-    if config.test or config.test_split:
-        test = read_more(config, "test", ids, notes)
-    if config.validation or config.validation_split:
-        validation = read_more(config, "validation", ids, notes)
-    else:
-        examples, validation = split_validation(examples, config.validation_fraction, config.seed)
-        if not validation:
-            raise DataError(
-                f"{config.path}: no label has two different texts, so no text can be held out for validation. "
-                "Add data, or set data.validation=FILE"
-            )
-        notes.append(f"{len(validation):,} of {len(validation) + len(examples):,} examples held out for validation")
-    notes += overlap_notes(examples, validation, test)
-    return Splits(names, examples, validation, test, f"{config.label} of {config.text} in {config.path}", notes)
+    parts = {"train": to_examples(train, ids)}
+    for part in ("test", "validation"):
+        if part in sources and (examples := read_more(config, sources[part], ids, notes)) is not None:
+            parts[part] = examples
+    description = f"{config.label} of {config.text} in {config.path}"
+    return Splits(names, parts["train"], parts.get("validation", []), parts.get("test"), description, notes)
 
 
-def read_rows(config: DataConfig, path: str, split: str, notes: list[str]) -> list[Row]:
+def read_rows(config: DataConfig, source: Source, notes: list[str]) -> list[Row]:
     """Read all rows of one source. Raises DataError for rows without text or label and for an empty source."""
-    rows, missing = [], defaultdict(list)
-    number = 0
-    for number, row in enumerate(iter_rows(path, split, [config.text, config.label]), start=1):
-        text, label = row[config.text], label_name(row[config.label], f"{path} row {number}: '{config.label}'")
+    rows: list[Row] = []
+    missing: dict[str, list[str]] = defaultdict(list)
+    damaged: list[tuple[str, int]] = []
+    total, several = 0, source.files is not None and len(source.files) > 1
+    by_column = config.group not in (None, BY_FILE)
+    for file, number, row in iter_source(config, source):
+        total += 1
+        place = f"{file} row {number}"
+        text, label = row[config.text], label_name(row[config.label], f"{place}: '{config.label}'")
         text = None if text is None or text != text else str(text)
         if text is None or not text.strip():
-            missing[config.text].append(number)
-        elif label is None:
-            missing[config.label].append(number)
-        else:
-            rows.append(Row(number, text, label))
-    for column, numbers in missing.items():
+            missing[config.text].append(place if several else str(number))
+            continue
+        if label is None:
+            missing[config.label].append(place if several else str(number))
+            continue
+        if REPLACEMENT in label:
+            raise DataError(
+                f"{place}: the label {label!a} holds U+FFFD, the sign for bytes that cannot be decoded. "
+                f"{guess_encoding(file)}"
+            )
+        if REPLACEMENT in text:
+            damaged.append((file, number))
+        group = row[config.group] if by_column else file if config.group == BY_FILE else None
+        # A row without a group is its own.
+        rows.append(Row(file, number, text, label, "" if group is None else str(group)))
+    for column, places in missing.items():
         if config.on_null == "stop":
             raise DataError(
-                f"{path}: column '{column}' is empty in {len(numbers):,} of {number:,} rows: {listed(numbers)}. "
+                f"{source.path}: column '{column}' is empty in {len(places):,} of {total:,} rows: "
+                f"{listed(places, kind='' if several else 'row')}. "
                 "Fill or remove them, or skip such rows with data.on_null=skip"
             )
-        notes.append(f"{path}: {len(numbers):,} rows without '{column}' skipped")
+        notes.append(f"{source.path}: {len(places):,} rows without '{column}' skipped")
+    if damaged:
+        file, number = damaged[0]
+        notes.append(
+            f"{len(damaged):,} texts hold U+FFFD, the sign for bytes that cannot be decoded, such as {file} row "
+            f"{number}. {guess_encoding(file)}"
+        )
     if not rows:
-        raise DataError(f"{path}: no labelled rows. It needs columns '{config.text}' and '{config.label}'")
+        raise DataError(f"{source.path}: no labelled rows. It needs columns '{config.text}' and '{config.label}'")
     return rows
 
 
-def read_more(config: DataConfig, part: str, ids: dict[str, int], notes: list[str]) -> list[Example]:
-    """Read the validation or test examples. Raises DataError for labels that training does not have."""
-    path = getattr(config, part) or config.path
-    split = getattr(config, f"{part}_split") or config.split
-    if shares_rows(config, path, split):
-        raise DataError(
-            f"the {part} data ({path}) is part of the training data ({config.path}): its scores would be meaningless. "
-            f"Set data.{part}=FILE, or for a Hugging Face dataset with several splits data.{part}_split=NAME"
-        )
-    rows = read_rows(config, path, split, notes)
+def iter_source(config: DataConfig, source: Source) -> Iterator[tuple[str, int, TableRow]]:
+    """Yield (file or dataset, row number in it from 1, row) for all rows of a source."""
+    columns = [config.text, config.label]
+    if config.group not in (None, BY_FILE, *columns):
+        columns.append(str(config.group))
+    if source.files is None:
+        for number, row in enumerate(iter_rows(source.path, source.split, columns), start=1):
+            yield source.path, number, row
+        return
+    for path in source.files:
+        rows = iter_file_rows(path, columns, "replace", ReadReport(), encoding=config.encoding)
+        for number, row in enumerate(rows, start=1):
+            yield str(path), number, row
+
+
+def read_more(config: DataConfig, source: Source, ids: dict[str, int], notes: list[str]) -> list[Example] | None:
+    """Read the validation or test examples; None for a file that was taken by its name and holds no labels.
+
+    Raises DataError for labels that training does not have.
+    """
+    if source.by_name and not _has_labels(config, source):
+        notes.append(f"{source.path}: not used: it has no labels in '{config.label}'")
+        return None
+    rows = read_rows(config, source, notes)
     unseen = defaultdict(list)
     for row in rows:
         if row.label not in ids:
             unseen[row.label].append(row.number)
     if unseen:
-        found = "; ".join(f"'{label}' in {listed(unseen[label])}" for label in label_names(unseen)[:SHOWN])
-        more = f"; and {len(unseen) - SHOWN} more labels" if len(unseen) > SHOWN else ""
-        raise DataError(
-            f"{path}: labels missing from the training data ({config.path}): {found}{more}. "
-            f"Known labels: {listed(list(ids), 20, '')}. Correct them, or add such examples to the training data"
-        )
-    return to_examples(rows, ids, path)
+        raise unseen_labels(unseen, list(ids), source.path, config.path)
+    return to_examples(rows, ids)
 
 
-def shares_rows(config: DataConfig, path: str, split: str) -> bool:
-    """Return whether training reads the same split or file. Only datasets have splits; files are read whole."""
-    if any(is_hub_name(source) or saved_dataset(source) for source in (path, config.path)):
-        return (path, split) == (config.path, config.split)
-    files = [{file.resolve() for file in find_files(source)} for source in (path, config.path)]
-    return bool(files[0] & files[1])
+def to_examples(rows: list[Row], ids: dict[str, int]) -> list[Example]:
+    return [Example(row.text, ids[row.label], f"{row.file} row {row.number}", row.group) for row in rows]
 
 
-def to_examples(rows: list[Row], ids: dict[str, int], path: str) -> list[Example]:
-    return [Example(row.text, ids[row.label], f"{path} row {row.number}") for row in rows]
-
-
-def label_name(value: Any, place: str) -> str | None:
-    """Convert a label of any type to its name: 3, 3.0 and "3" give "3", True gives "True"; strips whitespace.
-
-    Returns None for null, NaN and the empty string. Raises DataError naming `place` for lists and other containers.
-    """
-    if value is None:
-        return None
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        return str(int(value)) if value.is_integer() else repr(value)
-    if isinstance(value, (list, tuple, dict, set, bytes)):
-        raise DataError(f"{place} holds {type(value).__name__} {str(value)[:60]}: a label must be one string or number")
-    return str(value).strip() or None
-
-
-def label_names(labels: Iterable[str]) -> list[str]:
-    """Sort labels by value if all are numbers, else in natural order ("grade 2" before "grade 10")."""
-    labels = list(labels)
-    if all(re.fullmatch(r"[-+]?\d+(\.\d+)?", label) for label in labels):
-        return sorted(labels, key=lambda label: (float(label), label))
-
-    def parts(label: str) -> tuple[list[tuple[int, int, str]], str]:
-        split = re.split(r"([0-9]+)", label)
-        return [(0, int(p), "") if p.isdecimal() and p.isascii() else (1, 0, p.lower()) for p in split if p], label
-
-    return sorted(labels, key=parts)
-
-
-def check_labels(names: list[str], rows: list[Row], config: DataConfig) -> None:
-    if len(names) < 2:
-        raise DataError(
-            f"{config.path}: all {len(rows):,} rows have the label '{names[0]}'. Classification needs at least "
-            f"two labels; is '{config.label}' the right column (data.label=COLUMN)?"
-        )
-    if len(names) > max(MANY_LABELS, len(rows) / 2):
-        raise DataError(
-            f"{config.path}: column '{config.label}' has {len(names):,} different values in {len(rows):,} rows "
-            f"({listed(names, 3, '')}). Name the column that holds the class: data.label=COLUMN"
-        )
-
-
-def split_validation(examples: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Hold out `fraction` of each label. Return (training, validation), both in the order of `examples`.
-
-    Keeps equal texts together. The choice depends on the texts and the seed, not on their order. A label keeps at least
-    one text in training, and has one in validation if it has two different texts.
-    """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, example in enumerate(examples):
-        groups[example.text.strip()].append(index)
-    by_label: dict[int, list[str]] = defaultdict(list)
-    for text, members in groups.items():
-        by_label[examples[members[0]].label].append(text)
-    chosen: set[int] = set()
-    for texts in by_label.values():
-        texts.sort(key=lambda text: hashlib.sha256(f"{seed}\0{text}".encode("utf-8", "surrogatepass")).digest())
-        wanted, taken = fraction * sum(len(groups[text]) for text in texts), 0
-        for text in texts[:-1]:
-            if taken and taken + len(groups[text]) / 2 > wanted:
-                break
-            chosen.update(groups[text])
-            taken += len(groups[text])
-    training = [example for index, example in enumerate(examples) if index not in chosen]
-    return training, [examples[index] for index in sorted(chosen)]
-
-
-def overlap_notes(train: list[Example], validation: list[Example], test: list[Example] | None) -> list[str]:
-    """Return a note for each scored split that shares texts with the training or validation data."""
-    trained, validated = ({example.text.strip() for example in part} for part in (train, validation))
-    notes = []
-    for part, examples, seen, where in (
-        ("validation", validation, trained, "training"),
-        ("test", test or [], trained, "training"),
-        ("test", test or [], validated, "validation"),
-    ):
-        shared = sum(example.text.strip() in seen for example in examples)
-        if shared:
-            notes.append(f"{shared:,} of {len(examples):,} {part} texts are also in the {where} data")
-    return notes
-
-
-def listed(values: list[Any], limit: int = SHOWN, kind: str = "row") -> str:
-    """Format values as 'rows 1, 2, 3 and 7 more'."""
-    shown = ", ".join(str(value) for value in values[:limit])
-    prefix = f"{kind}{'s' if len(values) > 1 else ''} " if kind else ""
-    return prefix + shown + (f" and {len(values) - limit:,} more" if len(values) > limit else "")
+def _has_labels(config: DataConfig, source: Source) -> bool:
+    """Return whether any row of files has a label; test files of benchmarks often have none."""
+    for path in source.files or []:
+        for row in iter_file_rows(path, [], "replace", ReadReport(), nested=True, encoding=config.encoding):
+            if label_name(row.get(config.label), str(path)) not in (None, "-1"):
+                return True
+    return False

@@ -1,14 +1,16 @@
 """DataConfig: the labelled texts of a fine-tuning run, and how they are split."""
 
+import codecs
 import re
 from pathlib import PurePath
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mini_llm.engine.config import Config
 
 BUILT_IN = "stdlib"
+BY_FILE = "file"
 
 
 class DataConfig(Config):
@@ -18,7 +20,8 @@ class DataConfig(Config):
         BUILT_IN,
         min_length=1,
         description="stdlib (the built-in task), a file, folder or glob (CSV, TSV, JSONL, Parquet), or a Hugging Face "
-        "dataset org/name or org/name:config.",
+        "dataset org/name or org/name:config. In a folder, files named train, validation (valid, val, dev) and test "
+        "are these splits.",
     )
     validation: str | None = Field(
         None, description="Validation data, like path; null: validation_split or validation_fraction."
@@ -43,14 +46,61 @@ class DataConfig(Config):
     max_length: int | None = Field(
         None, ge=4, description="Read this many tokens from the start of each text; null: as many as the model reads."
     )
-    seed: int = Field(0, description="Seed of the split.")
+    encoding: str | None = Field(
+        None, description="Encoding of text files, such as cp1252 or utf-16; null: UTF-8, or by the byte order mark."
+    )
+    group: str | None = Field(
+        None,
+        description="Column whose equal values never stand on both sides of the validation split, such as an author; "
+        "file: the rows of one file.",
+    )
+    shots: int | None = Field(
+        None,
+        ge=1,
+        description="Train on this many rows of each label, drawn by the seed, and without validation data validate on "
+        "as many others; null: on all rows.",
+    )
+    leaks: Literal["drop", "keep"] = Field(
+        "drop", description="Training rows whose text is also, exactly or nearly, in the validation or test data."
+    )
+    near_duplicates: bool | Literal["auto"] = Field(
+        "auto",
+        description="Seek near duplicates; auto: among 50,000 texts or 60 million characters, between the splits alone "
+        "among 200,000 or 120 million.",
+    )
+    unlabelled: list[str] = Field(
+        [],
+        description="Texts without labels, to learn from: tables with the text column, text files (one text per line; "
+        "in a folder or glob one per file), datasets.",
+    )
+    seed: int = Field(0, description="Seed of the split and of the shots.")
+
+    @field_validator("unlabelled", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                codecs.lookup(value)
+            except LookupError:
+                raise ValueError(f"unknown encoding '{value}'; Python's names are such as cp1252 or utf-16") from None
+        return value
 
     @model_validator(mode="after")
     def _built_in_task_has_its_own_splits(self) -> "DataConfig":
-        given = [k for k in ("validation", "test", "validation_split", "test_split") if getattr(self, k) is not None]
+        own = ("validation", "test", "validation_split", "test_split", "group", "encoding")
+        given = [key for key in own if getattr(self, key) is not None]
         if self.path == BUILT_IN and given:
             raise ValueError(f"the built-in task has its own splits; give path=FILE together with {', '.join(given)}")
         return self
+
+    def sets(self, part: str) -> bool:
+        """Return whether the settings name the data of `part`, "validation" or "test"."""
+        return bool(getattr(self, part) or getattr(self, f"{part}_split"))
 
     @property
     def name(self) -> str:

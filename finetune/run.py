@@ -8,6 +8,7 @@ from mini_llm.engine.config import build_config
 from mini_llm.engine.distributed.processes import start_processes
 from mini_llm.engine.replay import Replay
 from mini_llm.engine.run.directory import RunDirectory
+from mini_llm.engine.run.files import write_json
 from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import HARMLESS
 from mini_llm.tokenization.load import load_tokenizer
@@ -15,20 +16,24 @@ from mini_llm.tokenization.load import load_tokenizer
 from .config import FinetuneConfig
 from .data import load_examples
 from .pretrained import find_pretrained
+from .quality.overlap import pretraining_overlap
 from .scoring import score_run
 from .training import train_classifier
 
 RUNS = Path("runs")
 
 
-def finetune(config: FinetuneConfig) -> dict[str, float]:
-    """Run or resume `config` and return the final scores. Raises the errors of mini_llm.engine.errors."""
+def finetune(config: FinetuneConfig, runs: Path = RUNS) -> dict[str, float]:
+    """Run or resume `config` in the folder `runs` and return the final scores.
+
+    Raises the errors of mini_llm.engine.errors.
+    """
     processes = start_processes(config.runtime)
     main_process = processes.is_main_process
     console = Console(stderr=True, quiet=not main_process, soft_wrap=True)
     tree = config.model_dump(mode="json")
     source = find_pretrained(Path(config.model))
-    with RunDirectory(RUNS / config.run_name, main_process=main_process) as run:
+    with RunDirectory(runs / config.run_name, main_process=main_process) as run:
         for note in run.compare_config(tree, HARMLESS):
             console.print(note, markup=False)
         if run.finished:
@@ -40,6 +45,9 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         # The main process downloads Hub datasets once for all.
         with processes.main_process_first():
             splits = load_examples(config.data)
+        if main_process:
+            splits.notes += pretraining_overlap(config.model, splits)
+            write_json(run.path / "data.json", splits.findings)
         for note in (splits.description, *splits.notes):
             console.print(note, markup=False)
         with Tracker(run.path, config.tracking, "finetune", tree, main_process) as tracker:

@@ -81,7 +81,7 @@ def load_stdlib_task(seed: int = 0, files: Iterable[tuple[str, str]] | None = No
         own = sorted(own[:MAXIMUM_PER_CLASS], key=lambda f: (f.path, f.line))
         part_of = split_files(Counter(f.path for f in own), f"{seed}/{package}")
         for f in own:
-            parts[part_of[f.path]].append(Example(f.text, label, f"{f.path}:{f.line}"))
+            parts[part_of[f.path]].append(Example(f.text, label, f"{f.path}:{f.line}", group=f.path))
     return Splits(packages, parts["train"], parts["validation"], parts["test"], description=DESCRIPTION)
 
 

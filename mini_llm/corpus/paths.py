@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path, PurePath
 
+from mini_llm.corpus.stream import InputStream
 from mini_llm.engine.errors import DataError
 
 HUB_PREFIX = "hf://datasets/"
@@ -23,8 +24,10 @@ def plain_suffixes(name: str) -> list[str]:
     return suffixes[-2:] if suffixes[-1:] and suffixes[-1].lower() in COMPRESSED else suffixes[-1:]
 
 
-def table_format(path: Path) -> str | None:
+def table_format(path: Path | InputStream) -> str | None:
     """Return the table suffix of a file ('.csv' for 'a.csv.gz'), or None for plain text."""
+    if isinstance(path, InputStream):
+        return path.kind
     suffixes = [suffix.lower() for suffix in plain_suffixes(path.name)]
     return suffixes[0] if suffixes and suffixes[0] in TABLES else None
 

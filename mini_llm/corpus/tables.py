@@ -19,6 +19,7 @@ from typing import Any
 from mini_llm.corpus.hub import iter_dataset, load_hub, load_saved
 from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset, table_format
 from mini_llm.corpus.report import ReadReport
+from mini_llm.corpus.stream import InputStream
 from mini_llm.corpus.text import CHUNK, head, iter_lines, read_text
 from mini_llm.engine.errors import DataError
 
@@ -57,8 +58,18 @@ def iter_rows(
             yield from iter_file_rows(path, columns, on_invalid, report)
 
 
-def iter_file_rows(path: Path, columns: Sequence[str], on_invalid: str, report: ReadReport) -> Iterator[Row]:
-    """Yield the rows of one file; see iter_rows."""
+def iter_file_rows(
+    path: Path | InputStream,
+    columns: Sequence[str],
+    on_invalid: str,
+    report: ReadReport,
+    nested: bool = False,
+    encoding: str | None = None,
+) -> Iterator[Row]:
+    """Yield the rows of one file or stream; see iter_rows, and read_text for `encoding`.
+
+    With `nested`, values may be of any type.
+    """
     readers: dict[str, Callable[..., Iterator[Row]]] = {
         ".csv": _csv_rows,
         ".tsv": _csv_rows,
@@ -72,10 +83,11 @@ def iter_file_rows(path: Path, columns: Sequence[str], on_invalid: str, report: 
     if kind is None:
         raise DataError(f"{path}: not a table: its name must end in {', '.join(readers)} (also .gz, .zst)")
     report.files += 1
-    yield from _checked(readers[kind](path, columns, on_invalid, report), columns, str(path), on_invalid, report)
+    rows = readers[kind](path, columns, on_invalid, report, encoding)
+    yield from _checked(rows, columns, str(path), on_invalid, report, nested)
 
 
-def json_layout(path: Path) -> str | None:
+def json_layout(path: Path | InputStream) -> str | None:
     """Return how a JSON file stores rows: "array" (a list of objects), "lines" (one object per line) or None."""
     if table_format(path) != ".json":
         return "lines"
@@ -93,7 +105,12 @@ def json_layout(path: Path) -> str | None:
 
 
 def _checked(
-    rows: Iterator[Row], columns: Sequence[str], name: str, on_invalid: str, report: ReadReport
+    rows: Iterator[Row],
+    columns: Sequence[str],
+    name: str,
+    on_invalid: str,
+    report: ReadReport,
+    nested: bool = False,
 ) -> Iterator[Row]:
     """Keep `columns`, reject values that are neither text nor numbers, repair lone surrogates (from JSON escapes)."""
     for number, row in enumerate(rows, 1):
@@ -104,6 +121,8 @@ def _checked(
             if isinstance(value, str):
                 if not value.isascii():
                     kept[column] = _valid(value, f"{name}: row {number}", name, on_invalid, report)
+            elif nested:
+                continue
             elif isinstance(value, (list, dict, bytes)):
                 raise DataError(
                     f"{name}: row {number}: column '{column}' holds a {type(value).__name__}, not text or a number"
@@ -113,13 +132,40 @@ def _checked(
         yield kept
 
 
-def _require(columns: Sequence[str], found: Sequence[str], name: str) -> None:
+def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Return the label names of ClassLabel columns, which `datasets` writes as numbers with the names beside them."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            column: feature["names"] for column, feature in features.items() if feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _no_header(header: Sequence[str], columns: Sequence[str]) -> str:
+    """Return advice for a file whose first row looks like data: it has a number, a long text or an empty cell."""
+    cells = [cell.strip() for cell in header]
+    if not any(not cell or len(cell) > 40 or re.fullmatch(r"[-+]?[\d.]+", cell) for cell in cells):
+        return ""
+    names = ",".join([*columns, *(f"column{i}" for i in range(len(columns) + 1, len(header) + 1))][: len(header)])
+    return (
+        f". If the first line is data, the file has no header: add a first line with the column names, such as {names} "
+        f"(sed -i '1i {names}' FILE)"
+    )
+
+
+def _require(columns: Sequence[str], found: Sequence[str], name: str, advice: str = "") -> None:
     missing = [column for column in columns if column not in found]
     if missing:
         raise DataError(
-            f"{name}: no column '{missing[0]}'; the columns are: {', '.join(map(repr, found)) or 'none'}. "
-            "Set the right column name in the configuration"
+            f"{name}: no column '{missing[0]}'; the columns are: {', '.join(map(_short, found)) or 'none'}. "
+            f"Set the right column name in the configuration{advice}"
         )
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 60 else name[:60] + "...")
 
 
 def _valid(text: str, place: str, name: str, on_invalid: str, report: ReadReport) -> str:
@@ -137,9 +183,11 @@ def _valid(text: str, place: str, name: str, on_invalid: str, report: ReadReport
         return valid
 
 
-def _csv_rows(path: Path, columns: Sequence[str], on_invalid: str, report: ReadReport) -> Iterator[Row]:
+def _csv_rows(
+    path: Path | InputStream, columns: Sequence[str], on_invalid: str, report: ReadReport, encoding: str | None
+) -> Iterator[Row]:
     """Read CSV (RFC 4180 quoting; delimiter , ; tab or | by the header) or TSV (a quote is an ordinary character)."""
-    lines = iter_lines(read_text(path, on_invalid, report), newline="")
+    lines = iter_lines(read_text(path, on_invalid, report, encoding), newline="")
     first = next(lines, "")
     quoted = table_format(path) == ".csv"
     if quoted:
@@ -152,8 +200,8 @@ def _csv_rows(path: Path, columns: Sequence[str], on_invalid: str, report: ReadR
     number = 0
     try:
         header = next(reader, [])
-        _require(columns, header, str(path))
-        twice = [column for column in columns if header.count(column) > 1]
+        _require(columns, header, str(path), _no_header(header, columns))
+        twice = [column for column in (columns or header) if header.count(column) > 1]
         if twice:
             raise DataError(f"{path}: the header names column '{twice[0]}' more than once")
         for number, row in enumerate(filter(None, reader), 1):
@@ -173,9 +221,26 @@ def _csv_rows(path: Path, columns: Sequence[str], on_invalid: str, report: ReadR
         ) from None
 
 
-def _json_rows(path: Path, columns: Sequence[str], on_invalid: str, report: ReadReport) -> Iterator[Row]:
+def _json_rows(
+    path: Path | InputStream, columns: Sequence[str], on_invalid: str, report: ReadReport, encoding: str | None
+) -> Iterator[Row]:
+    rows = _json_objects(path, on_invalid, report, encoding)
+    first = next(rows, None)
+    if first is None:
+        return
+    if isinstance(path, Path) and not first.keys() >= set(columns):
+        # Writers leave out empty fields: look for the columns in all rows, before the first one is used.
+        found = dict.fromkeys(key for row in _json_objects(path, on_invalid, ReadReport(), encoding) for key in row)
+        _require(columns, list(found), str(path))
+        first = {**dict.fromkeys(columns), **first}
+    yield first
+    del first
+    yield from rows
+
+
+def _json_objects(path: Path | InputStream, on_invalid: str, report: ReadReport, encoding: str | None) -> Iterator[Row]:
     layout = json_layout(path)
-    chunks = read_text(path, on_invalid, report)
+    chunks = read_text(path, on_invalid, report, encoding)
     if layout is None:
         raise DataError(f"{path}: neither a list of JSON objects nor one JSON object per line")
     for place, value in _json_array(path, chunks) if layout == "array" else _json_lines(path, chunks):
@@ -184,7 +249,7 @@ def _json_rows(path: Path, columns: Sequence[str], on_invalid: str, report: Read
         yield value
 
 
-def _json_lines(path: Path, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
+def _json_lines(path: Path | InputStream, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
     decode = json.JSONDecoder().decode
     number = 0
     for line in iter_lines(chunks, newline="\n"):
@@ -203,7 +268,7 @@ def _json_lines(path: Path, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
         yield f"line {number}", value
 
 
-def _json_array(path: Path, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
+def _json_array(path: Path | InputStream, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
     """Yield the elements of a top-level list without holding the whole list."""
     decoder = json.JSONDecoder()
     buffer, place, number, more = next(chunks).lstrip()[1:], 0, 1, 1
@@ -225,19 +290,28 @@ def _json_array(path: Path, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
         number, more = number + 1, 1
 
 
-def _parquet_rows(path: Path, columns: Sequence[str], on_invalid: str, report: ReadReport) -> Iterator[Row]:
+def _parquet_rows(
+    path: Path, columns: Sequence[str], on_invalid: str, report: ReadReport, encoding: str | None
+) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             found = file.schema_arrow.names
+            names = _class_names(file.schema_arrow.metadata)
             _require(columns, found, str(path))
             # Keep a batch below about 16 MB, however long the rows are.
             row_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
             rows = min(max(16_000_000 * file.metadata.num_rows // max(row_bytes, 1), 1), 1000)
+            size, before, done = path.stat().st_size, report.raw_bytes, 0
             for batch in file.iter_batches(rows, columns=list(columns) or None):
-                yield from batch.to_pylist()
+                done += batch.num_rows
+                report.raw_bytes = before + size * done // file.metadata.num_rows
+                for row in batch.to_pylist():
+                    for column in names.keys() & row.keys():
+                        value = row[column]
+                        row[column] = names[column][value] if value is not None and value >= 0 else None
+                    yield row
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from None
-    report.raw_bytes += path.stat().st_size

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_llm.corpus.report import ReadReport
+from mini_llm.corpus.stream import InputStream
 from mini_llm.engine.errors import DataError
 
 CHUNK = 1 << 20
@@ -29,24 +30,30 @@ MARKS = [
 ]
 
 
-def read_text(path: Path, on_invalid: str, report: ReadReport) -> Iterator[str]:
-    """Yield the text of a file in chunks of about 1 MiB.
+def read_text(
+    path: Path | InputStream, on_invalid: str, report: ReadReport, encoding: str | None = None
+) -> Iterator[str]:
+    """Yield the text of a file in chunks of about 1 MiB, that of a stream as it arrives.
 
     Replaces invalid bytes by U+FFFD and counts them in `report`; with on_invalid="stop", raises DataError with their
-    byte offset. Raises DataError for a binary, damaged or unreadable file.
+    byte offset. Raises DataError for a binary, damaged or unreadable file, and with an `encoding`, a codec of Python,
+    for bytes that are not valid in it.
     """
-    decoder, encoding, fed = None, "", 0
+    decoder, used, fed = None, encoding or "", 0
     for data in _read_bytes(path, report, CHUNK):
-        if decoder is None:
+        if decoder is None and encoding:
+            on_invalid = "stop"
+            decoder = codecs.getincrementaldecoder(encoding)()
+        elif decoder is None:
             found, fed = _encoding(data)
             if found is None:
                 raise DataError(f"{path}: a binary file (it holds NUL bytes); convert it to text first")
-            encoding, data = found, data[fed:]
-            decoder = codecs.getincrementaldecoder(encoding)()
-        yield _decode(decoder, encoding, data, False, path, fed, on_invalid, report)
+            used, data = found, data[fed:]
+            decoder = codecs.getincrementaldecoder(used)()
+        yield _decode(decoder, used, data, False, path, fed, on_invalid, report)
         fed += len(data)
     if decoder is not None:
-        yield _decode(decoder, encoding, b"", True, path, fed, on_invalid, report)
+        yield _decode(decoder, used, b"", True, path, fed, on_invalid, report)
 
 
 def is_binary(path: Path) -> bool:
@@ -54,9 +61,9 @@ def is_binary(path: Path) -> bool:
     return _encoding(next(_read_bytes(path, ReadReport(), SNIFF), b""))[0] is None
 
 
-def head(path: Path) -> str:
-    """Return the first 64 KiB of a file as text, with invalid bytes replaced."""
-    data = next(_read_bytes(path, ReadReport(), SNIFF), b"")
+def head(path: Path | InputStream) -> str:
+    """Return the first 64 KiB of a file, or what has arrived of a stream, as text with invalid bytes replaced."""
+    data = path.peek() if isinstance(path, InputStream) else next(_read_bytes(path, ReadReport(), SNIFF), b"")
     encoding, mark = _encoding(data)
     return codecs.getincrementaldecoder(encoding or "latin-1")("replace").decode(data[mark:])
 
@@ -100,7 +107,14 @@ def _encoding(data: bytes) -> tuple[str | None, int]:
 
 
 def _decode(
-    decoder: Any, encoding: str, data: bytes, final: bool, path: Path, fed: int, on_invalid: str, report: ReadReport
+    decoder: Any,
+    encoding: str,
+    data: bytes,
+    final: bool,
+    path: Path | InputStream,
+    fed: int,
+    on_invalid: str,
+    report: ReadReport,
 ) -> str:
     """Decode `data`, the bytes of `path` from offset `fed`, together with the bytes that the decoder still holds."""
     held = decoder.getstate()[0]
@@ -110,7 +124,7 @@ def _decode(
         if on_invalid == "stop":
             raise DataError(
                 f"{path}: invalid {encoding} at byte {fed - len(held) + error.start:,} ({error.reason}); "
-                "convert the file, or set on_invalid=replace"
+                "convert the file, name its encoding, or set on_invalid=replace"
             ) from None
     decoder.errors = "replace"
     text = decoder.decode(data, final)
@@ -148,11 +162,28 @@ def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, io.BufferedReader]]:
         raise DataError(f"{path}: damaged or truncated {suffix} file: {error}; copy or download it again") from None
 
 
-def _read_bytes(path: Path, report: ReadReport, size: int) -> Iterator[bytes]:
+def _read_bytes(path: Path | InputStream, report: ReadReport, size: int) -> Iterator[bytes]:
     """Yield decompressed bytes in chunks; add the bytes read from the file itself to `report.raw_bytes`."""
+    if isinstance(path, InputStream):
+        yield from _stream_bytes(path, report, size)
+        return
     with _open(path) as (stream, raw):
         before = 0
         while data := stream.read(size):
             report.raw_bytes += raw.tell() - before
             before = raw.tell()
             yield data
+
+
+def _stream_bytes(stream: InputStream, report: ReadReport, size: int) -> Iterator[bytes]:
+    try:
+        data = stream.read(size)
+        # The encoding is told by up to four bytes, which may arrive one by one; a whole line is enough.
+        while len(data) < 4 and b"\n" not in data and (more := stream.read(size)):
+            data += more
+        while data:
+            report.raw_bytes += len(data)
+            yield data
+            data = stream.read(size)
+    except OSError as error:
+        raise DataError(f"{stream}: cannot be read: {error.strerror or error}") from None

@@ -7,9 +7,11 @@ from collections import Counter
 
 import pytest
 
-from finetune.data import label_name, label_names, load_examples, split_validation
+from finetune.data import load_examples
 from finetune.data_config import DataConfig
 from finetune.examples import Example
+from finetune.quality.labels import label_name, label_names
+from finetune.quality.splitting import split_validation
 from finetune.stdlib_task import load_stdlib_task, split_files
 from mini_llm.engine.config import load_config
 from mini_llm.engine.errors import ConfigError, DataError
@@ -129,7 +131,7 @@ def test_a_given_validation_file_is_used_unchanged(tmp_path, train):
 def test_texts_shared_with_training_are_reported(tmp_path, train):
     test = write_jsonl(tmp_path / "test.jsonl", [*rows_of(2), {"text": "new", "label": "a"}])
     splits = load_examples(DataConfig(path=train, test=test))
-    assert any("of 3 test texts are also in the training data" in note for note in splits.notes)
+    assert any("2 of 3 test texts are also in the training data" in note for note in splits.notes)
 
 
 def test_splits_of_a_saved_dataset_keep_their_label_names(tmp_path):
@@ -159,7 +161,7 @@ def test_csv_text_is_kept_unchanged(tmp_path):
     )
     copy = tmp_path / "copy.csv"
     copy.write_bytes(path.read_bytes())
-    splits = load_examples(DataConfig(path=str(path), text="review", label="stars", validation=str(copy)))
+    splits = load_examples(DataConfig(path=str(path), text="review", label="stars", validation=str(copy), leaks="keep"))
     assert splits.names == ["1", "5"]
     assert texts(splits.train) == ['one\nwith "quotes"; and lines', "NA", "null", "<s> caf\u00e9 </s>"]
     assert [e.label for e in splits.train] == [1, 0, 1, 0]
@@ -243,6 +245,157 @@ def test_the_built_in_task_takes_no_other_splits():
         load_config(DataConfig, overrides=["test=test.csv"])
 
 
+# Files that are not as expected
+
+
+def test_labels_that_differ_in_case_or_unicode_form_are_reported(tmp_path, train):
+    rows = [*rows_of(20, ("Pos", "pos", "neg", "caf\u00e9", "cafe\u0301")), *rows_of(3, prefix="more")]
+    splits = load_examples(DataConfig(path=write_jsonl(tmp_path / "d.jsonl", rows)))
+    notes = [note for note in splits.notes if "only in case" in note]
+    assert len(notes) == 2 and "'Pos' (4 rows) and 'pos' (4 rows)" in "".join(notes)
+    assert "'caf\\xe9' (4 rows) and 'cafe\\u0301' (4 rows)" in "".join(notes)
+    test = write_jsonl(tmp_path / "test.jsonl", [{"text": "x", "label": "A"}])
+    fails(DataConfig(path=train, test=test), "'A' in row 1 (differs from 'a' only in case", "Known labels: a, b")
+
+
+def test_a_label_with_one_example_is_reported(tmp_path):
+    rows = [*rows_of(20), {"text": "x", "label": "c"}]
+    splits = load_examples(DataConfig(path=write_jsonl(tmp_path / "d.jsonl", rows)))
+    assert any("1 of 3 labels have one training example only: c" in note for note in splits.notes)
+    assert all(e.label != 2 for e in splits.validation)
+
+
+def test_more_classes_than_rows_leave_nothing_to_hold_out(tmp_path):
+    rows = [{"text": f"t{i}", "label": f"c{i}"} for i in range(20)]
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    fails(DataConfig(path=path), "no label has two different texts", "data.validation=FILE")
+    held = write_jsonl(tmp_path / "v.jsonl", [{"text": "new", "label": "c3"}])
+    splits = load_examples(DataConfig(path=path, validation=held))
+    assert len(splits.names) == 20 and any("20 of 20 labels have one training example" in n for n in splits.notes)
+
+
+def test_empty_texts_are_rows_without_text(tmp_path):
+    rows = rows_of(10)
+    rows[3]["text"] = ""
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    fails(DataConfig(path=path), "'text' is empty in 1 of 10 rows: row 4", "data.on_null=skip")
+    (tmp_path / "d.csv").write_text("text,label\none,a\n,b\n")
+    fails(DataConfig(path=str(tmp_path / "d.csv")), "'text' is empty in 1 of 2 rows: row 2")
+
+
+def test_rows_in_several_files_are_named_with_their_file(tmp_path):
+    rows = rows_of(4)
+    rows[1]["label"] = None
+    write_jsonl(tmp_path / "a.jsonl", rows_of(3, prefix="a"))
+    path = write_jsonl(tmp_path / "b.jsonl", rows)
+    fails(DataConfig(path=str(tmp_path)), "in 1 of 7 rows", f"{path} row 2")
+
+
+def test_keys_missing_from_the_first_json_rows_are_nulls_not_errors(tmp_path):
+    rows = [{"text": "first"}, {"label": "a"}, *rows_of(10)]
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    fails(DataConfig(path=path), "'label' is empty in 1 of 12 rows: row 1")
+    splits = load_examples(DataConfig(path=path, on_null="skip"))
+    assert len(splits.train) + len(splits.validation) == 10
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    assert len(load_examples(DataConfig(path=str(tmp_path / "d.json"), on_null="skip")).train) == 8
+    path = write_jsonl(tmp_path / "e.jsonl", [{"a": 1}, {"text": "x", "b": 2}])
+    fails(DataConfig(path=path), "no column 'label'", "'a', 'text', 'b'")
+
+
+def test_class_label_columns_of_parquet_keep_their_names(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    rows = [{"text": f"t{i}", "label": i % 2} for i in range(20)]
+    datasets.Dataset.from_list([*rows, {"text": "none", "label": -1}], features=features).to_parquet(
+        str(tmp_path / "d.parquet")
+    )
+    splits = load_examples(DataConfig(path=str(tmp_path / "d.parquet"), on_null="skip"))
+    assert splits.names == ["neg", "pos"]
+    assert all(e.label == int(e.text[1:]) % 2 for e in splits.train + splits.validation)
+    fails(DataConfig(path=str(tmp_path / "d.parquet")), "'label' is empty in 1 of 21 rows: row 21")
+
+
+def test_a_file_without_header_is_an_error_that_says_what_to_add(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text('"a wonderful film, which I would see again at any time",1\n"dull",0\n')
+    fails(DataConfig(path=str(path)), "no column 'text'", "no header", "sed -i '1i text,label'")
+    path.write_text("body,stars\nx,1\n")
+    with pytest.raises(DataError) as error:
+        load_examples(DataConfig(path=str(path)))
+    assert "no header" not in str(error.value)
+
+
+def test_labels_in_another_encoding_are_an_error_that_names_it(tmp_path):
+    path = tmp_path / "d.csv"
+    names = "\u00e9chec", "succ\u00e8s"
+    body = "".join(f"un film num\u00e9ro {i}, {names[i % 2]}\n" for i in range(40))
+    path.write_bytes(("text,label\n" + body).encode("cp1252"))
+    fails(DataConfig(path=str(path)), f"{path} row 1: the label '\\ufffdchec'", "U+FFFD", "set data.encoding=cp125")
+    splits = load_examples(DataConfig(path=str(path), encoding="cp1252"))
+    assert splits.names == ["succ\u00e8s", "\u00e9chec"] and "num\u00e9ro" in splits.train[0].text
+    path.write_bytes(("text,label\n" + body).encode("utf-16"))
+    assert load_examples(DataConfig(path=str(path))).names == splits.names
+    assert load_examples(DataConfig(path=str(path), encoding="utf-16")).names == splits.names
+    path.write_bytes(("text,label\n" + body).encode("cp1252"))
+    fails(DataConfig(path=str(path), encoding="utf-8"), "invalid utf-8 at byte")
+    path.write_text("text,label\nx,caf\ufffd\n", encoding="utf-8")
+    fails(DataConfig(path=str(path)), "valid UTF-8", "origin")
+    # The first invalid byte may come late.
+    path.write_bytes(b"text,label\n" + b"plain text,yes\n" * 90_000 + "un film,\u00e9chec\n".encode("cp1252") * 30)
+    fails(DataConfig(path=str(path)), "row 90001", "set data.encoding=")
+
+
+def test_texts_with_replaced_bytes_are_counted(tmp_path):
+    rows = "".join(f"caf\u00e9 au lait {i},{'ab'[i % 2]}\n" for i in range(40))
+    (tmp_path / "d.csv").write_bytes(("text,label\n" + rows).encode("latin-1"))
+    splits = load_examples(DataConfig(path=str(tmp_path / "d.csv")))
+    note = next(note for note in splits.notes if "U+FFFD" in note)
+    assert note.startswith("40 texts") and "row 1" in note and "data.encoding=" in note
+
+
+# Folders
+
+
+def test_files_of_a_folder_are_splits_by_their_names(tmp_path):
+    for name, count in (("train", 20), ("dev_matched", 6), ("test-00000-of-00001", 4)):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows_of(count, prefix=name))
+    (tmp_path / "README.md").write_text("about")
+    splits = load_examples(DataConfig(path=str(tmp_path)))
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [20, 6, 4]
+    assert texts(splits.validation)[0] == "dev_matched 0"
+    note = splits.notes[0]
+    assert "train: train.jsonl" in note and "validation: dev_matched.jsonl" in note and "not read: README.md" in note
+    held = write_jsonl(tmp_path.parent / "held.jsonl", rows_of(8, prefix="held"))
+    splits = load_examples(DataConfig(path=str(tmp_path), validation=held))
+    assert len(splits.train) == 20 and len(splits.validation) == 8 and len(splits.test) == 4
+
+
+def test_a_folder_with_a_test_file_trains_on_the_others(tmp_path):
+    write_jsonl(tmp_path / "reviews.jsonl", rows_of(20))
+    write_jsonl(tmp_path / "test.jsonl", rows_of(4, prefix="test"))
+    splits = load_examples(DataConfig(path=str(tmp_path)))
+    assert len(splits.train) + len(splits.validation) == 20 and len(splits.test) == 4
+
+
+def test_a_folder_without_such_names_is_read_whole(tmp_path):
+    for name in ("trainer", "testimonials", "values"):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows_of(10, prefix=name))
+    splits = load_examples(DataConfig(path=str(tmp_path)))
+    assert len(splits.train) + len(splits.validation) == 30 and splits.test is None
+
+
+@pytest.mark.parametrize("labels", [{}, {"label": -1}, {"label": None}])
+def test_a_test_file_without_labels_in_a_folder_is_not_used(tmp_path, labels):
+    write_jsonl(tmp_path / "train.jsonl", rows_of(20))
+    write_jsonl(tmp_path / "test.jsonl", [{"text": f"t {i}"} | labels for i in range(4)])
+    splits = load_examples(DataConfig(path=str(tmp_path)))
+    assert splits.test is None and any("no labels in 'label'" in note for note in splits.notes)
+    # A file that the settings name must have labels.
+    with pytest.raises(DataError):
+        load_examples(DataConfig(path=str(tmp_path / "train.jsonl"), test=str(tmp_path / "test.jsonl")))
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [
@@ -310,6 +463,7 @@ def tiny_library(functions_per_file=16, packages=10, files=4):
 def test_functions_are_extracted_and_cleaned():
     splits = load_stdlib_task(files=list(tiny_library()))
     example = next(e for e in splits.train + splits.validation + splits.test if e.source == "packagea/part1.py:4")
+    assert example.group == "packagea/part1.py"
     assert example.text == (
         "@property\ndef method0(self):\n    pass; x = 100\n    pass\n    return _._.y('in _', _, part1s)"
     )
