@@ -22,6 +22,8 @@ from sklearn.metrics import (
 
 from mini_llm.engine.errors import DataError
 
+from .scores.reliability import expected_calibration_error, log_loss
+
 Z_95 = 1.959963984540054
 CITATION = "Pedregosa et al. 2011, Scikit-learn: Machine Learning in Python"
 
@@ -112,7 +114,7 @@ class Scores:
     """Scores of a classifier on `examples` labelled texts.
 
     `accuracy_error` is the standard error, `accuracy_low` and `accuracy_high` the 95 % Wilson interval.
-    `confusion[label][prediction]` counts examples.
+    `confusion[label][prediction]` counts examples. Log loss (nats) and expected calibration error need probabilities.
     """
 
     examples: int
@@ -124,6 +126,8 @@ class Scores:
     mcc: float
     per_class: list[ClassScores]
     confusion: list[list[int]]
+    log_loss: float | None = None
+    ece: float | None = None
 
     def numbers(self) -> dict[str, float]:
         """Return the scalar scores, for logs and summaries."""
@@ -140,10 +144,11 @@ class Scores:
         )
 
 
-def compute_scores(labels: Any, predictions: Any, names: list[str]) -> Scores:
+def compute_scores(labels: Any, predictions: Any, names: list[str], probabilities: np.ndarray | None = None) -> Scores:
     """Compute all scores of `predictions` against `labels`, both sequences of ids into `names`.
 
-    Raises DataError if there are no examples, ValueError if lengths differ or an id is out of range.
+    probabilities: (N, C), for log loss and ECE. Raises DataError if there are no examples, ValueError if lengths differ
+    or an id is out of range.
     """
     references, predicted = np.asarray(labels, dtype=np.int64).ravel(), np.asarray(predictions, dtype=np.int64).ravel()
     if references.size != predicted.size:
@@ -170,6 +175,8 @@ def compute_scores(labels: Any, predictions: Any, names: list[str]) -> Scores:
         mcc=compute(MatthewsCorrelation())["mcc"],
         per_class=[ClassScores(name, *row) for name, *row in zip(names, *table.values(), strict=True)],
         confusion=compute(ConfusionMatrix(), num_labels=len(names))["confusion_matrix"],
+        log_loss=None if probabilities is None else log_loss(references, probabilities),
+        ece=None if probabilities is None else expected_calibration_error(references, probabilities),
     )
 
 

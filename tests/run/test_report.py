@@ -66,7 +66,8 @@ def test_every_run_gets_a_complete_page(runs):
         assert title in pages["gpt"]
     for text in ("1.524", "3.342", "6,800,000", "return 1", "lr: 0.003", "python", "Pretraining: language model"):
         assert text in pages["gpt"]
-    for text in ("73.1% (70.0 to 76.0)", "majority class", "--share: 0.75", "Scores by class", "Accuracy"):
+    assert "73.1% (70.0 to 76.0)" in re.sub("<[^>]*>", "", pages["clf"])
+    for text in ("majority class", "--share: 0.75", "Scores by class", "Accuracy"):
         assert text in pages["clf"]
     for text in ("\u00b7the", "&lt;s&gt;", "\u21b5", "plain bytes", "99.990%"):
         assert text in pages["tokenizer"]
@@ -96,6 +97,57 @@ def test_charts_use_the_colours_of_the_page(runs):
     assert "var(--series-1)" in charts and "var(--grid)" in charts
     assert not re.search(r"#[0-9a-fA-F]{6}\b", charts)
     assert "prefers-color-scheme: dark" in page and "@media print" in page
+
+
+def classify_with_curves(tracker):
+    """The tables of a scored classifier, with a class name that is not safe in HTML."""
+    bins = [["before", 0.6, 0.5, 20], ["before", 0.95, 0.8, 80], ["after", 0.55, 0.5, 30], ["after", 0.85, 0.82, 70]]
+    tracker.table("reliability", ["stage", "probability", "accuracy", "rows"], bins)
+    tracker.table("risk_coverage", ["coverage", "risk", "threshold"], [[0.1, 0, 0.99], [0.5, 0.1, 0.8], [1, 0.2, 0.5]])
+    curve = [["json", 0, 1], ["json", 1, 0.6], [HOSTILE, 0, 1], [HOSTILE, 1, 0.4]]
+    tracker.table("precision_recall", ["name", "recall", "precision"], curve)
+    columns = ["name", "recall", "recall_low", "recall_high", "support"]
+    tracker.table("per_class", columns, [["json", 0.75, 0.61, 0.86, 40], [HOSTILE, 0.0, None, None, 0]])
+    tracker.table("abstention", ["wanted_precision", "threshold"], [[0.95, 0.83]])
+    tracker.table("errors", ["source", "label"], [[f"row {i}", "json"] for i in range(30)])
+    scores = {"accuracy": 0.731, "macro_f1": 0.7, "macro_f1_low": 0.65, "macro_f1_high": 0.74}
+    tracker.summary({"objective": "classification", "scores": [{"name": "clf", **scores}], "ece_calibrated": 0.021})
+
+
+def test_the_curves_of_a_classifier_are_drawn_and_their_tables_not_repeated(tmp_path):
+    page = write_report(make_run(tmp_path / "clf", "finetune", classify_with_curves)).read_text(encoding="utf-8")
+    charts = dict(re.findall(r"<figcaption>(.*?)</figcaption>(<svg.*?</svg>)", page, re.DOTALL))
+    assert list(charts) == ["Reliability", "Risk and coverage", "Precision and recall by class"]
+    assert "after temperature scaling" in charts["Reliability"] and "var(--series-2)" in charts["Reliability"]
+    assert "error rate of all rows" in charts["Risk and coverage"]
+    assert ">json<" in charts["Precision and recall by class"]
+    assert not re.search(r"#[0-9a-fA-F]{6}\b", "".join(charts.values()))
+    assert "<h2>Abstention</h2>" in page and not {"<h2>Reliability</h2>", "<h2>Risk coverage</h2>"} & set(
+        re.findall("<h2>.*?</h2>", page)
+    )
+    assert HOSTILE not in page
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_intervals_share_a_cell_with_their_score_and_long_tables_are_folded(tmp_path):
+    page = write_report(make_run(tmp_path / "clf", "finetune", classify_with_curves)).read_text(encoding="utf-8")
+    text = re.sub("<[^>]*>", "", page)
+    for shown in ("0.750 (0.610 to 0.860)", "0.700 (0.650 to 0.740)", "calibration error after calibration", "0.021"):
+        assert shown in text
+    assert "recall low" not in text and "recall_low" not in text
+    assert page.count("<details>") == 1 and "30 rows" in page
+
+
+def test_damaged_tables_leave_their_chart_out(tmp_path):
+    def damaged(tracker):
+        tracker.table("reliability", ["stage"], [["before"]])
+        tracker.table("risk_coverage", ["coverage", "risk", "threshold"], [[None, "a", 1]])
+        tracker.table("precision_recall", ["name", "recall", "precision"], [])
+        tracker.table("per_class", ["name", "f1", "f1_low"], [["a", 0.5, 0.4], []])
+
+    page = write_report(make_run(tmp_path / "clf", "finetune", damaged)).read_text(encoding="utf-8")
+    assert "<figure>" not in page and "f1 low" in page
 
 
 def test_the_same_run_gives_the_same_page(runs):

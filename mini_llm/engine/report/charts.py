@@ -5,7 +5,8 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ _COLORS = {
     "#a30003": "var(--series-3)",
     "#a40004": "var(--series-4)",
 }
-_INK, _MUTED, _GRID, *_SERIES = _COLORS
+INK, MUTED, GRID, *SERIES = _COLORS
 _MOST_POINTS = 800
 _MOST_MARKERS = 60
 _SIZE = (5.6, 2.7)  # inches
@@ -81,43 +82,21 @@ def panels(rows: Sequence[Mapping[str, Any]], levels: Mapping[str, Mapping[str, 
 
 def draw(panel: Panel) -> str:
     """Draw the panel as an <svg> element without a fixed size."""
-    import matplotlib
-
-    # Use the Agg canvas directly: it needs no window system and shares no state with the caller's pyplot.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "text.parse_math": False,
-        # Element ids are hashed with this salt, so that they differ from those of other charts on the page.
-        "svg.hashsalt": panel.metric,
-        "font.size": 9,
-        "axes.edgecolor": _GRID,
-        "axes.labelcolor": _MUTED,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
-        "text.color": _INK,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing(panel.title, panel.metric) as (figure, svg):
         axes = figure.add_subplot()
         # Draw curves with few points (evaluations) last, over those with many (training steps).
         for name, (steps, values) in sorted(panel.curves.items(), key=lambda item: -len(item[1][0])):
-            _draw_curve(axes, name, steps, values, _SERIES[_color(name)], smooth=panel.metric not in _EXACT)
+            _draw_curve(axes, name, steps, values, SERIES[_color(name)], smooth=panel.metric not in _EXACT)
         for name, level in panel.levels.items():
-            axes.axhline(level, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=name)
+            axes.axhline(level, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=name)
         axes.set_xlabel("step")
-        axes.grid(True, color=_GRID, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(length=0)
+        plain_axes(axes)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if panel.metric in _PERCENT:
-            axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g}%")
+            axes.yaxis.set_major_formatter(percent)
         elif panel.metric == "tokens_per_second":
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         elif panel.metric == "lr":
@@ -125,10 +104,52 @@ def draw(panel: Panel) -> str:
         if panel.metric in _FROM_ZERO:
             axes.set_ylim(0, 1.08 * max(max(values) for _, values in panel.curves.values()) or 1)
         if len(panel.curves) + len(panel.levels) > 1:
-            axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
-        text = io.StringIO()
+            axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    return svg()
+
+
+@contextmanager
+def drawing(title: str, salt: str, size: tuple[float, float] = _SIZE) -> Iterator[tuple[Any, Callable[[], str]]]:
+    """Yield a matplotlib figure of `size` inches in the style of the page, and a function for its <svg> afterwards.
+
+    salt: hashed into the ids of elements, so that they differ from those of other charts on the page.
+    """
+    import matplotlib
+
+    # Use the Agg canvas directly: it needs no window system and shares no state with the caller's pyplot.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "text.parse_math": False,
+        "svg.hashsalt": salt,
+        "font.size": 9,
+        "axes.edgecolor": GRID,
+        "axes.labelcolor": MUTED,
+        "axes.titlecolor": INK,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "text.color": INK,
+    }
+    text = io.StringIO()
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, lambda: _inline(text.getvalue(), title)
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(text.getvalue(), panel.title)
+
+
+def plain_axes(axes: Any) -> None:
+    """Grid lines instead of a frame and ticks."""
+    axes.grid(True, color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def percent(share: float, _: object = None) -> str:
+    return f"{100 * share:.4g}%"
 
 
 def _draw_curve(axes: Any, name: str, steps: list[float], values: list[float], color: str, smooth: bool = True) -> None:

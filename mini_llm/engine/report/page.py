@@ -8,13 +8,15 @@ metrics.jsonl, timing.jsonl, summary.json and tables/*.json. Known keys of summa
     parameters, tokens, train_seconds
     pretrain         val/loss (nats), val/ppl, val/bpb (bits per byte), val/accuracy (on masked positions if the
                      objective is "masked"); baselines: unigram_loss, unigram_bpb
-    finetune         scores: [{"name", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "mcc", "examples",
-                     "baseline": true for baselines}, ...]; the first row is the run itself
+    finetune         scores: [{"name", "accuracy", "macro_f1", "mcc", "log_loss", "ece", "examples", each also with
+                     _low and _high, "baseline": true for baselines}, ...]; the first row is the run itself.
+                     temperature, log_loss_calibrated, ece_calibrated, aurc
     tokenizer        vocab_size, bytes_per_token, coverage, byte_fallback (shares of 1), tokens_per_word,
                      byte_baseline_tokens_per_word
 
 Tables {"columns", "rows"}: samples (the last column is the text), confusion (columns: labels; rows: counts by true
-label), per_class (name, precision, recall, f1, support), pieces (piece, id, kind). Others are shown unchanged.
+label), per_class (name, precision, recall, f1, support), pieces (piece, id, kind); the tables that
+classifier_charts.py draws. Others are shown unchanged, but columns NAME, NAME_low, NAME_high in one cell.
 """
 
 from collections.abc import Mapping
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_llm.engine.errors import ConfigError
-from mini_llm.engine.report.record import RUN_FILES, Run, show
+from mini_llm.engine.report.record import RUN_FILES, Run, show, with_interval
 from mini_llm.engine.run.files import write_atomic
 
 _TILE = 14  # characters; longer values are listed below the tiles
@@ -34,6 +36,7 @@ def write_report(path: Path | str) -> Path:
     if not any((path / name).is_file() for name in RUN_FILES):
         raise ConfigError(f"{path}: not a run directory (it has none of {', '.join(RUN_FILES)})")
     from mini_llm.engine.report.charts import draw, panels
+    from mini_llm.engine.report.classifier_charts import DRAWN, classifier_charts
 
     run = Run(path)
     levels = {
@@ -43,10 +46,11 @@ def write_report(path: Path | str) -> Path:
     }
     charts = [(panel.title, draw(panel)) for panel in panels(run.rows, levels)]
     figures = run.figures()
-    special = {"samples", "confusion", "per_class", "pieces"}
+    special = {"samples", "confusion", "per_class", "pieces", *DRAWN}
     page = page_template("report.html.jinja").render(
         run=run,
         charts=charts,
+        classifier_charts=classifier_charts(run),
         scores=run.scores(),
         figures=[figure for figure in figures if len(figure[1]) <= _TILE],
         details=[figure for figure in figures if len(figure[1]) > _TILE],
@@ -92,11 +96,25 @@ def page_template(name: str, *folders: Path) -> Any:
 
 
 def _text_table(table: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Cells as (text, is a number); numbers are right-aligned."""
+    """Cells as (text, is a number); numbers are right-aligned. The ends of an interval join the cell of their value."""
     if table is None:
         return None
-    rows = [[(show("", c), isinstance(c, (int, float))) for c in row] for row in table["rows"] if isinstance(row, list)]
-    return {"columns": [str(c).replace("_", " ") for c in table["columns"]], "rows": rows}
+    columns = [str(column) for column in table["columns"]]
+    found = {name: index for index, name in enumerate(columns)}
+    pairs = {name: (found.get(f"{name}_low"), found.get(f"{name}_high")) for name in columns}
+    ends = {name: (low, high) for name, (low, high) in pairs.items() if low is not None and high is not None}
+    joined = {index for pair in ends.values() for index in pair}
+    shown = [index for index in range(len(columns)) if index not in joined]
+
+    def cell(row: list[Any], index: int) -> tuple[str, bool]:
+        value, pair = row[index], ends.get(columns[index])
+        number = isinstance(value, (int, float))
+        if number and pair and all(end < len(row) and isinstance(row[end], (int, float)) for end in pair):
+            return with_interval(columns[index], value, row[pair[0]], row[pair[1]]), True
+        return show("", value), number
+
+    rows = [[cell(row, i) for i in shown if i < len(row)] for row in table["rows"] if isinstance(row, list)]
+    return {"columns": [columns[index].replace("_", " ") for index in shown], "rows": rows}
 
 
 def _confusion(table: dict[str, Any] | None) -> dict[str, Any] | None:

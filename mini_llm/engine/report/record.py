@@ -24,17 +24,30 @@ LABELS = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "mcc": "MCC",
+    "log_loss": "log loss (nats)",
+    "ece": "calibration error",
     "examples": "examples",
     "bytes_per_token": "bytes per token",
     "tokens_per_word": "tokens per word",
     "byte_fallback": "single-byte tokens",
     "coverage": "characters covered",
+    "log_loss_calibrated": "log loss after calibration",
+    "ece_calibrated": "calibration error after calibration",
+    "aurc": "area under the risk-coverage curve",
     "parameters": "parameters",
     "tokens": "tokens trained on",
     "train_seconds": "training time",
     "vocab_size": "vocabulary",
 }
-_NO_SCORE = {"parameters", "tokens", "train_seconds", "vocab_size"}
+_NO_SCORE = {
+    "parameters",
+    "tokens",
+    "train_seconds",
+    "vocab_size",
+    "log_loss_calibrated",
+    "ece_calibrated",
+    "aurc",
+}
 _PERCENT = {"accuracy", "masked_accuracy", "coverage", "byte_fallback"}
 _TOKENIZER = ("bytes_per_token", "tokens_per_word", "byte_fallback", "coverage")
 _UNIGRAM = ("bpb", "loss")
@@ -129,7 +142,7 @@ class Run:
 
     def scores(self) -> ScoreTable | None:
         """Scores next to baselines, or None without scores."""
-        return score_table(self.score_rows())
+        return score_table(self.score_rows(), all_intervals=True)
 
     def _unsupervised_scores(self) -> list[dict[str, Any]]:
         """Rows of a pretraining run with the unigram entropy, or of a tokenizer with plain bytes, as the baseline."""
@@ -172,12 +185,15 @@ class Run:
         return shown
 
 
-def score_table(rows: list[dict[str, Any]]) -> ScoreTable | None:
-    """Format rows of `Run.score_rows`, from one run or several, as text; None without scores."""
+def score_table(rows: list[dict[str, Any]], all_intervals: bool = False) -> ScoreTable | None:
+    """Format rows of `Run.score_rows`, from one run or several, as text; None without scores.
+
+    Shares such as the accuracy show their interval, the other scores only with `all_intervals`.
+    """
     keys = [key for key in LABELS if key not in _NO_SCORE and any(key in row for row in rows)]
     if not rows or not keys:
         return None
-    cells = [[str(row.get("name", "")), *[_score(key, row) for key in keys]] for row in rows]
+    cells = [[str(row.get("name", "")), *[_score(key, row, all_intervals) for key in keys]] for row in rows]
     return ScoreTable(["", *[LABELS[key] for key in keys]], cells, [bool(row.get("baseline")) for row in rows])
 
 
@@ -210,10 +226,17 @@ def find_runs(root: Path | str) -> list[Path]:
     return found
 
 
-def _score(key: str, row: Mapping[str, Any]) -> str:
+def _score(key: str, row: Mapping[str, Any], all_intervals: bool = False) -> str:
     if row.get(key) is None:
         return ""
     low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and key in _PERCENT:
-        return f"{row[key]:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and (all_intervals or key in _PERCENT):
+        return with_interval(key, row[key], low, high)
     return show(key, row[key])
+
+
+def with_interval(key: str, value: float, low: float, high: float) -> str:
+    """Format a score with its interval, such as "73.1% (70.0 to 76.0)"."""
+    if key in _PERCENT:
+        return f"{value:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"

@@ -1,0 +1,1 @@
+"""Scores of a classifier: intervals, calibration, abstention, comparison, suspected label errors."""

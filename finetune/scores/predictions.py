@@ -1,0 +1,67 @@
+"""The probabilities that a run gave to the rows it was scored on: tables/predictions.jsonl.
+
+{"split": "test", "labels": ["neg", "pos"]}
+{"source": "test.csv row 1", "label": "pos", "probabilities": [0.2, 0.8]}
+...
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mini_llm.engine.errors import ConfigError, DataError
+from mini_llm.engine.run.files import write_atomic
+
+from ..examples import Example
+
+FILE = "tables/predictions.jsonl"
+DIGITS = 7  # significant digits of a probability; float32 has no more
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Probabilities (N, C) of `names` for N rows, with the label and the source ("test.csv row 12") of each."""
+
+    names: list[str]
+    labels: list[str]
+    sources: list[str]
+    probabilities: np.ndarray
+
+
+def write_predictions(
+    run: Path, split: str, examples: Sequence[Example], probabilities: np.ndarray, names: Sequence[str]
+) -> None:
+    """Write tables/predictions.jsonl of a run."""
+    lines = [json.dumps({"split": split, "labels": list(names)}, ensure_ascii=False)]
+    for example, row in zip(examples, probabilities.tolist(), strict=True):
+        values = [float(f"{value:.{DIGITS}g}") for value in row]
+        content = {"source": example.source, "label": names[example.label], "probabilities": values}
+        lines.append(json.dumps(content, ensure_ascii=False))
+    path = run / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
+
+
+def read_predictions(run: Path) -> Predictions:
+    """Read tables/predictions.jsonl of a finished run. Raises ConfigError without one, DataError if damaged."""
+    path = run / FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"{run}: no {FILE}, so the predictions of this run are unknown. Name finished classifier runs, "
+            "or give labelled rows that the models have not seen: --data FILE"
+        )
+    try:
+        with path.open(encoding="utf-8", errors="surrogatepass") as file:
+            head: dict[str, Any] = json.loads(next(file))
+            rows = [json.loads(line) for line in file]
+        probabilities = np.array([row["probabilities"] for row in rows], dtype=np.float64)
+        if probabilities.shape != (len(rows), len(head["labels"])) or not rows:
+            raise ValueError(f"{probabilities.shape} probabilities for {len(head['labels'])} labels")
+        labels, sources = [str(row["label"]) for row in rows], [str(row["source"]) for row in rows]
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        raise DataError(f"{path}: damaged ({error!r}). Train the run again, or compare with --data FILE") from None
+    return Predictions([str(name) for name in head["labels"]], labels, sources, probabilities)
