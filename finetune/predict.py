@@ -1,17 +1,18 @@
 """Label new texts with a fine-tuned classifier: `python -m finetune predict MODEL_DIR FILE|-`."""
 
-import csv
 import io
-import json
+import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 
+from mini_llm.corpus.report import ReadReport
 from mini_llm.engine.batch import ordered_batches
 from mini_llm.engine.device import default_device
 from mini_llm.engine.errors import CheckpointError, ConfigError, DataError
@@ -22,12 +23,14 @@ from mini_llm.model.huggingface.directory import read_config
 from mini_llm.tokenization.load import load_tokenizer
 
 from .encode import collate, encode_texts, padding_id
-from .predict_input import STDIN, InputFormat, iter_chunks, iter_texts
+from .predicting.output import OutputFormat, RowWriter, Writable
+from .predicting.partial import PartialOutput, model_hash
+from .predicting.progress import BatchTimes, RowProgress
+from .predicting.rows import InputFormat, InputRow, OnNull, characters, is_stream, iter_chunks, iter_input
+from .scores.calibration import Calibration, read_calibration
 
-OutputFormat = Literal["jsonl", "csv"]
 # Batches sorted by length together. More batches need less padding, but more memory.
 BATCHES_PER_CHUNK = 16
-DIGITS = 6  # of a printed probability
 
 
 class Classifier:
@@ -51,21 +54,48 @@ class Classifier:
         self.model.to(self.device)
         self.names = [config.id2label[index] for index in range(config.num_labels)]
         self.max_length = min(config.max_position_embeddings, recorded_length(self.directory))
+        self.calibration = read_calibration(self.directory) or Calibration()
         self.truncated = 0
+        self.batch_times = BatchTimes()
 
     @torch.inference_mode()
     def probabilities(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
-        """Return the probability of each label for each text, float32 (texts, labels), in the order of `texts`."""
+        """Return the probability of each label for each text, float32 (texts, labels), in the order of `texts`.
+
+        They are the softmax of the model's logits, without calibration.
+        """
         config = self.model.config
         encoded = encode_texts(self.tokenizer, texts, config.causal, self.max_length, config.is_encoder_decoder)
         self.truncated += encoded.truncated
         result = np.empty((len(texts), len(self.names)), dtype=np.float32)
         for batch in ordered_batches(encoded.lengths, batch_size):
+            started = time.monotonic()
             rows = [encoded.tokens[index] for index in batch]
             tensors = collate(rows, None, padding_id(self.tokenizer), self.max_length)
             logits = self.model(tensors["input_ids"].to(self.device), tensors["attention_mask"].to(self.device))
             result[batch] = logits.float().softmax(-1).cpu().numpy()
+            self.batch_times.append(time.monotonic() - started)
         return result
+
+    def calibrated(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
+        """Return `probabilities` after the temperature scaling stored with the model, float64; see scores/calibration.
+
+        Without a stored calibration, they are the same numbers.
+        """
+        found = self.probabilities(texts, batch_size)
+        return found.astype(np.float64) if self.calibration.temperature == 1 else self.calibration.apply(found)
+
+    def threshold(self, precision: float) -> float:
+        """Return the calibrated probability from which answers had `precision` on validation. Raises ConfigError."""
+        thresholds = self.calibration.thresholds
+        for wanted, threshold in thresholds.items():
+            if abs(wanted - precision) < 1e-9:
+                return threshold.probability
+        known = ", ".join(f"{wanted:g}" for wanted in sorted(thresholds)) or "none"
+        raise ConfigError(
+            f"{self.directory}: no threshold is stored for a precision of {precision:g}, only for: {known}. "
+            "Choose one of them, or set the threshold itself: --min-probability P"
+        )
 
 
 def predict(
@@ -77,75 +107,126 @@ def predict(
     output_format: OutputFormat | None = None,
     batch_size: int = 32,
     top_k: int | None = None,
+    min_probability: float | None = None,
+    precision: float | None = None,
+    on_null: OnNull | None = None,
+    encoding: str | None = None,
 ) -> int:
-    """Label every text of `source` and write one row per text, in order, as they arrive. Return their number.
+    """Label every row of `source` and write one row each, in order, as they arrive. Return the number of rows written.
 
-    Writes to `output` (default: standard output), by default as CSV if its name ends in .csv, else as JSONL. Raises
-    CheckpointError, ConfigError, DataError.
+    Writes to `output` (default: standard output), by default as CSV if its name ends in .csv, else as JSONL. An output
+    file whose input is a file is written as predicting/partial.py says, so that the same call continues after a kill.
+    A row whose best calibrated probability is below `min_probability`, or below the threshold stored for `precision`,
+    gets no label. `on_null`: rows without text; see iter_input. Raises CheckpointError, ConfigError, DataError.
     """
-    if output is not None and source != STDIN and output.exists() and output.samefile(source):
-        raise ConfigError(f"--output {output} is the input file; choose another name")
+    if min_probability is not None and precision is not None:
+        raise ConfigError("--min-probability and --precision both set the threshold; give one of them")
     if output_format is None:
         output_format = "csv" if output is not None and output.suffix.lower() == ".csv" else "jsonl"
-    texts = iter_texts(source, column, input_format)
+    report = ReadReport()
+    rows = iter_input(source, column, input_format, on_null, report, encoding)
+    if output is not None and not is_stream(source) and output.exists() and output.samefile(os.path.expanduser(source)):
+        raise ConfigError(f"--output {output} is the input file; choose another name")
     classifier = Classifier(directory)
-    rows = 0
-    with open_output(output) as file:
-        write = row_writer(file, output_format, classifier.names, top_k)
-        for chunk in iter_chunks(texts, batch_size * BATCHES_PER_CHUNK):
-            for text, probabilities in zip(chunk, classifier.probabilities(chunk, batch_size), strict=True):
-                write(text, probabilities)
-            rows += len(chunk)
-            file.flush()
+    threshold = min_probability if precision is None else classifier.threshold(precision)
+    options = [column, output_format, top_k, threshold, on_null, encoding]
+    with open_output(output, is_stream(source), classifier, source, options) as (file, partial):
+        writer = RowWriter(file, output_format, classifier.names, top_k, threshold)
+        if partial is not None and partial.state.written:
+            print(f"{partial.partial}: continues after row {partial.state.row:,}", file=sys.stderr)
+            writer.layout = partial.state.layout
+            writer.abstained, classifier.truncated = partial.state.abstained, partial.state.truncated
+        if partial is not None:
+            rows = partial.skip_done(rows, source)
+        before = partial.state.written if partial else 0
+        written = label_rows(rows, classifier, writer, partial, batch_size, source, report)
+        print_summary(written, before, classifier, writer, batch_size, report)
+    return before + written.rows
+
+
+def label_rows(
+    rows: Iterator[InputRow],
+    classifier: Classifier,
+    writer: RowWriter,
+    partial: PartialOutput | None,
+    batch_size: int,
+    source: str,
+    report: ReadReport,
+) -> RowProgress:
+    """Write every row with its label. Return the number of rows and their time."""
+    streamed = is_stream(source)
+    total = None if streamed else os.path.getsize(os.path.expanduser(source))
+    both_terminals = writer.file is sys.stdout and sys.stdout.isatty()
+    chunks = iter_chunks(rows, batch_size * BATCHES_PER_CHUNK, not streamed, characters)
+    with RowProgress(total, not both_terminals) as progress:
+        for chunk in chunks:
+            texts = [row.text for row in chunk if row.text is not None]
+            found = iter(classifier.calibrated(texts, batch_size) if texts else ())
+            for row in chunk:
+                writer.write(row, None if row.text is None else next(found))
+            if partial is None:
+                writer.file.flush()
+            else:
+                partial.commit(chunk, layout=writer.layout, truncated=classifier.truncated, abstained=writer.abstained)
+            progress.update(progress.rows + len(chunk), report.raw_bytes)
+    writer.begin([])  # a CSV file without rows has a header too
+    return progress
+
+
+def print_summary(
+    progress: RowProgress, before: int, classifier: Classifier, writer: RowWriter, batch_size: int, report: ReadReport
+) -> None:
+    """Print the speed and what a user should know about the rows to standard error."""
+    rows = before + progress.rows
+    rate = progress.rows / max(progress.seconds, 1e-9)
+    lines = [
+        f"{progress.rows:,} texts in {progress.seconds:.1f} s, {rate:,.0f} texts/s; "
+        f"batches of up to {batch_size}: {classifier.batch_times}"
+    ]
     if classifier.truncated:
-        print(
+        lines.append(
             f"{classifier.truncated:,} of {rows:,} texts are longer than {classifier.max_length} tokens: "
-            "only their beginning was read",
-            file=sys.stderr,
+            "only their beginning was read"
         )
-    return rows
-
-
-def row_writer(file: TextIO, output_format: OutputFormat, names: list[str], top_k: int | None) -> Any:
-    """Return a function (text, probabilities) that writes one row.
-
-    JSONL: {"text", "label", "probability", "probabilities": {name: p}} with the `top_k` best labels, best first.
-    CSV: text, label, probability, then one column per label, blank except for the `top_k` most probable.
-    """
-    shown = len(names) if top_k is None else min(top_k, len(names))
-    table = csv.writer(file, lineterminator="\n") if output_format == "csv" else None
-    if table is not None:
-        table.writerow(["text", "label", "probability", *(f"p({name})" for name in names)])
-
-    def write(text: str, probabilities: np.ndarray) -> None:
-        order = np.argsort(-probabilities, kind="stable")[:shown].tolist()
-        best = {index: round(float(probabilities[index]), DIGITS) for index in order}
-        label, probability = names[order[0]], best[order[0]]
-        if table is not None:
-            table.writerow([text, label, probability, *(best.get(index, "") for index in range(len(names)))])
-            return
-        row = {"text": text, "label": label, "probability": probability}
-        row["probabilities"] = {names[index]: value for index, value in best.items()}
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    return write
+    if writer.threshold is not None:
+        lines.append(
+            f"{writer.abstained:,} of {rows:,} rows have no label: their probability is below {writer.threshold:.4g}"
+        )
+    if report.replaced_bytes:
+        lines.append(
+            f"{report.replaced_bytes:,} bytes that are not valid in the encoding of the input were replaced by U+FFFD. "
+            "If that is wrong, run again with --encoding NAME"
+        )
+    print("\n".join(lines), file=sys.stderr)
 
 
 @contextmanager
-def open_output(path: Path | None) -> Iterator[TextIO]:
-    """Open a UTF-8 text file for writing, or standard output. Raises DataError if it cannot be written."""
+def open_output(
+    path: Path | None, streamed: bool, classifier: Classifier, source: str, options: list[Any]
+) -> Iterator[tuple[Writable, PartialOutput | None]]:
+    """Open the output for writing UTF-8: a PartialOutput if it can be continued, else a file or standard output.
+
+    Raises ConfigError, DataError.
+    """
     if path is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
-        yield sys.stdout
+        yield sys.stdout, None
         return
+    if not streamed and (path.is_file() or not path.exists()):
+        key = {"model": model_hash(classifier.directory), "input": str(Path(source).resolve()), "options": str(options)}
+        # A symbolic link stays one.
+        with PartialOutput(path.resolve() if path.is_symlink() else path, key) as partial:
+            yield partial.file, partial
+        return
+    # A stream cannot be read again, and an output that is a pipe or device cannot be cut.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w", encoding="utf-8", errors="replace", newline="")
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}; choose another --output") from None
     with file:
-        yield file
+        yield file, None
 
 
 def find_classifier(path: Path) -> Path:

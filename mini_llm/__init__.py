@@ -17,6 +17,10 @@ From Python, three lines each:
     import mini_llm
     run = mini_llm.finetune(model="runs/gpt", data="reviews.csv", budget="1m")
     print(run.scores, run.load().classify(["a fine film"]))
+
+    from mini_llm.sklearn import TextClassifier
+    classifier = TextClassifier(model="runs/gpt", budget="1m").fit(texts, labels)
+    print(classifier.predict_proba(["a fine film"]))
 """
 
 from importlib import import_module

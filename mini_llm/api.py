@@ -79,8 +79,11 @@ class TextClassifier:
     @overload
     def classify(self, texts: Sequence[str], batch_size: int = 32) -> list[Label]: ...
     def classify(self, texts: str | Sequence[str], batch_size: int = 32) -> Label | list[Label]:
-        """A Label for each text, in order; one Label for one string. Long texts are cut to what the model reads."""
-        rows = self._classifier.probabilities([texts] if isinstance(texts, str) else list(texts), batch_size)
+        """A Label for each text, in order; one Label for one string. Long texts are cut to what the model reads.
+
+        Probabilities are calibrated if the directory holds a calibration.
+        """
+        rows = self._classifier.calibrated([texts] if isinstance(texts, str) else list(texts), batch_size)
         found = [
             Label(self.labels[row.argmax()], float(row.max()), dict(zip(self.labels, row.tolist(), strict=True)))
             for row in rows
@@ -161,6 +164,12 @@ def finetune(
     return _run("finetune", _config("finetune", "FinetuneConfig", given, settings))
 
 
+def finetune_in(runs: Path, settings: dict[str, Any]) -> Run:
+    """`finetune` with all `settings` by key ("data.path", ...) and the run in the folder `runs`, not in runs/."""
+    config = _config("finetune", "FinetuneConfig", {}, settings)
+    return _run("finetune", config, runs)
+
+
 def _config(stage: str, name: str, given: dict[str, Any], settings: dict[str, Any]) -> Any:
     """The stage's configuration. An argument left at None is not given; a setting of None is."""
     values = {key: value for key, value in given.items() if value is not None} | settings
@@ -168,10 +177,11 @@ def _config(stage: str, name: str, given: dict[str, Any], settings: dict[str, An
     return load_config(getattr(stages.load(stage, "config"), name), overrides=overrides)
 
 
-def _run(stage: str, config: Any) -> Run:
+def _run(stage: str, config: Any, runs: Path = RUNS) -> Run:
     from accelerate.state import AcceleratorState
 
     # Accelerate keeps the precision of the first run of a process, and would refuse another.
     AcceleratorState._reset_state()
-    scores = getattr(stages.load(stage, "run"), stage)(config)
-    return Run(RUNS / config.run_name, scores)
+    module = stages.load(stage, "run")
+    scores = module.pretrain(config) if stage == "pretrain" else module.finetune(config, runs)
+    return Run(runs / config.run_name, scores)

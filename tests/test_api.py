@@ -1,5 +1,6 @@
 """The Python interface: three lines each to load, generate, classify, pretrain and fine-tune."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,16 @@ def test_a_fine_tuned_run_classifies(runs):
     assert one == classifier.classify("apple number 3") and one.label in classifier.labels
     assert one.probability == max(one.probabilities.values()) and sum(two.probabilities.values()) == pytest.approx(1)
     assert classifier.classify([]) == []
+
+
+def test_probabilities_are_those_of_the_calibration(runs):
+    directory = runs[1].path / "model"
+    calibration = json.loads((directory / "calibration.json").read_text())
+    before = mini_llm.load(directory).classify("apple number 3")
+    (directory / "calibration.json").write_text(json.dumps({**calibration, "temperature": 20}))
+    after = mini_llm.load(directory).classify("apple number 3")
+    (directory / "calibration.json").write_text(json.dumps(calibration))
+    assert after.label == before.label and 0.5 < after.probability < before.probability
 
 
 def test_the_same_call_again_returns_the_finished_run(runs):

@@ -1,0 +1,115 @@
+"""Score a saved classifier on labelled data: `python -m finetune score MODEL_DIR FILE`."""
+
+import json
+import sys
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset
+from mini_llm.engine.config import build_config
+from mini_llm.engine.errors import DataError
+from mini_llm.engine.run.files import plain
+
+from ..data import Row, read_rows
+from ..data_config import DataConfig
+from ..metrics import compute_scores
+from ..predict import Classifier
+from ..quality.labels import unseen_labels
+from ..quality.sources import Source
+from ..scores.intervals import confusion_intervals, probability_intervals, with_intervals
+
+
+def score(
+    directory: Path,
+    source: str,
+    text: str = "text",
+    label: str = "label",
+    split: str = "train",
+    on_null: Literal["stop", "skip"] = "stop",
+    batch_size: int = 64,
+    encoding: str | None = None,
+) -> dict[str, Any]:
+    """Return the scores of the classifier in `directory` on the rows of `source`: a file, folder, glob or dataset name.
+
+    "scores": accuracy, macro_f1, mcc, log_loss (nats) and ece of the calibrated probabilities, each with NAME_low and
+    NAME_high, the 95 % interval; "per_class": one row per label; "confusion": counts by [label][prediction].
+    Raises CheckpointError, and DataError for labels that the classifier does not have.
+    """
+    notes: list[str] = []
+    settings = {"path": source, "text": text, "label": label, "on_null": on_null, "encoding": encoding}
+    config = build_config(DataConfig, settings, "score")
+    files = None if is_hub_name(source) or saved_dataset(source) else find_files(source)
+    try:
+        rows = read_rows(config, Source(source, split, files), notes)
+    except DataError as error:
+        raise DataError(str(error).replace("data.on_null=skip", "--on-null skip")) from None
+    classifier = Classifier(directory)
+    ids = {name: index for index, name in enumerate(classifier.names)}
+    check_labels_are_known(rows, ids, source, classifier.directory)
+    labels = np.array([ids[row.label] for row in rows])
+    probabilities = classifier.calibrated([row.text for row in rows], batch_size)
+    found = compute_scores(labels, probabilities.argmax(-1), classifier.names, probabilities)
+    numbers = {name: value for name, value in found.numbers().items() if name != "accuracy_error"}
+    intervals: dict[str, Any] = confusion_intervals(found.confusion) | probability_intervals(labels, probabilities)
+    per_class = [
+        {**asdict(row), "f1_low": low, "f1_high": high}
+        for row, (low, high) in zip(found.per_class, intervals.pop("f1"), strict=True)
+    ]
+    if classifier.truncated:
+        notes.append(
+            f"{classifier.truncated:,} of {len(rows):,} texts are longer than {classifier.max_length} tokens: "
+            "only their beginning was read"
+        )
+    return {
+        "model": str(classifier.directory),
+        "data": source,
+        "scores": with_intervals(numbers, intervals),
+        "per_class": per_class,
+        "labels": classifier.names,
+        "confusion": found.confusion,
+        "notes": notes,
+    }
+
+
+def check_labels_are_known(rows: list[Row], ids: dict[str, int], source: str, classifier: Path) -> None:
+    """Raise DataError naming the rows of labels that the classifier does not have."""
+    unseen = defaultdict(list)
+    for row in rows:
+        if row.label not in ids:
+            unseen[row.label].append(row.number)
+    if unseen:
+        raise unseen_labels(unseen, list(ids), source, f"of {classifier}")
+
+
+def print_scores(found: dict[str, Any], as_json: bool) -> None:
+    """Print what `score` returned: tables, or one JSON object. Notes go to standard error."""
+    for note in found["notes"]:
+        print(note, file=sys.stderr)
+    if as_json:
+        print(json.dumps(plain(found), indent=2, ensure_ascii=False))
+        return
+    scores = found["scores"]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{found['data']}: {scores['examples']:,} rows, {found['model']}", markup=False)
+    table = Table("score", "value", "95 % interval", box=None)
+    for name, shown in (
+        ("accuracy", "accuracy"),
+        ("macro_f1", "macro F1"),
+        ("mcc", "MCC"),
+        ("log_loss", "log loss (nats)"),
+        ("ece", "calibration error (ECE)"),
+    ):
+        table.add_row(shown, f"{scores[name]:.4f}", f"{scores[f'{name}_low']:.4f} to {scores[f'{name}_high']:.4f}")
+    console.print(table)
+    classes = Table("label", "precision", "recall", "F1", "95 % interval", "rows", box=None)
+    for row in found["per_class"]:
+        shown = [f"{row[name]:.3f}" for name in ("precision", "recall", "f1")]
+        interval = f"{row['f1_low']:.3f} to {row['f1_high']:.3f}"
+        classes.add_row(row["name"].replace("[", r"\["), *shown, interval, f"{row['support']:,}")
+    console.print(classes)
