@@ -66,6 +66,14 @@ class FinetuneConfig(LoopConfig):
     patience: int | None = Field(
         4, ge=1, description="Stop after this many evaluations without improvement; null: never."
     )
+    teacher: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: learn from the labels and from a linear model (TF-IDF; LSA with enough text), which also "
+        "labels data.unlabelled; none: from the labels alone.",
+    )
+    pooling: Literal["auto", "cls", "mean"] = Field(
+        "auto", description="State that the classifier reads, where the family has a choice (ModernBERT); auto: mean."
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability.")
     # Settings are replaced, never assigned to, so that the narrower class is safe.
     optim: FinetuneOptimConfig = Field(  # ty: ignore[incompatible-mutable-override]

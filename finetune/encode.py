@@ -83,8 +83,8 @@ def collate(
     """Return int64 tensors `input_ids`, `attention_mask` (B, T) and `labels` (B,), padded on the right.
 
     T is the length of the longest row, rounded up to a multiple of `multiple` (few shapes, aligned rows), and at most
-    `max_length`, the model's limit. Without `labels`, all labels are -100, which the loss ignores. Raises ValueError
-    for a row that is empty or longer than `max_length`.
+    `max_length`, the model's limit. Without `labels`, all labels are -100, which the loss ignores. Target distributions
+    (B, C) stay float32. Raises ValueError for a row that is empty or longer than `max_length`.
     """
     lengths = np.array([len(row) for row in tokens])
     if lengths.min() < 1 or lengths.max() > max_length:
@@ -97,5 +97,5 @@ def collate(
     return {
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy(attention_mask.astype(np.int64)),
-        "labels": torch.from_numpy(label_ids.astype(np.int64)),
+        "labels": torch.from_numpy(label_ids if label_ids.dtype == np.float32 else label_ids.astype(np.int64)),
     }

@@ -12,6 +12,9 @@ from mini_llm.model.huggingface.layouts import LAYOUTS
 from .config import FinetuneConfig
 from .encode import padding_id
 
+# Families whose positions are rotations.
+ROTARY = ("llama", "qwen3", "modernbert")
+
 
 def find_pretrained(path: Path) -> Path:
     """Return the model directory at `path` or in the run there. Raises CheckpointError or ModelDirectoryError."""
@@ -37,7 +40,14 @@ def load_classifier(config: FinetuneConfig, source: Path, names: list[str], toke
     Sets the config's padding id to ours, because transformers uses it to find the end of a text. Raises CheckpointError
     if the tokenizer has more tokens than the model.
     """
-    changes = {"id2label": dict(enumerate(names)), "dropout": config.dropout, "pad_token_id": padding_id(tokenizer)}
+    changes: dict[str, Any] = {"id2label": dict(enumerate(names)), "dropout": config.dropout}
+    changes["pad_token_id"] = padding_id(tokenizer)
+    settings = read_config(source)
+    if settings["model_type"] == "modernbert":
+        changes["classifier_pooling"] = "mean" if config.pooling == "auto" else config.pooling
+    if config.data.max_length and settings["model_type"] in ROTARY:
+        # Rotary positions have no weights, so a model can read further than it was pretrained to.
+        changes["max_position_embeddings"] = max(config.data.max_length, settings["max_position_embeddings"])
     model = load_model(source, head="classifier", **changes)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(

@@ -1,5 +1,7 @@
 """Train a classifier: encoded texts, batches, evaluation on the validation split, the loop."""
 
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,20 @@ from mini_llm.tokenization.save import save_tokenizer
 
 from .config import FinetuneConfig
 from .encode import EncodedTexts, collate, encode_texts, padding_id
-from .examples import Example, Splits
+from .examples import Splits
 from .pretrained import describe_start, load_classifier
+from .teacher import FOLDER, fit_teacher, targets
 
 # Tokens per rank in one training forward pass, if micro_batch_size is not set.
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 65_536}
+# Steps with a teacher, at least: a few labelled texts are a few steps an epoch.
+LEAST_STEPS = 300
+# Characters of labelled text above which a linear teacher adds little and takes minutes to cross-validate.
+MOST_CHARACTERS = 8_000_000
+# Unlabelled text that is read, per second of the budget: LSA and the teacher's labels then take a sixth of it.
+CHARACTERS_PER_SECOND = 100_000
+# Validation texts below which they do not choose the weights.
+FEW_HELD_OUT = 100
 
 
 def train_classifier(
@@ -45,26 +56,38 @@ def train_classifier(
 ) -> None:
     tokenizer = load_tokenizer(source)
     torch.manual_seed(config.seed)
+    labels = np.array([example.label for example in splits.train])
+    texts = [example.text for example in splits.train]
+    started = time.perf_counter()
+    unlabelled = _within(splits.unlabelled, (config.budget_seconds or float("inf")) * CHARACTERS_PER_SECOND)
+    teacher = None
+    if config.teacher == "auto" and sum(map(len, texts)) <= MOST_CHARACTERS:
+        with processes.main_process_first():
+            teacher = fit_teacher(run.path / FOLDER, texts, labels, len(splits.names), unlabelled, config.seed)
+        console.print(teacher.description, markup=False)
+    elif config.teacher == "auto":
+        unlabelled = []
+        console.print("no teacher: so many labelled texts that it has little to add, and takes minutes to fit")
     model = load_classifier(config, source, splits.names, tokenizer)
     for note in describe_start(source, model) if config.weights == "pretrained" else ():
         console.print(note, markup=False)
-    max_length = min(
-        config.data.max_length or model.config.max_position_embeddings, model.config.max_position_embeddings
-    )
-    training = _encode(tokenizer, splits.train, model, max_length)
-    held_out = _encode(tokenizer, splits.validation, model, max_length)
+    max_length = min(config.data.max_length or sys.maxsize, model.config.max_position_embeddings)
+    unlabelled = unlabelled if teacher else []
+    training = _encode(tokenizer, [*texts, *unlabelled], model, max_length)
+    held_out = _encode(tokenizer, [example.text for example in splits.validation], model, max_length)
+    rows_of = [example.source for example in splits.train] + [f"unlabelled {i}" for i in range(len(unlabelled))]
+    answers = labels if teacher is None else targets(teacher, labels)
     beginning = " ".join(tokenizer.id_to_token(i) for i in training.tokens[0][:8])
     console.print(
         f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens; the first text begins with {beginning}",
         markup=False,
     )
     if training.truncated:
-        share = training.truncated / len(splits.train)
+        share = training.truncated / len(training.tokens)
         console.print(
             f"{share:.0%} of the training texts are longer than {max_length} tokens: only their beginning is read"
         )
 
-    labels = np.array([example.label for example in splits.train])
     ranks = processes.num_processes
     device = default_device(config.runtime.device)
     accumulation = _accumulation(config, training.lengths, ranks, device)
@@ -79,7 +102,7 @@ def train_classifier(
 
     def batch(step: int) -> list[Batch]:
         return [
-            collate([training.tokens[i] for i in rows], labels[rows], pad, max_length) for rows in batches.batch(step)
+            collate([training.tokens[i] for i in rows], answers[rows], pad, max_length) for rows in batches.batch(step)
         ]
 
     held_out_labels = np.array([example.label for example in splits.validation])
@@ -99,7 +122,11 @@ def train_classifier(
             "val/mcc": scores.mcc,
         }
 
-    steps = max(1, round(config.epochs * batches.steps_per_epoch))
+    least = LEAST_STEPS if teacher else 1
+    steps = max(least, round(config.epochs * batches.steps_per_epoch))
+    if len(splits.validation) < FEW_HELD_OUT:
+        # The best of several evaluations on a few texts is luck: take the last weights.
+        config = config.model_copy(update={"load_best": False, "patience": None})
     optim = config.optim.for_width(model.config.hidden_size)
     max_steps = min(config.max_steps or steps, steps)
     chosen: dict[str, Any] = {"run": config.run_name, "micro_batch_size": micro_batch_size, "max_steps": max_steps}
@@ -126,22 +153,29 @@ def train_classifier(
         lambda directory: save_tokenizer(tokenizer, directory, kind, max_length, pad),
         metric=f"val/{config.metric}",
         larger_is_better=config.metric != "loss",
+        seconds_used=time.perf_counter() - started,
         evaluation_in_steps=held_out.lengths.sum() / (config.batch_size * mean_length),
         flops_per_token=lambda head_share: flops_per_token(model.config, round(mean_length), 0.0),
-        documents=lambda step, rank, _: [splits.train[i].source for rows in batches_of(rank).batch(step) for i in rows],
+        documents=lambda step, rank, _: [rows_of[i] for rows in batches_of(rank).batch(step) for i in rows],
         class_weights=_class_weights(labels, len(splits.names)) if config.class_weights == "balanced" else None,
         metadata={
             "tokenizer_sha256": tokenizer.sha256,
             "data_fingerprint": content_hash(
-                (row.text, row.label) for part in (splits.train, splits.validation) for row in part
+                [(row.text, row.label) for part in (splits.train, splits.validation) for row in part]
+                + [(text, -1) for text in unlabelled]
             ),
             "global_batch_size": config.batch_size,
         },
     )
 
 
-def _encode(tokenizer: Any, examples: list[Example], model: SequenceClassifier, max_length: int) -> EncodedTexts:
-    texts, config = [example.text for example in examples], model.config
+def _within(texts: list[str], characters: float) -> list[str]:
+    """The first texts that together have at most so many characters."""
+    return texts[: int(np.searchsorted(np.cumsum([len(text) for text in texts]), characters, side="right"))]
+
+
+def _encode(tokenizer: Any, texts: list[str], model: SequenceClassifier, max_length: int) -> EncodedTexts:
+    config = model.config
     return encode_texts(tokenizer, texts, config.causal, max_length, config.is_encoder_decoder)
 
 

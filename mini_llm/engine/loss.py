@@ -34,8 +34,10 @@ ROWS_PER_CHANNEL = 2
 def cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
     """Summed cross-entropy in nats of logits (..., V) against labels (...), of which -100 counts nothing.
 
-    `weight` (V,) weights the classes.
+    Floating-point labels (..., V) are target distributions (soft labels). `weight` (V,) weights the classes.
     """
+    if labels.is_floating_point():
+        return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(0, -2), weight=weight, reduction="sum")
     return F.cross_entropy(
         logits.float().flatten(0, -2), labels.flatten(), weight=weight, ignore_index=IGNORE_INDEX, reduction="sum"
     )

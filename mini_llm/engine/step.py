@@ -122,6 +122,9 @@ def _clip(context: TrainContext, max_norm: float) -> float:
 
 def _counts(batch: Batch, class_weights: Tensor | None) -> Tensor:
     """The number of counted labels of each output, or the sum of their class weights: (outputs,)."""
+    if batch["labels"].is_floating_point():  # target distributions (rows, classes), each of which sums to 1
+        weights = torch.ones(batch["labels"].size(1)) if class_weights is None else class_weights.cpu()
+        return (batch["labels"] @ weights).sum(0, keepdim=True)
     counted = [batch[name][batch[name] != IGNORE_INDEX] for name in LABELS if name in batch]
     if class_weights is not None:
         return torch.stack([class_weights.cpu()[labels].sum() for labels in counted])

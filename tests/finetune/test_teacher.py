@@ -1,0 +1,112 @@
+"""The linear teacher: out-of-fold targets, resume from disk, soft labels in the loss, and the classifier it teaches."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from finetune.encode import collate
+from finetune.linear import LinearClassifier, fit_lsa, fit_tfidf, log_loss
+from finetune.teacher import fit_teacher, pool, read_members, targets
+from mini_llm.engine.loss import cross_entropy_sum
+from mini_llm.engine.step import _counts
+
+TOPICS = {
+    0: ["film", "actor", "scene", "plot", "camera", "director", "screen", "role", "cast", "drama"],
+    1: ["goal", "match", "player", "team", "ball", "league", "score", "coach", "win", "season"],
+    2: ["bread", "oven", "flour", "sugar", "butter", "recipe", "dough", "cake", "salt", "milk"],
+}
+
+
+def documents(count: int, seed: int, classes: int = 3) -> tuple[list[str], np.ndarray]:
+    """Texts of which a third of the words belong to the topic of the label."""
+    draw = random.Random(seed)
+    labels = [draw.randrange(classes) for _ in range(count)]
+    common = [f"word{i}" for i in range(60)]
+    texts = [
+        " ".join(draw.choice(TOPICS[label] if draw.random() < 0.3 else common) for _ in range(30)) for label in labels
+    ]
+    return texts, np.array(labels)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_tfidf_learns_and_survives_saving(classes, tmp_path):
+    texts, labels = documents(200, 0, classes)
+    model = fit_tfidf(texts, labels, classes)
+    unseen, truth = documents(100, 1, classes)
+    found = model.probabilities(unseen)
+    assert (found.argmax(1) == truth).mean() > 0.9 and np.allclose(found.sum(1), 1)
+    model.save(tmp_path)
+    loaded = LinearClassifier.load(tmp_path)
+    assert loaded is not None and np.allclose(loaded.probabilities(unseen), found, atol=1e-5)
+    assert LinearClassifier.load(tmp_path / "nothing") is None
+
+
+def test_out_of_fold_probabilities_are_of_models_that_have_not_seen_the_text():
+    """Labels at random: a model that had seen its texts would predict them far better than chance."""
+    texts, labels = documents(120, 2, 2)
+    labels = np.array([random.Random(5 + i).randrange(2) for i in range(len(labels))])
+    model = fit_tfidf(texts, labels, 2)
+    assert log_loss(model.out_of_fold, labels) > 0.6
+    assert (model.probabilities(texts).argmax(1) == labels).mean() > (model.out_of_fold.argmax(1) == labels).mean()
+
+
+def test_lsa_needs_unlabelled_text_and_beats_tfidf_with_few_labels():
+    texts, labels = documents(15, 3)
+    unlabelled, _ = documents(2000, 4)
+    unseen, truth = documents(300, 6)
+    assert fit_lsa(texts, labels, 3, unlabelled[:100]) is None
+    lsa = fit_lsa(texts, labels, 3, unlabelled)
+    assert lsa is not None
+    accuracy = {
+        m.name[:3]: (m.probabilities(unseen).argmax(1) == truth).mean() for m in (lsa, fit_tfidf(texts, labels, 3))
+    }
+    assert accuracy["LSA"] > accuracy["TF-"]
+
+
+def test_a_teacher_is_read_back_unless_the_texts_changed(tmp_path):
+    texts, labels = documents(60, 7)
+    unlabelled, _ = documents(40, 8)
+    first = fit_teacher(tmp_path, texts, labels, 3, unlabelled, 0)
+    stamp = (tmp_path / "teacher.json").stat().st_mtime_ns
+    again = fit_teacher(tmp_path, texts, labels, 3, unlabelled, 0)
+    assert (tmp_path / "teacher.json").stat().st_mtime_ns == stamp
+    assert np.array_equal(first.train, again.train) and np.array_equal(first.unlabelled, again.unlabelled)
+    assert [m.name for m in read_members(tmp_path)] == [m.name for m in first.members]
+    fit_teacher(tmp_path, texts[1:], labels[1:], 3, unlabelled, 0)
+    assert (tmp_path / "teacher.json").stat().st_mtime_ns != stamp
+    answers = targets(first, labels)
+    assert answers.shape == (100, 3) and np.allclose(answers.sum(1), 1, atol=1e-5)
+    assert (answers[:60].argmax(1) == labels).all(), "half of the weight is the label's"
+
+
+def test_a_class_with_one_text_and_fewer_texts_than_folds():
+    texts, labels = documents(4, 9)
+    labels = np.array([0, 0, 1, 2])
+    found = fit_tfidf(texts, labels, 3)
+    assert np.isfinite(found.probabilities(texts)).all() and np.isfinite(found.out_of_fold).all()
+
+
+def test_pool_of_equals_is_the_same_and_the_weight_moves_it():
+    one, other = np.array([[0.9, 0.1]]), np.array([[0.2, 0.8]])
+    assert np.allclose(pool([one, one]), one)
+    assert np.allclose(pool([one, other], [1, 0]), one) and pool([one, other])[0, 0] < 0.9
+
+
+def test_the_loss_of_soft_labels_is_that_of_labels_where_they_are_one_hot():
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
+    one_hot = F.one_hot(labels, 3).float()
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    for w in (None, weight):
+        torch.testing.assert_close(cross_entropy_sum(logits, one_hot, w), cross_entropy_sum(logits, labels, w))
+        torch.testing.assert_close(_counts({"labels": one_hot}, w), _counts({"labels": labels}, w))
+    soft = torch.full((5, 3), 1 / 3)
+    expected = -(logits.log_softmax(-1) / 3).sum()
+    torch.testing.assert_close(cross_entropy_sum(logits, soft), expected)
+
+
+def test_collate_keeps_distributions():
+    batch = collate([np.array([1, 2]), np.array([3])], np.array([[0.5, 0.5], [0.1, 0.9]], dtype=np.float32), 0, 8)
+    assert batch["labels"].dtype == torch.float32 and batch["labels"].shape == (2, 2)
