@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 
 from finetune.config import FinetuneConfig
 from generate.config import GenerateConfig
@@ -318,6 +319,8 @@ def runs(tmp_path_factory) -> Path:
     rows = "\n".join(f"{line},{'cat' if ' cat ' in line else 'dog'}" for line in text[:80])
     (folder / "labels.csv").write_text(f"text,label\n{rows}\n")
     common = {"budget": "5s", "tracking": {"wandb": "offline"}, "runtime": {"device": "cpu"}}
+    # Accelerate keeps the precision of the first run of a process. These runs leave it open, other tests use fp32.
+    AcceleratorState._reset_state()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -325,6 +328,7 @@ def runs(tmp_path_factory) -> Path:
         corpus = {"sources": "text.txt"}
         pretrain(PretrainConfig(run="gpt", corpus=corpus, max_steps=2, init_embeddings="random", **common))
         finetune(FinetuneConfig(run="classifier", model="runs/gpt", data={"path": "labels.csv"}, max_steps=2, **common))
+    AcceleratorState._reset_state()
     return folder / "runs"
 
 
