@@ -19,9 +19,8 @@ class DataConfig(Config):
     path: str = Field(
         BUILT_IN,
         min_length=1,
-        description="stdlib (the built-in task), a file, folder or glob (CSV, TSV, JSONL, Parquet), or a Hugging Face "
-        "dataset org/name or org/name:config. In a folder, files named train, validation (valid, val, dev) and test "
-        "are these splits.",
+        description="stdlib (built-in task), a file or glob (CSV, TSV, JSONL, Parquet), a folder (its train, "
+        "validation and test files are splits), or a dataset org/name[:config].",
     )
     validation: str | None = Field(
         None, description="Validation data, like path; null: validation_split or validation_fraction."

@@ -91,10 +91,11 @@ def test_both_models_learn(folder):
 def test_both_classifiers_learn_and_report_baselines(folder):
     for run in ("gpt-classifier-labels", "mlm-classifier-labels"):
         found = summary(folder, run)
-        own, majority, tfidf = found["scores"]
+        own, majority, tfidf, teacher = found["scores"]
         assert own["accuracy"] > 0.9 and not own["baseline"]
         assert majority["baseline"] and majority["accuracy"] == pytest.approx(0.5, abs=0.05)
         assert tfidf["accuracy"] > 0.9
+        assert teacher["baseline"] and teacher["accuracy"] > 0.9
         assert found["labels"] == ["fruit", "metal"]
 
 

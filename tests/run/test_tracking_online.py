@@ -17,6 +17,15 @@ from mini_llm.engine.settings import TrackingConfig
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_service():
+    """The `server` fixture restores the address of a service process of W&B that has ended meanwhile."""
+    yield
+    for name in [name for name in mirror_module.os.environ if name.endswith("WANDB_SERVICE")]:
+        del mirror_module.os.environ[name]
+    forget_server()
+
+
 class Server(ThreadingHTTPServer):
     """Answers what W&B asks at init, log and finish. `mode`: ok, 401, 500, hang, close, or die (hang after init)."""
 

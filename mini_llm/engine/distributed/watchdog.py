@@ -81,7 +81,8 @@ class Watchdog:
         c10d: Any = torch.distributed.distributed_c10d
         store = c10d._get_default_store().clone()
         about = f"(process {os.getpid()} on {socket.gethostname()})"
-        while self._waits():
+        beating = True  # the first heartbeat at once, so that a rank that stops early is known by its process
+        while beating:
             try:
                 store.set(f"heartbeat/{self.rank}", f"{time.monotonic():.3f} {about} after {self._place}")
                 for rank, (before, _) in self._heard.items():
@@ -92,6 +93,7 @@ class Watchdog:
             except RuntimeError:
                 # The store's host is gone, and with it whatever the main thread waits for.
                 return
+            beating = self._waits()
 
     def _exit(self) -> None:
         lines = [f"rank {self.rank} (process {os.getpid()}): no progress for {self.timeout:g} s since {self._place}"]
