@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import typer
 from accelerate.utils import gather_object
 from rich.console import Console
@@ -26,6 +27,7 @@ from mini_llm.engine.batch import BatchSplit
 from mini_llm.engine.checkpoint.format import load_checkpoint
 from mini_llm.engine.checkpoint.saver import Saver
 from mini_llm.engine.checkpoint.sharded_saver import ShardedSaver
+from mini_llm.engine.cli import end_process
 from mini_llm.engine.step import TrainContext, seed_step, train_step
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +55,9 @@ def main(
     """Print the largest relative difference of the loss after every change of the layout of a run."""
     if worker is not None:
         work(worker, json.loads(job))
-        return
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        end_process(0)
     worst = 0.0
     with tempfile.TemporaryDirectory() as name:
         for optimizer in optimizers.split(","):

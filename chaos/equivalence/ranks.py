@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mini_llm.engine.batch import BatchSplit
+from mini_llm.engine.cli import end_process
 from mini_llm.engine.distributed.processes import make_accelerator, start_processes
 from mini_llm.engine.settings import LoopConfig, OptimConfig, RuntimeConfig
 from mini_llm.engine.step import TrainContext, prepare, seed_step, train_step
@@ -47,7 +48,9 @@ def main(
     """Print the largest relative difference of the loss between two processes and one, for every layout."""
     if worker is not None:
         work(worker, steps, optimizers.split(","), precisions.split(","))
-        return
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        end_process(0)
     with tempfile.TemporaryDirectory() as folder:
         losses = measure(Path(folder), steps, optimizers, precisions)
     table = Table("optimizer", "precision", "1 process, last loss", *(f"{name} x 2" for name in LAYOUTS), "bound")
