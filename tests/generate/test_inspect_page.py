@@ -189,6 +189,7 @@ def browse(page, fragment, profile, *flags):
     return document, "\n".join(line for line in result.stderr.splitlines() if "CONSOLE" in line)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 @pytest.mark.parametrize(
     ("family", "head"), [("qwen3", "causal"), ("bert", "masked"), ("t5", "seq2seq"), ("gpt2", "classifier")]
@@ -237,6 +238,7 @@ const wait = setInterval(() => {
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_pointer_and_arrow_keys_show_what_a_token_attends_to(directory, tmp_path):
     page = tmp_path / "page.html"
