@@ -75,6 +75,7 @@ def planted():
     return texts, exact, originals[200:], [changed(rng, text) for text in originals[200:]]
 
 
+@pytest.mark.slow
 def test_planted_duplicates_are_found(planted):
     texts, exact, originals, near = planted
     found = compare({"train": examples(texts), "test": examples([*exact, *near])})
@@ -96,6 +97,7 @@ def test_all_words_of_an_ngram_reach_the_bits_that_are_compared():
     assert grams[0] != grams[1] and word_ngrams(word_hashes("one"), 2).size == 0
 
 
+@pytest.mark.slow
 def test_clean_text_raises_no_alarm(planted):
     found = compare({"train": examples(planted[0])})
     assert found.coverage == "all" and found.duplicates("train") == (0, 0)
