@@ -67,7 +67,7 @@ def train_classifier(
         console.print(teacher.description, markup=False)
     elif config.teacher == "auto":
         unlabelled = []
-        console.print("no teacher: so many labelled texts that it has little to add, and takes minutes to fit")
+        console.print("no linear teacher: with this much labelled text it adds little and takes minutes to fit")
     model = load_classifier(config, source, splits.names, tokenizer)
     for note in describe_start(source, model) if config.weights == "pretrained" else ():
         console.print(note, markup=False)
@@ -170,7 +170,7 @@ def train_classifier(
 
 
 def _within(texts: list[str], characters: float) -> list[str]:
-    """The first texts that together have at most so many characters."""
+    """Return the longest prefix of `texts` with at most `characters` characters in total."""
     return texts[: int(np.searchsorted(np.cumsum([len(text) for text in texts]), characters, side="right"))]
 
 
