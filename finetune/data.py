@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mini_llm.corpus.encoding import suggest_encoding
 from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.tables import Row as TableRow
 from mini_llm.corpus.tables import iter_file_rows, iter_rows
@@ -11,7 +12,7 @@ from mini_llm.engine.errors import DataError
 
 from .data_config import BUILT_IN, BY_FILE, DataConfig
 from .examples import Example, Splits
-from .quality.encoding import guess_encoding
+from .passages_task import is_plain_text, load_passages
 from .quality.labels import check_labels, label_name, label_names, listed, unseen_labels
 from .quality.preparation import prepare
 from .quality.sources import Source, find_sources
@@ -19,6 +20,7 @@ from .quality.unlabelled import read_unlabelled
 from .stdlib_task import load_stdlib_task
 
 REPLACEMENT = "\ufffd"
+ENCODING = "data.encoding"
 
 
 class Row(NamedTuple):
@@ -31,21 +33,30 @@ class Row(NamedTuple):
     group: str
 
 
-def load_examples(config: DataConfig) -> Splits:
+def load_examples(config: DataConfig, with_test: bool = True) -> Splits:
     """Load the training, validation and (if given) test examples, without leaks, and the unlabelled texts.
+
+    Without `with_test`, test files are not opened.
 
     Sorts label names, numbers by value. See quality.preparation for what is dropped and held out. Raises DataError for
     a missing column, rows without text or label, a single label, and labels in validation or test that training does
     not have.
     """
-    splits = load_stdlib_task(config.seed) if config.path == BUILT_IN else read_splits(config)
+    if config.path == BUILT_IN:
+        splits = load_stdlib_task(config.seed)
+    elif is_plain_text(config):
+        splits = load_passages(config)
+    else:
+        splits = read_splits(config, with_test)
+    if not with_test:
+        splits.test = None
     splits = prepare(splits, config)
     if config.unlabelled:
         splits.unlabelled = read_unlabelled(config, splits)
     return splits
 
 
-def read_splits(config: DataConfig) -> Splits:
+def read_splits(config: DataConfig, with_test: bool = True) -> Splits:
     """Read all rows as they are. `validation` is empty if the configuration names none."""
     sources = find_sources(config)
     notes = list(sources["train"].notes)
@@ -54,7 +65,7 @@ def read_splits(config: DataConfig) -> Splits:
     check_labels(names, len(train), config.path, config.label)
     ids = {name: index for index, name in enumerate(names)}
     parts = {"train": to_examples(train, ids)}
-    for part in ("test", "validation"):
+    for part in ("test", "validation") if with_test else ("validation",):
         if part in sources and (examples := read_more(config, sources[part], ids, notes)) is not None:
             parts[part] = examples
     description = f"{config.label} of {config.text} in {config.path}"
@@ -68,7 +79,8 @@ def read_rows(config: DataConfig, source: Source, notes: list[str]) -> list[Row]
     damaged: list[tuple[str, int]] = []
     total, several = 0, source.files is not None and len(source.files) > 1
     by_column = config.group not in (None, BY_FILE)
-    for file, number, row in iter_source(config, source):
+    report = ReadReport()
+    for file, number, row in iter_source(config, source, report):
         total += 1
         place = f"{file} row {number}"
         text, label = row[config.text], label_name(row[config.label], f"{place}: '{config.label}'")
@@ -82,7 +94,7 @@ def read_rows(config: DataConfig, source: Source, notes: list[str]) -> list[Row]
         if REPLACEMENT in label:
             raise DataError(
                 f"{place}: the label {label!a} holds U+FFFD, the sign for bytes that cannot be decoded. "
-                f"{guess_encoding(file)}"
+                f"{suggest_encoding(file, ENCODING)}"
             )
         if REPLACEMENT in text:
             damaged.append((file, number))
@@ -97,18 +109,19 @@ def read_rows(config: DataConfig, source: Source, notes: list[str]) -> list[Row]
                 "Fill or remove them, or skip such rows with data.on_null=skip"
             )
         notes.append(f"{source.path}: {len(places):,} rows without '{column}' skipped")
+    notes += report.notes
     if damaged:
         file, number = damaged[0]
         notes.append(
             f"{len(damaged):,} texts hold U+FFFD, the sign for bytes that cannot be decoded, such as {file} row "
-            f"{number}. {guess_encoding(file)}"
+            f"{number}. {suggest_encoding(file, ENCODING)}"
         )
     if not rows:
         raise DataError(f"{source.path}: no labelled rows. It needs columns '{config.text}' and '{config.label}'")
     return rows
 
 
-def iter_source(config: DataConfig, source: Source) -> Iterator[tuple[str, int, TableRow]]:
+def iter_source(config: DataConfig, source: Source, report: ReadReport) -> Iterator[tuple[str, int, TableRow]]:
     """Yield (file or dataset, row number in it from 1, row) for all rows of a source."""
     columns = [config.text, config.label]
     if config.group not in (None, BY_FILE, *columns):
@@ -118,7 +131,7 @@ def iter_source(config: DataConfig, source: Source) -> Iterator[tuple[str, int, 
             yield source.path, number, row
         return
     for path in source.files:
-        rows = iter_file_rows(path, columns, "replace", ReadReport(), encoding=config.encoding)
+        rows = iter_file_rows(path, columns, "replace", report, encoding=config.encoding)
         for number, row in enumerate(rows, start=1):
             yield str(path), number, row
 
@@ -148,7 +161,8 @@ def to_examples(rows: list[Row], ids: dict[str, int]) -> list[Example]:
 def _has_labels(config: DataConfig, source: Source) -> bool:
     """Return whether any row of files has a label; test files of benchmarks often have none."""
     for path in source.files or []:
-        for row in iter_file_rows(path, [], "replace", ReadReport(), nested=True, encoding=config.encoding):
+        columns = [config.text, config.label]
+        for row in iter_file_rows(path, [], "replace", ReadReport(), True, config.encoding, columns):
             if label_name(row.get(config.label), str(path)) not in (None, "-1"):
                 return True
     return False

@@ -1,12 +1,12 @@
 """DataConfig: the labelled texts of a fine-tuning run, and how they are split."""
 
-import codecs
 import re
 from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mini_llm.corpus.encoding import check_encoding
 from mini_llm.engine.config import Config
 
 BUILT_IN = "stdlib"
@@ -26,8 +26,22 @@ class DataConfig(Config):
         None, description="Validation data, like path; null: validation_split or validation_fraction."
     )
     test: str | None = Field(None, description="Test data, like path; null: score the validation texts.")
-    text: str = Field("text", description="Column that holds the text.")
-    label: str = Field("label", description="Column that holds the label.")
+    text: str = Field("text", description="Column that holds the text; tokens: the words, questions: the context.")
+    text_pair: str | None = Field(
+        None, description="Column that holds the second text of a pair, or the question; null: none."
+    )
+    label: str = Field("label", description="Column that holds the label; tokens: the tags, questions: the answers.")
+    label_separator: str = Field(
+        ";", min_length=1, description="What separates the labels of a row (task=multi_label) where they are text."
+    )
+    label_order: list[str] = Field(
+        [],
+        description="Ordered labels (task=ordinal), lowest first; []: by number, or in natural order of their names.",
+    )
+    broken_tags: Literal["stop", "repair"] = Field(
+        "stop",
+        description="I-X that follows neither B-X nor I-X (task=tokens): stop with an error, or read it as B-X (IOB1).",
+    )
     split: str = Field("train", description="Split of the dataset to train on.")
     validation_split: str | None = Field(
         None, description="Split of the dataset `validation` (without one: of `path`) to validate on."
@@ -43,7 +57,10 @@ class DataConfig(Config):
         "stop", description="Rows without text or label: stop with an error, or skip and count them."
     )
     max_length: int | None = Field(
-        None, ge=4, description="Read this many tokens from the start of each text; null: as many as the model reads."
+        None,
+        ge=4,
+        description="Read this many tokens from the start of each text; null: as in pretraining, or up to 512 if texts "
+        "are longer and positions rotary.",
     )
     encoding: str | None = Field(
         None, description="Encoding of text files, such as cp1252 or utf-16; null: UTF-8, or by the byte order mark."
@@ -72,6 +89,11 @@ class DataConfig(Config):
         description="Texts without labels, to learn from: tables with the text column, text files (one text per line; "
         "in a folder or glob one per file), datasets.",
     )
+    pretraining_text: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: without unlabelled, the pretraining corpus if it is at hand, helps the linear teacher and "
+        "holds no scored texts; none: never.",
+    )
     seed: int = Field(0, description="Seed of the split and of the shots.")
 
     @field_validator("unlabelled", mode="before")
@@ -82,12 +104,7 @@ class DataConfig(Config):
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                codecs.lookup(value)
-            except LookupError:
-                raise ValueError(f"unknown encoding '{value}'; Python's names are such as cp1252 or utf-16") from None
-        return value
+        return check_encoding(value)
 
     @model_validator(mode="after")
     def _built_in_task_has_its_own_splits(self) -> "DataConfig":
@@ -109,4 +126,4 @@ class DataConfig(Config):
         parts = [part.split(".")[0] for part in PurePath(self.path).parts if part.split(".")[0] and "*" not in part]
         while len(parts) > 1 and parts[-1].lower() in ("train", "training", "data"):
             parts.pop()
-        return re.sub(r"[^a-z0-9]+", "-", parts[-1].lower()).strip("-")[:40] if parts else "data"
+        return re.sub(r"[\W_]+", "-", parts[-1].lower()).strip("-")[:40] or "data" if parts else "data"

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mini_llm.corpus.config import CorpusConfig, SourceConfig
+from mini_llm.corpus.encoding import check_encoding
 from mini_llm.engine.config import Config, RunName
 from mini_llm.engine.errors import ConfigError
 from mini_llm.engine.settings import LoopConfig, TrackingConfig
@@ -31,7 +32,7 @@ class ModelSizes(Config):
     head_dim: int | None = Field(None, ge=2, description="Width of a head; null: hidden_size / num_attention_heads.")
     intermediate_size: int | None = Field(None, ge=8, description="Width of the MLP; null: by the architecture.")
     max_position_embeddings: int | None = Field(
-        None, ge=8, description="Context length in tokens; also the length of training sequences."
+        None, ge=4, description="Context length in tokens; also the length of training sequences."
     )
     rope_theta: float | None = Field(
         None, gt=0, description="Base of the rotary position embedding; null: the architecture's, else 10,000."
@@ -65,10 +66,18 @@ class PairsConfig(Config):
     on_null: Literal["stop", "skip"] = Field(
         "stop", description="Rows without source or target: stop with an error, or skip and count them."
     )
+    encoding: str | None = Field(
+        None, description="Encoding of the tables, such as cp1252; null: UTF-8, or by the byte order mark."
+    )
     task: Literal["restore"] | None = Field(
         None, description="restore: make pairs from the corpus, lower-cased words without punctuation -> sentence."
     )
     scored: int = Field(500, ge=1, description="Held-out pairs to decode and score at the end, at most.")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        return check_encoding(value)
 
     @model_validator(mode="after")
     def _one_origin(self) -> "PairsConfig":
@@ -83,7 +92,10 @@ class PairsConfig(Config):
         """The text to train a tokenizer for these pairs on: both columns, or the corpus of the task."""
         if self.path is None:
             return given
-        columns = [SourceConfig(path=self.path, text=name, split=self.split) for name in (self.source, self.target)]
+        columns = [
+            SourceConfig(path=self.path, text=name, split=self.split, encoding=self.encoding)
+            for name in (self.source, self.target)
+        ]
         return given.model_copy(update={"sources": columns})
 
 

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from torch import nn
 
 from mini_llm import stages
 from mini_llm.corpus.build import TokenStore, build_store
 from mini_llm.engine.batch import Batch
-from mini_llm.engine.device import DTYPES, default_device, resolve_precision
+from mini_llm.engine.checkpoint.format import MANIFEST
+from mini_llm.engine.device import default_device
 from mini_llm.engine.errors import CheckpointError, ConfigError, DataError
 from mini_llm.engine.run.directory import find_model
-from mini_llm.engine.settings import RuntimeConfig
+from mini_llm.engine.run.files import content_hash, read_json
 from mini_llm.model import HEADS, ModelConfig, load_model
 from mini_llm.tokenization.config import TokenizerConfig
 from mini_llm.tokenization.load import load_tokenizer
@@ -28,7 +28,6 @@ from .objectives.spans import SENTINELS, SpanObjective, span_shape
 from .pairs import TextPairs, load_pairs
 from .plan.sizes import Plan, expected_width
 from .presets import Shape, config_of, read_preset, shape_of
-from .warm_start.choose import apply_warm_start
 
 Objective = CausalObjective | MaskedObjective | SpanObjective | PairsObjective
 
@@ -96,12 +95,9 @@ def find_source(init: str) -> Source:
 
 def _tokenizer(config: PretrainConfig, source: Source | None, shape: Shape, processes: PartialState, runs: Path) -> Any:
     if source is not None:
-        tokenizer = load_tokenizer(source.directory)
-        if tokenizer.vocab_size > source.config.vocab_size:
-            raise CheckpointError(
-                f"{source.directory}: the tokenizer has {tokenizer.vocab_size} tokens, but the model has "
-                f"{source.config.vocab_size} embeddings. Take both from the same model"
-            )
+        tokenizer = load_tokenizer(source.directory, source.config.vocab_size)
+        if tokenizer.remark and processes.is_main_process:
+            print(tokenizer.remark)
         return tokenizer
     if config.tokenizer:
         return load_tokenizer(config.tokenizer)
@@ -114,26 +110,42 @@ def _tokenizer(config: PretrainConfig, source: Source | None, shape: Shape, proc
         tracking=config.tracking,
     )
     say = None if processes.is_main_process else lambda line: None
-    return stages.load("tokenizer", "train").train_tokenizer(settings, runs / tokenizer_name(config, settings), say)
+    base = runs / tokenizer_name(config, settings)
+    trained_with = _recorded(runs / config.run_name, "tokenizer_sha256")
+    return stages.load("tokenizer", "train").find_or_train(settings, base, say, trained_with)
+
+
+def data_fingerprint(data: Data, run: Path) -> str:
+    """A hash of the training and validation data, wherever they lie."""
+    if data.stores is not None:
+        return data.stores["train"].fingerprint
+    pairs = [*data.pairs.train, None, *data.pairs.validation]
+    # Earlier releases hashed the names of the files too.
+    with_origins = content_hash(pairs)
+    if _recorded(run, "data_fingerprint") == with_origins:
+        return with_origins
+    return content_hash([pair[:2] if pair else None for pair in pairs])
+
+
+def _recorded(run: Path, name: str) -> str | None:
+    """A text of the metadata of the newest checkpoint of a run, such as the hash of its tokenizer, or None."""
+    for directory in sorted(run.glob("checkpoints/step-*"), reverse=True):
+        manifest = read_json(directory / MANIFEST)
+        if isinstance(manifest, dict) and isinstance(manifest.get(name), str):
+            return manifest[name]
+    return None
 
 
 def tokenizer_name(config: PretrainConfig, settings: TokenizerConfig) -> str:
-    """Name of the tokenizer's directory under runs/; a task has its own tokenizer beside the corpus's."""
+    """Name of a new tokenizer's directory under runs/; a task has its own tokenizer beside the corpus's."""
     task = config.pairs.task if config.pairs else None
     return f"{settings.directory.name}-{task}" if task else settings.directory.name
 
 
-def make_model(plan: Plan, data: Data, runtime: RuntimeConfig) -> nn.Module:
-    """The model to train: loaded from the source, or new."""
+def make_model(plan: Plan, data: Data) -> nn.Module:
+    """The model to train: loaded from the source, or new, without its warm start."""
     if data.source is None:
-        model = HEADS[data.shape](plan.config)
-        if plan.warm_start.tokens:
-            device = default_device(runtime.device)
-            dtype = DTYPES[resolve_precision(runtime.precision, device)]
-            # fp16 gradients would need a loss scale, which this fit does not have.
-            dtype = torch.float32 if dtype == torch.float16 else dtype
-            apply_warm_start(model, data.stores["train"], plan.warm_start, device, dtype)
-        return model
+        return HEADS[data.shape](plan.config)
     return load_model(data.source.directory, head=data.shape, dropout=plan.config.dropout)
 
 

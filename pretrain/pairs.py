@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from mini_llm.corpus.config import CorpusConfig
 from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset
+from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.tables import iter_rows
 from mini_llm.engine.errors import DataError
 
@@ -86,7 +87,9 @@ def read_more(config: PairsConfig, part: str, notes: list[str]) -> list[Pair] | 
 def read_pairs(config: PairsConfig, path: str, split: str, notes: list[str]) -> list[Pair]:
     """Read all pairs of one table. Raises DataError naming rows without source or target."""
     pairs, missing, number = [], [], 0
-    for number, row in enumerate(iter_rows(path, split, [config.source, config.target]), start=1):
+    report = ReadReport(option="pairs.encoding")
+    columns = [config.source, config.target]
+    for number, row in enumerate(iter_rows(path, split, columns, report=report, encoding=config.encoding), start=1):
         texts = [row[config.source], row[config.target]]
         if any(text is None or text != text or not str(text).strip() for text in texts):
             missing.append(number)
@@ -100,6 +103,12 @@ def read_pairs(config: PairsConfig, path: str, split: str, notes: list[str]) -> 
         )
     if missing:
         notes.append(f"{path}: {len(missing):,} rows without source or target skipped")
+    if report.replaced_bytes:
+        notes.append(
+            f"{path}: {report.replaced_bytes:,} bytes that are not valid in its encoding were replaced by U+FFFD. "
+            f"{report.advice()}"
+        )
+    notes += report.notes
     if not pairs:
         raise DataError(f"{path}: no pairs. It needs columns '{config.source}' and '{config.target}'")
     return pairs

@@ -18,6 +18,7 @@ from mini_llm.engine.cli import (
 
 if TYPE_CHECKING:
     from mini_llm.tokenization.config import TokenizerConfig
+    from mini_llm.tokenization.tokenizer import Tokenizer
 
 ME = program("tokenizer")
 HELP = f"""Train a SentencePiece tokenizer on your text, verify it, and report its quality.
@@ -57,13 +58,16 @@ def main(
     version: Version = False,
 ) -> None:
     config = read_settings(arguments or [], data or [], run)
+
+    from mini_llm.engine.run.wandb_runs import run_of_its_own
+
+    config = run_of_its_own(config, config.directory.name, named=config.run is not None)
     if os.environ.get("RANK", "0") != "0":
         return  # started by a launcher on several processes: the first one does the work
 
     from .train import train_tokenizer
 
-    train_tokenizer(config, config.directory)
-    show(config, data or [])
+    show(config, train_tokenizer(config), data or [])
 
 
 def read_settings(arguments: list[str], data: list[str], run: str | None) -> "TokenizerConfig":
@@ -75,21 +79,24 @@ def read_settings(arguments: list[str], data: list[str], run: str | None) -> "To
     return load_config(config_class(), path, [*flags, *overrides])
 
 
-def show(config: "TokenizerConfig", data: list[str]) -> None:
+def show(config: "TokenizerConfig", tokenizer: "Tokenizer", data: list[str]) -> None:
     """Print the report of a finished run from its files, and the next command."""
     import shlex
 
     from rich.console import Console
 
-    from mini_llm.engine.run.files import read_json
+    from mini_llm.engine.report.record import Run
+    from mini_llm.engine.run.state import read_state
 
-    from .report import draw, report_table
+    from .report import Figures, draw, report_table
 
-    directory, console = config.directory, Console(highlight=False)
-    console.print(report_table(read_json(directory / "summary.json")))
-    console.print()
-    draw(read_json(directory / "tables" / "pieces.json")["rows"], console)
-    console.print()
+    directory, console = tokenizer.directory, Console(highlight=False)
+    if (figures := read_state(directory / "summary.json", Figures)) is not None:
+        console.print(report_table(figures.model_dump()))
+        console.print()
+    if (pieces := Run(directory).table("pieces")) is not None:
+        draw(pieces["rows"], console)
+        console.print()
     console.print(f"The tokenizer is in {directory}.", markup=False, soft_wrap=True)
     words = [word for path in data for word in ("--data", path)] + ([f"tokenizer={directory}"] if config.run else [])
     console.print(f"Next: {program('pretrain')} {shlex.join(words)}".rstrip(), markup=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +45,18 @@ def measure(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:
         "tokens_per_word": tokens / max(words, 1),
         "byte_baseline_tokens_per_word": size / max(words, 1),
     }
+
+
+class Figures(BaseModel):
+    """The numbers of summary.json that report_table shows."""
+
+    heldout_bytes: FiniteFloat
+    vocab_size: NonNegativeInt
+    bytes_per_token: FiniteFloat
+    tokens_per_word: FiniteFloat
+    byte_baseline_tokens_per_word: FiniteFloat
+    coverage: FiniteFloat
+    byte_fallback: FiniteFloat
 
 
 def report_table(figures: Mapping[str, Any]) -> Table:

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from mini_llm.corpus.documents import iter_documents
 from mini_llm.corpus.fingerprint import corpus_fingerprint
 from mini_llm.corpus.report import ReadReport
 from mini_llm.engine.errors import CheckpointError, ConfigError, DataError
 from mini_llm.engine.run.directory import RunDirectory
-from mini_llm.engine.run.files import read_json, write_atomic
+from mini_llm.engine.run.files import write_atomic
+from mini_llm.engine.run.state import Summary, read_object
 from mini_llm.engine.run.tracker import Tracker
 from mini_llm.tokenization.config import TokenizerConfig, default_vocab_size
 from mini_llm.tokenization.fast import FastTokenizer
@@ -23,6 +26,7 @@ from mini_llm.tokenization.load import is_complete
 from mini_llm.tokenization.save import save_tokenizer
 from mini_llm.tokenization.tokenizer import Tokenizer
 
+from .place import KEY, find_tokenizer, new_directory, one_at_a_time, tokenizer_key
 from .report import TOKEN_COLUMNS, choose_sentence, measure, token_rows
 from .sample import SEGMENT, Sample, draw_sample
 
@@ -54,45 +58,93 @@ SETTINGS: dict[str, Any] = {
 
 
 def train_tokenizer(
-    config: TokenizerConfig, directory: Path | str, log: Callable[[str], None] | None = None
+    config: TokenizerConfig, directory: Path | str | None = None, log: Callable[[str], None] | None = None
 ) -> Tokenizer:
     """Train the tokenizer of `config` in `directory`, or load the one there if its config and corpus are the same.
+
+    Without a directory: in that of config.run; without a name, see find_or_train.
 
     Writes tokenizer.model last: a directory that holds it is complete. Calls `log` with a line per step (None: print to
     stderr). Raises ConfigError if `directory` belongs to another config or corpus or if the corpus does not allow the
     vocabulary size, DataError for a corpus without text, CheckpointError if a string does not round-trip.
     """
-    directory = Path(directory)
-    log = log or (lambda line: print(line, file=sys.stderr, flush=True))
+    log = log or print_line
+    if directory is None and config.run is None:
+        return find_or_train(config, config.directory, log)
+    directory = Path(directory or config.directory)
     tree = config.model_dump(mode="json")
     if is_complete(directory):
         return _reuse(config, tree, directory, log)
-    with RunDirectory(directory) as run:
+    with one_at_a_time(directory.parent / ".locks" / directory.name, log):
         if is_complete(directory):  # another process was faster
             return _reuse(config, tree, directory, log)
-        run.record(tree)
-        with Tracker(directory, config.tracking, "tokenizer", tree) as tracker:
-            return _train(config, run, tracker, log)
+        with RunDirectory(directory) as run:
+            run.record(tree)
+            return _train_tracked(config, tree, run, log)
+
+
+def find_or_train(
+    config: TokenizerConfig, base: Path, log: Callable[[str], None] | None = None, sha256: str | None = None
+) -> Tokenizer:
+    """Load the tokenizer beside `base` that was trained on this corpus with these settings, or train it.
+
+    It is found by the content of the corpus, under any name, so that corpora with the same name do not collide. A new
+    one lies in `base`, or in base-HASH if that is taken. A launch that needs the tokenizer that another one is training
+    waits for it. `sha256`: of the tokenizer to prefer. Raises like train_tokenizer.
+    """
+    log, root = log or print_line, base.parent
+    fingerprint = corpus_fingerprint(config.corpus)
+    key = tokenizer_key(config, fingerprint)
+    with one_at_a_time(root / ".locks" / f"tokenizer-{key}", log):
+        found = find_tokenizer(config, root, fingerprint, sha256)
+        if found is not None:
+            log(RunDirectory(found, main_process=False).describe_finished())
+            return Tokenizer.load(found)
+        with FileLock(root / ".locks" / "names"):
+            # Another corpus of this name may be on its way to the same directory.
+            run = RunDirectory(new_directory(base, key))
+            (run.path / KEY).write_text(key, encoding="ascii")
+        with run:
+            tree = config.model_dump(mode="json")
+            run.record(tree)
+            return _train_tracked(config, tree, run, log)
+
+
+def print_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _train_tracked(
+    config: TokenizerConfig, tree: dict[str, Any], run: RunDirectory, log: Callable[[str], None]
+) -> Tokenizer:
+    with Tracker(run.path, config.tracking, "tokenizer", tree) as tracker:
+        return _train(config, run, tracker, log)
 
 
 def _reuse(config: TokenizerConfig, tree: dict[str, Any], directory: Path, log: Callable[[str], None]) -> Tokenizer:
     run = RunDirectory(directory, main_process=False)  # takes no lock, since several ranks and runs may read it at once
-    summary = read_json(directory / "summary.json") or {}
+    summary = read_object(directory / "summary.json", Summary)
     # Without a requested size, or with the size found, the tokenizer there fits.
     same_size = config.vocab_size in (None, summary.get("vocab_size"))
-    run.compare_config(tree, harmless=("run", "vocab_size", "hidden_size") if same_size else ("run", "hidden_size"))
     recorded, found = summary.get("corpus_fingerprint"), corpus_fingerprint(config.corpus)
+    if recorded is None:
+        raise CheckpointError(
+            f"{directory / 'summary.json'}: does not say what this tokenizer was trained on: the file is damaged. "
+            f"To keep the tokenizer, name it: tokenizer={directory}. To train it again, delete {directory}"
+        )
     if recorded != found:
         raise ConfigError(
             f"{directory}: the corpus has changed since this tokenizer was trained on it (corpus_fingerprint "
             f"{recorded} -> {found}). Models may depend on this tokenizer: to keep it, choose another name "
             f"(RUN=another-name, or --run another-name); to replace it, delete {directory}"
         )
+    run.compare_config(tree, harmless=("vocab_size", "hidden_size") if same_size else ("hidden_size",))
     log(run.describe_finished())
     return Tokenizer.load(directory)
 
 
 def _train(config: TokenizerConfig, run: RunDirectory, tracker: Tracker, log: Callable[[str], None]) -> Tokenizer:
+    tracker.rewind(-1)  # rows of a launch that was killed after them
     started = time.monotonic()
     fingerprint = corpus_fingerprint(config.corpus)
     read = ReadReport()
@@ -108,7 +160,7 @@ def _train(config: TokenizerConfig, run: RunDirectory, tracker: Tracker, log: Ca
     staging = run.path / ".staging"
     shutil.rmtree(staging, ignore_errors=True)
     save_tokenizer(Tokenizer(model, staging), staging, "causal")
-    _compare_with_json(tokenizer, FastTokenizer.load(staging), heldout[:200])
+    _compare_with_json(tokenizer, FastTokenizer.load(staging).plain(), heldout[:200])
 
     figures = measure(tokenizer, heldout)
     sentence = choose_sentence(heldout)
@@ -128,7 +180,7 @@ def _train(config: TokenizerConfig, run: RunDirectory, tracker: Tracker, log: Ca
             "space_marks": gate.space_marks,
         }
     )
-    resolved = {"run": config.directory.name, "vocab_size": tokenizer.vocab_size}
+    resolved = {"run": run.path.name, "vocab_size": tokenizer.vocab_size}
     run.resolve(resolved)
     tracker.config(resolved)
     run.finish({name: figures[name] for name in ("vocab_size", "bytes_per_token", "tokens_per_word")})

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from mini_llm.engine.errors import DataError
+from mini_llm.engine.run.partial import State
 
 from .rows import InputRow
 
@@ -42,6 +43,15 @@ class Layout:
                 name = PREFIX + name
             added[meaning] = name
         return cls(list(columns), added)
+
+
+@dataclass(frozen=True)
+class LabelState(State):
+    """What an unfinished output file remembers: its layout, and counts to report."""
+
+    truncated: int = 0
+    abstained: int = 0
+    layout: Layout | None = None
 
 
 class RowWriter:
@@ -90,14 +100,14 @@ class RowWriter:
             values["abstain"] = abstain
         if self.table is None:
             values["probabilities"] = {self.names[index]: value for index, value in best.items()}
-            columns = {name: _json_value(value) for name, value in row.columns.items()}
+            columns = {name: json_value(value) for name, value in row.columns.items()}
             added = {layout.added[meaning]: value for meaning, value in values.items()}
             tree = {layout.added["row"]: row.number, **columns, **added}
             self.file.write(json.dumps(tree, ensure_ascii=False, default=str) + "\n")
             return
-        cells = [_csv_value(row.columns.get(name)) for name in layout.columns]
+        cells = [csv_value(row.columns.get(name)) for name in layout.columns]
         scores = [best.get(index, "") for index in range(len(self.names))]
-        self.table.writerow([row.number, *cells, *map(_csv_value, values.values()), *scores])
+        self.table.writerow([row.number, *cells, *map(csv_value, values.values()), *scores])
 
     def begin(self, columns: Sequence[str]) -> None:
         """Fix the columns of the output, unless that has been done, and write the header of a CSV file."""
@@ -125,11 +135,11 @@ class RowWriter:
             )
 
 
-def _json_value(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _csv_value(value: Any) -> Any:
+def csv_value(value: Any) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):

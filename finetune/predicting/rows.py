@@ -4,7 +4,6 @@ A file is a table if its name ends in .csv, .tsv, .jsonl, .json or .parquet (als
 Standard input and named pipes are lines, or what --input-format names.
 """
 
-import codecs
 import sys
 import threading
 from collections import deque
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from mini_llm.corpus.encoding import check_encoding
 from mini_llm.corpus.paths import find_files, table_format
 from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.stream import InputStream
@@ -64,11 +64,11 @@ def iter_input(
     elif not place.is_file():
         find_files(str(place))  # explains what is wrong and names the nearest file
         raise DataError(f"{source}: a folder or several files; name one file")
-    if encoding is not None:
-        try:
-            codecs.lookup(encoding)
-        except LookupError:
-            raise ConfigError(f"unknown encoding '{encoding}'; Python's names are such as cp1252 or utf-16") from None
+    try:
+        check_encoding(encoding)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    report.option = "--encoding"
     if table_format(place) is None:
         lines = map(_without_end, iter_lines(read_text(place, "replace", report, encoding), newline=""))
         rows: Iterator[tuple[Any, dict[str, Any]]] = ((line, {LINE: line}) for line in lines)
@@ -97,7 +97,7 @@ def _table_rows(
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield (value of `column`, all columns) of each row. Raises DataError if no row has the column."""
     first, found = None, False
-    for row in iter_file_rows(place, [], "replace", report, nested=True, encoding=encoding):
+    for row in iter_file_rows(place, [], "replace", report, nested=True, encoding=encoding, names=[column]):
         first = list(row) if first is None else first
         found = found or column in row
         # The rows of other formats all have the same columns.

@@ -34,12 +34,14 @@ def score(
     on_null: Literal["stop", "skip"] = "stop",
     batch_size: int = 64,
     encoding: str | None = None,
+    alone: bool = False,
 ) -> dict[str, Any]:
     """Return the scores of the classifier in `directory` on the rows of `source`: a file, folder, glob or dataset name.
 
     "scores": accuracy, macro_f1, mcc, log_loss (nats) and ece of the calibrated probabilities, each with NAME_low and
     NAME_high, the 95 % interval; "per_class": one row per label; "confusion": counts by [label][prediction].
-    Raises CheckpointError, and DataError for labels that the classifier does not have.
+    `alone`: without the linear models stored beside the model. Raises CheckpointError, and DataError for
+    labels that the classifier does not have.
     """
     notes: list[str] = []
     settings = {"path": source, "text": text, "label": label, "on_null": on_null, "encoding": encoding}
@@ -48,8 +50,9 @@ def score(
     try:
         rows = read_rows(config, Source(source, split, files), notes)
     except DataError as error:
-        raise DataError(str(error).replace("data.on_null=skip", "--on-null skip")) from None
-    classifier = Classifier(directory)
+        message = str(error).replace("data.on_null=skip", "--on-null skip").replace("data.encoding=", "--encoding=")
+        raise DataError(message) from None
+    classifier = Classifier(directory, alone)
     ids = {name: index for index, name in enumerate(classifier.names)}
     check_labels_are_known(rows, ids, source, classifier.directory)
     labels = np.array([ids[row.label] for row in rows])

@@ -1,19 +1,14 @@
 """Which files hold the training, validation and test texts: as configured, or by their names in a folder."""
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset, table_format
+from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset, split_name, table_format
 from mini_llm.engine.errors import DataError
 
 from ..data_config import DataConfig
 from .labels import listed
-
-# train.csv, train-00000-of-00002.parquet, dev_matched.tsv; not trainer.csv.
-SPLIT_NAME = re.compile(r"(train|training|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
-PARTS = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
 
 
 @dataclass
@@ -61,9 +56,7 @@ def _by_name(path: str, files: list[Path]) -> dict[str, Source]:
     """Sort the files of a folder into parts. Without a file named train, the unnamed ones are the training data."""
     parts: dict[str, list[Path]] = defaultdict(list)
     for file in files:
-        match = SPLIT_NAME.match(file.name)
-        name = match[1].lower() if match and table_format(file) else ""
-        parts[PARTS.get(name, name)].append(file)
+        parts[split_name(file) if table_format(file) else ""].append(file)
     others = parts.pop("", [])
     if "train" not in parts:
         tables = [file for file in others if table_format(file)]

@@ -2,11 +2,14 @@
 
 import hashlib
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mini_llm.corpus.config import SourceConfig
+from mini_llm.corpus.encoding import suggest_encoding
 from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset, table_format
 from mini_llm.corpus.report import ReadReport
+from mini_llm.corpus.sources import read_source
 from mini_llm.corpus.tables import iter_file_rows, iter_rows
 from mini_llm.corpus.text import iter_lines, read_text
 from mini_llm.engine.errors import DataError
@@ -20,6 +23,8 @@ from .normal_form import normal_form
 LIMIT = 50_000
 # Characters that the texts may have in all, which is what memory and the later steps have to hold.
 MOST_CHARACTERS = 200_000_000
+# Longer documents of a pretraining corpus are books or files of code: no text to classify.
+LONGEST_DOCUMENT = 50_000
 
 
 def read_unlabelled(config: DataConfig, splits: Splits, limit: int = LIMIT) -> list[str]:
@@ -29,14 +34,51 @@ def read_unlabelled(config: DataConfig, splits: Splits, limit: int = LIMIT) -> l
     `splits.notes` and `splits.findings`. Of more texts, draws a sample that depends on data.seed and the texts. Reads
     everything, but holds the sample only. Raises DataError for a source that cannot be read or holds no texts.
     """
+    sources = [(source, iter_unlabelled(source, config)) for source in config.unlabelled]
+    return collect_unlabelled(sources, config, splits, limit)
+
+
+def read_pretraining_texts(
+    sources: list[SourceConfig], config: DataConfig, splits: Splits, characters: float
+) -> list[str]:
+    """Return the first documents of a pretraining corpus, up to `characters` in all, as read_unlabelled does."""
+
+    def documents() -> Iterator[str]:
+        read = 0
+        for source in sources:
+            for _, chunks in read_source(source, "replace", ReadReport()):
+                text = ""
+                for chunk in chunks:
+                    text += chunk
+                    if len(text) > LONGEST_DOCUMENT:
+                        break
+                read += len(text)
+                if read > characters:
+                    return
+                if len(text) <= LONGEST_DOCUMENT:
+                    yield text
+
+    return collect_unlabelled([("the pretraining corpus", documents())], config, splits, LIMIT, may_be_empty=True)
+
+
+def collect_unlabelled(
+    sources: Iterable[tuple[str, Iterator[str]]],
+    config: DataConfig,
+    splits: Splits,
+    limit: int,
+    may_be_empty: bool = False,
+) -> list[str]:
+    """Return at most `limit` texts of `sources`, (name, texts) each; see read_unlabelled."""
     scored = {normal_form(example.text) for part in (splits.validation, splits.test or []) for example in part}
     seen: set[bytes] = set()
     chosen: list[tuple[int, int, str]] = []  # a heap: (-rank, position, text); the largest rank is replaced first
     read = exact = 0
-    for source in config.unlabelled:
+    damaged = ""
+    for source, found in sources:
         before = read
-        for text in iter_unlabelled(source, config):
+        for text in found:
             read += 1
+            damaged = damaged or (source if "\ufffd" in text else "")
             normal = normal_form(text)
             if normal in scored:
                 exact += 1
@@ -52,7 +94,7 @@ def read_unlabelled(config: DataConfig, splits: Splits, limit: int = LIMIT) -> l
                 heapq.heappush(chosen, item)
             elif item > chosen[0]:
                 heapq.heapreplace(chosen, item)
-        if read == before:
+        if read == before and not may_be_empty:
             raise DataError(f"{source}: no texts. data.unlabelled reads tables with a column '{config.text}' and files")
     texts = [text for _, _, text in sorted(chosen, key=lambda item: item[1])]
     kept = _without_near(texts, scored, config)
@@ -63,6 +105,11 @@ def read_unlabelled(config: DataConfig, splits: Splits, limit: int = LIMIT) -> l
     if exact or counts["near_to_scored"]:
         note += f"; left out: {exact:,} equal and {counts['near_to_scored']:,} nearly equal to validation or test texts"
     splits.notes.append(note + ")")
+    if damaged:
+        splits.notes.append(
+            f"unlabelled: texts of {damaged} hold U+FFFD, the sign for bytes that cannot be decoded. "
+            f"{suggest_encoding(damaged, 'data.encoding')}"
+        )
     return kept
 
 

@@ -5,6 +5,9 @@
     report.py       ReadReport: what was read, dropped and repaired
     sources.py      one source -> documents: the built-in corpus, text files, folders, globs, tables, datasets
     tables.py       iter_rows: CSV, TSV, JSON, JSONL, Parquet and Hugging Face datasets, row by row
+    json_rows.py    JSON and JSONL: lines, lists, and objects that hold rows or columns
+    encoding.py     suggest_encoding: a guess at the encoding of bytes that are not UTF-8, for messages
+    separators.py   documents inside one text file
     text.py         bytes -> text: compression, byte order marks, UTF-16, invalid UTF-8, binary files
     paths.py        whether a path names a file, a folder, a glob or a dataset
     hub.py          Hugging Face datasets, by name or saved to disk

@@ -40,11 +40,15 @@ PLAIN_LINE_SECONDS = 30
 def build_store(config: CorpusConfig, tokenizer: Any, root: Path) -> dict[str, TokenStore]:
     """Return {"train": store, "validation": store} for a corpus, reusing, completing or building them below `root`.
 
-    `tokenizer` has sha256, vocab_size, bos_id, eos_id (int or None) and encode_batch(list[str]) -> list of id arrays.
+    `tokenizer` has sha256, vocab_size, bos_id, eos_id (int or None), document_frame (the ids before and after each
+    document) and encode_batch(list[str]) -> list of id arrays.
     Raises DataError for unreadable sources, an empty part, or a disk that is full or cannot be written.
     """
     fingerprint = corpus_fingerprint(config)
     identity = [FORMAT, fingerprint, tokenizer.sha256, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id]
+    ends = [[] if i is None else [i] for i in (tokenizer.bos_id, tokenizer.eos_id)]
+    if list(tokenizer.document_frame) != ends:
+        identity.append(tokenizer.document_frame)
     key = f"{config.name or 'stdlib'}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     folder = Path(root) / key
     try:

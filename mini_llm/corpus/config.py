@@ -6,11 +6,13 @@ sources: {path: "org/name:config", split: train, text: text, streaming: true}
 """
 
 import re
+import unicodedata
 from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mini_llm.corpus.encoding import check_encoding
 from mini_llm.corpus.paths import HUB_PREFIX, is_hub_name, plain_suffixes
 from mini_llm.engine.config import Config
 
@@ -27,10 +29,18 @@ class SourceConfig(Config):
     )
     text: str = Field("text", description="Column that holds the text; for tables and datasets.")
     split: str = Field("train", description="Split of a Hugging Face dataset.")
+    encoding: str | None = Field(
+        None, description="Encoding of text files and tables, such as cp1252; null: UTF-8, or by the byte order mark."
+    )
     streaming: bool = Field(False, description="Stream a Hugging Face dataset; local files are always streamed.")
     weight: float = Field(
         1.0, gt=0, le=1000, description="2.0: use each document twice; 0.5: use half of them, chosen by hash."
     )
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        return check_encoding(value)
 
     @model_validator(mode="before")
     @classmethod
@@ -64,6 +74,12 @@ class CorpusConfig(Config):
         description="hash: whole documents, chosen by hash; tail: the end of each document (at most 4 Mi characters); "
         "auto: tail for fewer than 20 documents, else hash.",
     )
+    separator: str | None = Field(
+        None,
+        min_length=1,
+        description="What ends a document inside a text file: line (each line is one), blank-line, or a text such as "
+        "<|endoftext|>; null: a file is one document.",
+    )
     deduplicate: bool = Field(True, description="Drop exact duplicates of documents.")
     on_invalid: Literal["replace", "stop"] = Field(
         "replace", description="Bytes that are not valid UTF-8 or UTF-16: replace them, or stop with an error."
@@ -81,4 +97,5 @@ class CorpusConfig(Config):
         if all(source.path == STDLIB for source in self.sources):
             return ""
         joined = "-".join(dict.fromkeys(source.name for source in self.sources))
-        return re.sub(r"[^A-Za-z0-9_.-]+", "-", joined).strip("-.")[:40].rstrip("-.") or "corpus"
+        name = unicodedata.normalize("NFC", joined)
+        return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:40].rstrip("-.") or "corpus"

@@ -7,12 +7,14 @@ print(report)
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Literal, NamedTuple
 
-from mini_llm.corpus.config import CorpusConfig, SourceConfig
+from mini_llm.corpus.config import STDLIB, CorpusConfig, SourceConfig
 from mini_llm.corpus.hash_set import HashSet
+from mini_llm.corpus.paths import is_hub_name, named_splits
 from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.sources import Origin, TextFile, read_source
 from mini_llm.engine.errors import DataError
@@ -45,10 +47,10 @@ def iter_documents(
     parts. Raises DataError for unreadable sources and for an empty part.
     """
     report = ReadReport() if report is None else report
-    found = False
-    for document in iter_parts(config, resolve_split(config), report):
+    found, split = False, resolve_split(config)
+    for document in iter_parts(config, split, report):
         if part != "all" and document.part != part:
-            if config.validation and part == "validation":
+            if split == "given" and part == "validation":
                 break  # the validation sources come first
             continue
         found = True
@@ -61,10 +63,12 @@ def iter_documents(
 
 def iter_parts(config: CorpusConfig, split: Split, report: ReadReport) -> Iterator[Document]:
     """Yield the documents of both parts in one pass, repeating or dropping training documents by weight."""
-    seen = {"train": HashSet(), "validation": HashSet()}
+    config, seen = with_named_splits(config, report), {"train": HashSet(), "validation": HashSet()}
     # Validation sources come first, so that their texts can be dropped from the training documents.
-    plan = [("validation", source) for source in config.validation] + [("train", source) for source in config.sources]
-    for part, source in plan:
+    plan = [("validation", i, source) for i, source in enumerate(config.validation)]
+    plan += [("train", i, source) for i, source in enumerate(config.sources)]
+    for part, index, source in plan:
+        report.option = f"corpus.{'sources' if part == 'train' else part}.{index}.encoding"
         documents = _documents(config, source, part, split, report)
         if config.deduplicate or split != "hash":  # a split by hash puts equal texts in the same part anyway
             documents = _distinct(documents, seen, config.deduplicate, report)
@@ -73,18 +77,44 @@ def iter_parts(config: CorpusConfig, split: Split, report: ReadReport) -> Iterat
         yield from documents
 
 
+def with_named_splits(config: CorpusConfig, report: ReadReport | None = None) -> CorpusConfig:
+    """Replace each folder that holds train.* and validation.* or test.* files by those files of its part.
+
+    Validation files become `config.validation`, unless that is given; test files and others are not read.
+    """
+    sources: list[SourceConfig] = []
+    held_out: list[SourceConfig] = []
+    for source in config.sources:
+        parts = None if source.path == STDLIB or is_hub_name(source.path) else named_splits(source.path)
+        if parts is None:
+            sources.append(source)
+            continue
+        sources += [source.model_copy(update={"path": str(file)}) for file in parts["train"]]
+        if not config.validation:
+            files = parts.get("validation", [])
+            held_out += [source.model_copy(update={"path": str(file), "weight": 1.0}) for file in files]
+        if report is not None:
+            names = {part: ", ".join(file.name for file in files[:5]) for part, files in parts.items()}
+            read = {part: names.pop(part) for part in ("train", "validation") if part in names}
+            shown = "; ".join(f"{part}: {files}" for part, files in read.items())
+            rest = f"; not read: {', '.join(names.values())}" if names else ""
+            report.note(f"{source.path}: files taken by name: {shown}{rest}")
+    return config.model_copy(update={"sources": sources, "validation": config.validation or held_out})
+
+
 def resolve_split(config: CorpusConfig) -> Split:
     """Resolve split="auto": "tail" below 20 documents or when no document hashes to validation, else "hash".
 
     Reads no further than needed to decide.
     """
+    config = with_named_splits(config)
     if config.validation:
         return "given"
     if config.split != "auto":
         return config.split
     seen, documents, validation = HashSet(), 0, False
     for source in config.sources:
-        for _, chunks in read_source(source, config.on_invalid, ReadReport()):
+        for _, chunks in read_source(source, config.on_invalid, ReadReport(), config.separator):
             new = False
             for data in cut(chunks):
                 digest = _digest(data, config.seed)
@@ -115,6 +145,7 @@ def cut(chunks: Iterable[str]) -> Iterator[bytes]:
 
 def no_text(config: CorpusConfig, part: str, report: ReadReport) -> DataError:
     """Return the error for an empty part: what was read, and what to do."""
+    config = with_named_splits(config)
     sources = config.validation if part == "validation" and config.validation else config.sources
     names = ", ".join(source.path for source in sources)
     advice = "Check that the files hold text, and that 'text' names the right column"
@@ -127,7 +158,7 @@ def _documents(
     config: CorpusConfig, source: SourceConfig, part: str, split: Split, report: ReadReport
 ) -> Iterator[Document]:
     """Yield every document of a source, split to size, with its part."""
-    for origin, chunks in read_source(source, config.on_invalid, report):
+    for origin, chunks in read_source(source, config.on_invalid, report, config.separator):
         groups = _tail(chunks, config) if split == "tail" else [(part, chunks)]
         count = 0
         for name, group in groups:
@@ -146,7 +177,7 @@ def _documents(
 def _tail(chunks: Iterable[str], config: CorpusConfig) -> Iterator[tuple[str, Iterable[str]]]:
     """Yield (part, chunks): the first characters of a document go to training, the last to validation."""
     if isinstance(chunks, TextFile):
-        length = sum(len(chunk) for chunk in TextFile(chunks.path, chunks.on_invalid, ReadReport()))
+        length = sum(len(chunk) for chunk in replace(chunks, report=ReadReport()))
     else:
         length = sum(len(chunk) for chunk in chunks)
     # int(length * 0.9) is where nanoGPT cuts tinyshakespeare.

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 
 from mini_llm.corpus.config import STDLIB, CorpusConfig, SourceConfig
-from mini_llm.corpus.documents import MAX_DOCUMENT_BYTES
+from mini_llm.corpus.documents import MAX_DOCUMENT_BYTES, with_named_splits
 from mini_llm.corpus.hub import hub_commit
 from mini_llm.corpus.paths import is_hub_name, plain_suffixes, saved_dataset
 from mini_llm.corpus.report import ReadReport
@@ -23,11 +23,16 @@ def corpus_fingerprint(config: CorpusConfig) -> str:
     Hashes whole files, at about 1.5 GB/s; a streamed Hugging Face dataset is represented by its commit. Raises
     DataError.
     """
+    config = with_named_splits(config)
     settings = config.model_dump(mode="json", exclude={"sources", "validation"})
+    if config.separator is None:
+        del settings["separator"]  # as in earlier releases
     total = hashlib.sha256(json.dumps([VERSION, MAX_DOCUMENT_BYTES, settings], sort_keys=True).encode())
     for part, sources in (("validation", config.validation), ("train", config.sources)):
         for source in sources:
-            total.update(json.dumps([part, source.text, source.split, source.weight]).encode())
+            # Corpora of earlier releases, which had no encoding, keep their hash.
+            own = [part, source.text, source.split, source.weight, *filter(None, [source.encoding])]
+            total.update(json.dumps(own).encode())
             for digest in _digests(source, config.on_invalid):
                 total.update(digest)
     return total.hexdigest()
@@ -35,7 +40,7 @@ def corpus_fingerprint(config: CorpusConfig) -> str:
 
 def source_bytes(config: CorpusConfig) -> int | None:
     """Return the size on disk of all source files in bytes, or None if some source is not a set of files."""
-    size = 0
+    size, config = 0, with_named_splits(config)
     for source in (*config.sources, *config.validation):
         if source.path == STDLIB or is_hub_name(source.path) or saved_dataset(source.path):
             return None

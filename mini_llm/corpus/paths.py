@@ -12,6 +12,10 @@ from mini_llm.engine.errors import DataError
 HUB_PREFIX = "hf://datasets/"
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet")
+TEXTS = (".txt", ".text", ".md", *COMPRESSED)
+# train.csv, train-00000-of-00002.parquet, dev_matched.tsv; not trainer.csv.
+SPLIT_NAME = re.compile(r"(train|training|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
+PARTS = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
 FORMATS = (
     "a text file, a folder, a glob, .jsonl or .json, .csv, .tsv (each also .gz, .zst, .bz2, .xz), .parquet, "
     "or a folder written by datasets' save_to_disk"
@@ -75,6 +79,30 @@ def find_files(path: str) -> list[Path]:
             f"{path}: not a regular file or folder. Write the data to a file first: it is read more than once"
         )
     raise DataError(f"{path}: no such file or folder. {nearest(place)}Sources can be: {FORMATS}, or a dataset org/name")
+
+
+def named_splits(path: str) -> dict[str, list[Path]] | None:
+    """Return the files of a folder by their part ("train", "validation", "test", "" for none), if their names tell it.
+
+    A folder has splits if it holds a text file or table named train.* and another one named validation.* (valid, val,
+    dev) or test.*; train-00000-of-00002.parquet counts too. None for other folders and paths.
+    """
+    place = Path(path).expanduser()
+    if not place.is_dir() or saved_dataset(path):
+        return None
+    parts: dict[str, list[Path]] = {}
+    for file in find_files(path):
+        parts.setdefault(split_name(file) if file.parent == place else "", []).append(file)
+    return parts if "train" in parts and ("validation" in parts or "test" in parts) else None
+
+
+def split_name(file: Path) -> str:
+    """Return "train", "validation" or "test" for a text file or table whose name begins so, else ""."""
+    match = SPLIT_NAME.match(file.name)
+    suffixes = [suffix.lower() for suffix in plain_suffixes(file.name)]
+    if match is None or (table_format(file) is None and suffixes and suffixes[0] not in TEXTS):
+        return ""
+    return PARTS.get(match[1].lower(), match[1].lower())
 
 
 def saved_dataset(path: str) -> bool:

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mini_llm.corpus.encoding import suggest_encoding
+
 
 @dataclass
 class ReadReport:
@@ -22,12 +24,16 @@ class ReadReport:
     skipped_binary: int = 0
     binary: list[str] = field(default_factory=list)
     raw_bytes: int = 0  # bytes read from files, before decompression
+    notes: list[str] = field(default_factory=list)
+    option: str = "encoding"  # the setting that names the encoding of the source that is being read
+    options: dict[str, str] = field(default_factory=dict)  # file in `replaced` -> option
 
     def replace(self, name: str, count: int) -> None:
         """Count invalid bytes of one file or dataset."""
         if name not in self.replaced and len(self.replaced) < 5:
             self.replaced_files += 1
             self.replaced[name] = 0
+            self.options[name] = self.option
         elif name not in self.replaced:
             self.replaced_files += 1
         if name in self.replaced:
@@ -39,8 +45,19 @@ class ReadReport:
         if len(self.binary) < 5:
             self.binary.append(name)
 
+    def note(self, text: str) -> None:
+        """Add a remark, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def advice(self) -> str:
+        """What to do about the invalid bytes of the first file that has some; empty without."""
+        name = next(iter(self.replaced), None)
+        return "" if name is None else suggest_encoding(name, self.options[name])
+
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The counts, for a JSON file."""
+        return {name: value for name, value in asdict(self).items() if name not in ("notes", "option", "options")}
 
     def __str__(self) -> str:
         lines = [f"{self.documents:,} documents, {self.bytes / 1e6:,.1f} MB of text"]
@@ -59,6 +76,7 @@ class ReadReport:
         if self.replaced_bytes:
             names = ", ".join(f"{name}: {count:,}" for name, count in self.replaced.items())
             lines.append(f"replaced {self.replaced_bytes:,} invalid bytes in {self.replaced_files:,} files ({names})")
+            lines.append(self.advice())
         if self.skipped_binary:
             lines.append(f"skipped {self.skipped_binary:,} binary files ({', '.join(self.binary)})")
-        return "; ".join(lines)
+        return "; ".join([*lines, *self.notes])

@@ -6,21 +6,34 @@ documents-00000.bin: one row (tokens, UTF-8 bytes of the text, file, row) per do
 shard-00000.json: counts, sizes and hashes of both; written last, so its presence marks a complete shard.
 """
 
-import json
 import os
 from array import array
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, NonNegativeInt
 
 from mini_llm.corpus.sources import Origin
 from mini_llm.engine.errors import DataError
 from mini_llm.engine.run.files import sha256, write_json
+from mini_llm.engine.run.state import read_object
 
 SHARD_TOKENS = 32 << 20
 BATCH_BYTES = 2 << 20
 COLUMNS = 4  # of a documents file: tokens, bytes, file, row
+
+
+class Shard(BaseModel):
+    """What shard-00000.json holds, and the manifest of a store for each of its shards."""
+
+    tokens: NonNegativeInt
+    documents: NonNegativeInt
+    bytes: NonNegativeInt
+    tokens_file: str
+    tokens_sha256: str
+    documents_file: str
+    documents_sha256: str
 
 
 class ShardWriter:
@@ -82,8 +95,7 @@ class ShardWriter:
             raise DataError(
                 f"the tokenizer returned id {ids.max()}, outside its vocabulary of {self.tokenizer.vocab_size}"
             )
-        before = [token_id for token_id in [self.tokenizer.bos_id] if token_id is not None]
-        after = [token_id for token_id in [self.tokenizer.eos_id] if token_id is not None]
+        before, after = self.tokenizer.document_frame
         ends = np.cumsum(counts)
         places = np.stack([ends - counts] * len(before) + [ends] * len(after), axis=1) if before + after else ends[:0]
         flat = np.insert(ids, places.reshape(-1), np.tile(before + after, len(ends)))  # (tokens of the batch,)
@@ -133,10 +145,10 @@ def _finished(directory: Path) -> list[dict[str, Any]]:
     """Return the leading complete shards of `directory`, verified by hash."""
     shards: list[dict[str, Any]] = []
     while (marker := directory / f"shard-{len(shards):05d}.json").is_file():
-        shard = json.loads(marker.read_text(encoding="utf-8"))
+        shard = read_object(marker, Shard)
         for kind in ("tokens", "documents"):
             path = directory / f"{kind}-{len(shards):05d}.bin"
-            if not path.is_file() or sha256(path) != shard[f"{kind}_sha256"]:
+            if not shard or not path.is_file() or sha256(path) != shard[f"{kind}_sha256"]:
                 return shards
         shards.append(shard)
     return shards

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mini_llm.corpus.config import STDLIB, SourceConfig
 from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset, table_format
 from mini_llm.corpus.report import ReadReport
+from mini_llm.corpus.separators import notice_separator, split_documents
 from mini_llm.corpus.stdlib import iter_stdlib_files
 from mini_llm.corpus.tables import iter_file_rows, iter_rows, json_layout
 from mini_llm.corpus.text import is_binary, read_text
@@ -21,9 +22,10 @@ class TextFile:
     path: Path
     on_invalid: str
     report: ReadReport
+    encoding: str | None = None
 
     def __iter__(self) -> Iterator[str]:
-        return read_text(self.path, self.on_invalid, self.report)
+        return read_text(self.path, self.on_invalid, self.report, self.encoding)
 
 
 class Origin(NamedTuple):
@@ -36,8 +38,11 @@ class Origin(NamedTuple):
         return f"{self.file} row {self.row:,}" if self.row else self.file
 
 
-def read_source(source: SourceConfig, on_invalid: str, report: ReadReport) -> Iterator[tuple[Origin, Iterable[str]]]:
-    """Yield the documents of a source with their origins: text files, or rows of tables. Raises DataError.
+def read_source(
+    source: SourceConfig, on_invalid: str, report: ReadReport, separator: str | None = None
+) -> Iterator[tuple[Origin, Iterable[str]]]:
+    """Yield the documents of a source with their origins: text files, or what `separator` ends in them, or rows of
+    tables. Raises DataError.
 
     `datasets` reads only Hub names and save_to_disk folders. Its text reader yields lines, not documents, and reads
     whatever follows the first 10 MB of a line at once; tables.py explains why table files are read here too.
@@ -52,11 +57,17 @@ def read_source(source: SourceConfig, on_invalid: str, report: ReadReport) -> It
     else:
         for path in readable_files(source, report):
             if is_table(path, source):
-                rows = iter_file_rows(path, [source.text], on_invalid, report)
+                rows = iter_file_rows(path, [source.text], on_invalid, report, encoding=source.encoding)
                 yield from _texts(str(path), (row[source.text] for row in rows), report)
             else:
                 report.files += 1
-                yield Origin(str(path)), TextFile(path, on_invalid, report)
+                file = TextFile(path, on_invalid, report, source.encoding)
+                if separator is not None:
+                    for row, text in enumerate(split_documents(file, separator), start=1):
+                        yield Origin(str(path), row), [text]
+                else:
+                    notice_separator(path, source.encoding, path == Path(source.path).expanduser(), report)
+                    yield Origin(str(path)), file
 
 
 def readable_files(source: SourceConfig, report: ReadReport) -> Iterator[Path]:
@@ -66,7 +77,7 @@ def readable_files(source: SourceConfig, report: ReadReport) -> Iterator[Path]:
     named = paths == [Path(source.path).expanduser()]
     kept = 0
     for path in paths:
-        if not named and table_format(path) != ".parquet" and is_binary(path):
+        if not named and source.encoding is None and table_format(path) != ".parquet" and is_binary(path):
             report.skip_binary(str(path))
             continue
         kept += 1
@@ -81,7 +92,7 @@ def is_table(path: Path, source: SourceConfig) -> bool:
     """Return whether a file is read row by row. A .json file without rows (package.json) in a folder counts as text."""
     kind = table_format(path)
     if kind == ".json" and path != Path(source.path).expanduser():
-        return json_layout(path) is not None
+        return json_layout(path, source.encoding) is not None
     return kind is not None
 
 

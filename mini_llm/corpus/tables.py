@@ -10,25 +10,23 @@ memory (300,000 reviews in one: 1.26 GB resident against 0.40 GB with pyarrow's 
 import csv
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from mini_llm.corpus.hub import iter_dataset, load_hub, load_saved
+from mini_llm.corpus.json_rows import iter_json_objects
+from mini_llm.corpus.json_rows import json_layout as json_layout
 from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset, table_format
 from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.stream import InputStream
-from mini_llm.corpus.text import CHUNK, head, iter_lines, read_text
+from mini_llm.corpus.text import CHUNK, iter_lines, read_text
 from mini_llm.engine.errors import DataError
 
 Row = dict[str, Any]
 # The csv module holds a field at 4 bytes per character, and twice while the field grows.
 MAX_CSV_FIELD = 64 << 20
-# Size of a row as a str (1, 2 or 4 bytes per character, set by the widest one); its parsed text takes as much again.
-MAX_JSON_BYTES = 416 << 20
-SEPARATOR = re.compile(r"[\s,]*")
 
 
 def iter_rows(
@@ -38,12 +36,14 @@ def iter_rows(
     streaming: bool = False,
     on_invalid: str = "replace",
     report: ReadReport | None = None,
+    encoding: str | None = None,
 ) -> Iterator[dict[str, str | int | float | None]]:
     """Yield rows as {column: value} for `columns`, or for all columns when the list is empty.
 
     `source` is a file, folder or glob of CSV/TSV/JSONL/JSON/Parquet files (also .gz, .zst, .bz2, .xz), a `save_to_disk`
     folder, or a Hugging Face dataset `org/name[:config]`; `split` (None: "train") and `streaming` apply to the latter
-    two. CSV and TSV values stay text; other formats keep their types, and a missing value is None.
+    two, `encoding` to files (see read_text). CSV and TSV values stay text; other formats keep their types, and a
+    missing value is None.
     Raises DataError naming the file and row for a missing column (listing those found), a ragged row or invalid JSON.
     """
     report = report or ReadReport()
@@ -55,7 +55,7 @@ def iter_rows(
         yield from _checked(rows, columns, source, on_invalid, report)
     else:
         for path in find_files(source):
-            yield from iter_file_rows(path, columns, on_invalid, report)
+            yield from iter_file_rows(path, columns, on_invalid, report, encoding=encoding)
 
 
 def iter_file_rows(
@@ -65,10 +65,13 @@ def iter_file_rows(
     report: ReadReport,
     nested: bool = False,
     encoding: str | None = None,
+    names: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Yield the rows of one file or stream; see iter_rows, and read_text for `encoding`.
 
-    With `nested`, values may be of any type.
+    With `nested`, values may be of any type. `names`: the columns that the caller looks up in the rows if `columns` is
+    empty. Where all of them are numbers that a CSV or TSV file does not have as names, it has no header: columns are
+    then named "1", "2" and so on.
     """
     readers: dict[str, Callable[..., Iterator[Row]]] = {
         ".csv": _csv_rows,
@@ -83,25 +86,8 @@ def iter_file_rows(
     if kind is None:
         raise DataError(f"{path}: not a table: its name must end in {', '.join(readers)} (also .gz, .zst)")
     report.files += 1
-    rows = readers[kind](path, columns, on_invalid, report, encoding)
+    rows = readers[kind](path, columns, columns or names, on_invalid, report, encoding)
     yield from _checked(rows, columns, str(path), on_invalid, report, nested)
-
-
-def json_layout(path: Path | InputStream) -> str | None:
-    """Return how a JSON file stores rows: "array" (a list of objects), "lines" (one object per line) or None."""
-    if table_format(path) != ".json":
-        return "lines"
-    start = head(path).lstrip()
-    if re.match(r"\[\s*(\{|\]|$)", start):
-        return "array"
-    line, _, rest = start.partition("\n")
-    if not line.startswith("{"):
-        return None
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return None if rest else "lines"  # the first line is longer than the head that was read
-    return "lines"
 
 
 def _checked(
@@ -143,15 +129,19 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
         return {}
 
 
-def _no_header(header: Sequence[str], columns: Sequence[str]) -> str:
-    """Return advice for a file whose first row looks like data: it has a number, a long text or an empty cell."""
+def _no_header(header: Sequence[str], following: Sequence[Sequence[str]]) -> str:
+    """Return advice if the first row of a file looks like data, judging by the rows after it.
+
+    It then has a number, a long text or an empty cell, or a cell that is repeated in its column, such as a label.
+    """
     cells = [cell.strip() for cell in header]
-    if not any(not cell or len(cell) > 40 or re.fullmatch(r"[-+]?[\d.]+", cell) for cell in cells):
+    repeated = any(cell in {row[i] for row in following if i < len(row)} for i, cell in enumerate(header))
+    if not repeated and not any(not cell or len(cell) > 40 or re.fullmatch(r"[-+]?[\d.]+", cell) for cell in cells):
         return ""
-    names = ",".join([*columns, *(f"column{i}" for i in range(len(columns) + 1, len(header) + 1))][: len(header)])
+    numbered = ", ".join(f"{number} for {_short(cell)}" for number, cell in enumerate(header[:4], 1))
     return (
-        f". If the first line is data, the file has no header: add a first line with the column names, such as {names} "
-        f"(sed -i '1i {names}' FILE)"
+        f". The first line looks like data: for a file without header give the numbers of the columns as their names, "
+        f"{numbered}"
     )
 
 
@@ -184,7 +174,12 @@ def _valid(text: str, place: str, name: str, on_invalid: str, report: ReadReport
 
 
 def _csv_rows(
-    path: Path | InputStream, columns: Sequence[str], on_invalid: str, report: ReadReport, encoding: str | None
+    path: Path | InputStream,
+    columns: Sequence[str],
+    names: Sequence[str],
+    on_invalid: str,
+    report: ReadReport,
+    encoding: str | None,
 ) -> Iterator[Row]:
     """Read CSV (RFC 4180 quoting; delimiter , ; tab or | by the header) or TSV (a quote is an ordinary character)."""
     lines = iter_lines(read_text(path, on_invalid, report, encoding), newline="")
@@ -200,11 +195,20 @@ def _csv_rows(
     number = 0
     try:
         header = next(reader, [])
-        _require(columns, header, str(path), _no_header(header, columns))
+        rows = filter(None, reader)
+        if names and header and not set(names) & set(header):
+            if all(name.isascii() and name.isdigit() for name in names):
+                rows, header = chain([header], rows), [str(number) for number in range(1, len(header) + 1)]
+                report.note(f"{path}: read without a header, since its columns are given by number")
+            else:
+                # A stream gives advice from what has arrived only.
+                following = list(islice(rows, 200)) if columns and isinstance(path, Path) else []
+                _require(columns, header, str(path), _no_header(header, following))
+        _require(columns, header, str(path))
         twice = [column for column in (columns or header) if header.count(column) > 1]
         if twice:
             raise DataError(f"{path}: the header names column '{twice[0]}' more than once")
-        for number, row in enumerate(filter(None, reader), 1):
+        for number, row in enumerate(rows, 1):
             if len(row) != len(header):
                 advice = (
                     "quote the text" if quoted else "in .tsv a quote is an ordinary character: name it .csv if quoted"
@@ -222,15 +226,21 @@ def _csv_rows(
 
 
 def _json_rows(
-    path: Path | InputStream, columns: Sequence[str], on_invalid: str, report: ReadReport, encoding: str | None
+    path: Path | InputStream,
+    columns: Sequence[str],
+    names: Sequence[str],
+    on_invalid: str,
+    report: ReadReport,
+    encoding: str | None,
 ) -> Iterator[Row]:
-    rows = _json_objects(path, on_invalid, report, encoding)
+    rows = iter_json_objects(path, names, on_invalid, report, encoding)
     first = next(rows, None)
     if first is None:
         return
     if isinstance(path, Path) and not first.keys() >= set(columns):
         # Writers leave out empty fields: look for the columns in all rows, before the first one is used.
-        found = dict.fromkeys(key for row in _json_objects(path, on_invalid, ReadReport(), encoding) for key in row)
+        everything = iter_json_objects(path, names, on_invalid, ReadReport(), encoding)
+        found = dict.fromkeys(key for row in everything for key in row)
         _require(columns, list(found), str(path))
         first = {**dict.fromkeys(columns), **first}
     yield first
@@ -238,60 +248,13 @@ def _json_rows(
     yield from rows
 
 
-def _json_objects(path: Path | InputStream, on_invalid: str, report: ReadReport, encoding: str | None) -> Iterator[Row]:
-    layout = json_layout(path)
-    chunks = read_text(path, on_invalid, report, encoding)
-    if layout is None:
-        raise DataError(f"{path}: neither a list of JSON objects nor one JSON object per line")
-    for place, value in _json_array(path, chunks) if layout == "array" else _json_lines(path, chunks):
-        if not isinstance(value, dict):
-            raise DataError(f'{path}: {place}: expected an object such as {{"text": ...}}, found {str(value)[:40]!r}')
-        yield value
-
-
-def _json_lines(path: Path | InputStream, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
-    decode = json.JSONDecoder().decode
-    number = 0
-    for line in iter_lines(chunks, newline="\n"):
-        number += 1  # enumerate() would keep a reference to the line
-        if line.isspace():
-            continue
-        if sys.getsizeof(line) > MAX_JSON_BYTES:
-            raise DataError(
-                f"{path}: line {number} takes over {MAX_JSON_BYTES >> 20} MiB; move its text to a .txt file"
-            )
-        try:
-            value = decode(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: line {number}: not valid JSON: {error}") from None
-        del line
-        yield f"line {number}", value
-
-
-def _json_array(path: Path | InputStream, chunks: Iterator[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the elements of a top-level list without holding the whole list."""
-    decoder = json.JSONDecoder()
-    buffer, place, number, more = next(chunks).lstrip()[1:], 0, 1, 1
-    while True:
-        separator = SEPARATOR.match(buffer, place)
-        place = separator.end() if separator else place
-        if buffer.startswith("]", place):
-            return
-        try:
-            value, place = decoder.raw_decode(buffer, place)
-        except (ValueError, RecursionError) as error:
-            # The element continues in the next chunks (read twice as many each time), or the JSON is invalid.
-            rest = "".join(islice(chunks, more))
-            if not rest or sys.getsizeof(buffer) > MAX_JSON_BYTES:
-                raise DataError(f"{path}: element {number}: not valid JSON: {error}") from None
-            buffer, place, more = buffer[place:] + rest, 0, more * 2
-            continue
-        yield f"element {number}", value
-        number, more = number + 1, 1
-
-
 def _parquet_rows(
-    path: Path, columns: Sequence[str], on_invalid: str, report: ReadReport, encoding: str | None
+    path: Path,
+    columns: Sequence[str],
+    names: Sequence[str],
+    on_invalid: str,
+    report: ReadReport,
+    encoding: str | None,
 ) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
@@ -299,7 +262,7 @@ def _parquet_rows(
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             found = file.schema_arrow.names
-            names = _class_names(file.schema_arrow.metadata)
+            labels = _class_names(file.schema_arrow.metadata)
             _require(columns, found, str(path))
             # Keep a batch below about 16 MB, however long the rows are.
             row_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
@@ -309,9 +272,9 @@ def _parquet_rows(
                 done += batch.num_rows
                 report.raw_bytes = before + size * done // file.metadata.num_rows
                 for row in batch.to_pylist():
-                    for column in names.keys() & row.keys():
+                    for column in labels.keys() & row.keys():
                         value = row[column]
-                        row[column] = names[column][value] if value is not None and value >= 0 else None
+                        row[column] = labels[column][value] if value is not None and value >= 0 else None
                     yield row
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from None

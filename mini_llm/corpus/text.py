@@ -39,7 +39,7 @@ def read_text(
     byte offset. Raises DataError for a binary, damaged or unreadable file, and with an `encoding`, a codec of Python,
     for bytes that are not valid in it.
     """
-    decoder, used, fed = None, encoding or "", 0
+    decoder, used, fed, text = None, encoding or "", 0, ""
     for data in _read_bytes(path, report, CHUNK):
         if decoder is None and encoding:
             on_invalid = "stop"
@@ -47,10 +47,15 @@ def read_text(
         elif decoder is None:
             found, fed = _encoding(data)
             if found is None:
-                raise DataError(f"{path}: a binary file (it holds NUL bytes); convert it to text first")
+                raise DataError(
+                    f"{path}: a binary file (it holds NUL bytes). Convert it to text first, or name its encoding if "
+                    f"it is text: {report.option}=utf-16-le, for example"
+                )
             used, data = found, data[fed:]
             decoder = codecs.getincrementaldecoder(used)()
-        yield _decode(decoder, used, data, False, path, fed, on_invalid, report)
+        text = _decode(decoder, used, data, False, path, fed, on_invalid, report)
+        # A named encoding such as utf-8 leaves the mark in the text.
+        yield text.removeprefix("\ufeff") if encoding and not fed else text
         fed += len(data)
     if decoder is not None:
         yield _decode(decoder, used, b"", True, path, fed, on_invalid, report)
@@ -61,10 +66,12 @@ def is_binary(path: Path) -> bool:
     return _encoding(next(_read_bytes(path, ReadReport(), SNIFF), b""))[0] is None
 
 
-def head(path: Path | InputStream) -> str:
+def head(path: Path | InputStream, encoding: str | None = None) -> str:
     """Return the first 64 KiB of a file, or what has arrived of a stream, as text with invalid bytes replaced."""
     data = path.peek() if isinstance(path, InputStream) else next(_read_bytes(path, ReadReport(), SNIFF), b"")
-    encoding, mark = _encoding(data)
+    mark = 0
+    if encoding is None:
+        encoding, mark = _encoding(data)
     return codecs.getincrementaldecoder(encoding or "latin-1")("replace").decode(data[mark:])
 
 
@@ -96,10 +103,10 @@ def _encoding(data: bytes) -> tuple[str | None, int]:
             return encoding, len(mark)
     if b"\0" not in data[:SNIFF]:
         return "utf-8", 0
-    # UTF-16 without a mark: Latin letters have a NUL in every other byte, always the high one.
+    # UTF-16 without a mark: Latin letters, spaces and line ends have a NUL in every other byte, always the high one.
     even, odd = data[:4096:2], data[1:4096:2]
     for encoding, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
-        if 0 not in others and zeros.count(0) > 0.3 * len(zeros):
+        if 0 not in others and zeros.count(0) > 0.01 * len(zeros):
             sample = codecs.getincrementaldecoder(encoding)("replace").decode(data[:4096])
             if all(char.isprintable() or char.isspace() for char in sample):
                 return encoding, 0

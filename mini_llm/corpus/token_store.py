@@ -6,14 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
-from mini_llm.corpus.shard_writer import COLUMNS, token_dtype
+from mini_llm.corpus.documents import Split
+from mini_llm.corpus.shard_writer import COLUMNS, Shard, token_dtype
 from mini_llm.corpus.sources import Origin
 from mini_llm.engine.errors import DataError
-from mini_llm.engine.run.files import sha256
+from mini_llm.engine.run.files import open_regular, sha256
+from mini_llm.engine.run.state import describe
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+
+
+class Manifest(BaseModel):
+    """What readers use of manifest.json."""
+
+    fingerprint: str
+    documents: NonNegativeInt
+    bytes: NonNegativeInt
+    vocab_size: PositiveInt
+    unigram_entropy: float
+    split: Split
+    shards: list[Shard]
+    files: list[str]
 
 
 class TokenStore:
@@ -32,12 +48,14 @@ class TokenStore:
         """Open `root/<key>/train` or `.../validation`. Raises DataError naming the file that is missing or damaged."""
         path = Path(path)
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            with open_regular(path / MANIFEST) as file:
+                manifest = json.loads(file.read())
             if manifest["format"] != FORMAT:
                 raise DataError(
                     f"{path}: token store has format {manifest['format']}, this version reads {FORMAT}; "
                     f"remove {path.parent} to rebuild it"
                 )
+            Manifest.model_validate(manifest)
             store = cls(path, manifest)
             item = token_dtype(manifest["vocab_size"]).itemsize
             for shard in manifest["shards"]:
@@ -45,9 +63,10 @@ class TokenStore:
                 _check_size(path, shard["documents_file"], shard["documents"] * 4 * COLUMNS)
         except FileNotFoundError:
             raise DataError(f"{path}: not a token store (no {MANIFEST}); tokenizing a corpus writes one") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = describe(error) if isinstance(error, ValidationError) else repr(error)
             raise DataError(
-                f"{path / MANIFEST}: cannot be read ({error!r}); remove {path.parent}, it is rebuilt"
+                f"{path / MANIFEST}: cannot be read ({reason}); remove {path.parent}, it is rebuilt"
             ) from None
         return store
 

@@ -66,8 +66,11 @@ class MaskedObjective:
         return np.hstack([edge * self.tokenizer.cls_id, windows, edge * self.tokenizer.sep_id])
 
     def evaluation(self, store: TokenStore, rows: int) -> list[Batch]:
-        """Return batches of all full windows in order, with the same 15 % masked in every evaluation of every run."""
-        inner = self.length - 2
+        """Return batches of all full windows in order, with the same 15 % masked in every evaluation of every run.
+
+        A store that is shorter than a window is one shorter window.
+        """
+        inner = max(1, min(self.length - 2, len(store)))
         generator = np.random.default_rng(EVALUATION_SEED)
         batches = []
         for start in range(0, len(store) // inner * inner, rows * inner):

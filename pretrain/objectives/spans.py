@@ -5,6 +5,7 @@ input    Thank you <extra_id_0> me to your party <extra_id_1> week </s>
 target   <extra_id_0> for inviting <extra_id_1> last </s>
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,12 +82,23 @@ class SpanObjective:
 
     def evaluation(self, store: TokenStore, rows: int) -> list[Batch]:
         """Return batches of all full windows in order, with the same spans corrupted in every evaluation."""
+        if len(store) < self.shape.text and (shorter := self._shorter(len(store))) is not None:
+            return shorter.evaluation(store, rows)
         generator, batches, text = np.random.default_rng(EVALUATION_SEED), [], self.shape.text
         for start in range(0, len(store) // text * text, rows * text):
             tokens = store.read(start, rows * text)
             windows = tokens[: len(tokens) // text * text].reshape(-1, text)
             batches.append(self._batch(*self.corrupt(windows, generator)))
         return batches
+
+    def _shorter(self, tokens: int) -> "SpanObjective | None":
+        """This objective for windows of at most `tokens`, or None if no window is that short."""
+        for length in range(self.shape.text, 3, -1):
+            if (shape := span_shape(length)).text <= tokens:
+                shorter = copy.copy(self)
+                shorter.shape, shorter.sentinels = shape, self.sentinels[: shape.spans]
+                return shorter
+        return None
 
     def corrupt(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Corrupt windows (B, text). Return (inputs (B, length), targets (B, targets))."""

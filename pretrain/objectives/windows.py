@@ -20,8 +20,8 @@ class Windows:
         self.per_epoch = (len(store) - extra - (length - 1)) // length
         if self.per_epoch < 1:
             raise DataError(
-                f"the corpus has {len(store)} tokens, but one training window needs {2 * length - 1 + extra}: "
-                "use more text or a smaller sizes.max_position_embeddings"
+                f"the training text has {len(store)} tokens only, and windows of {length} tokens at any offset need "
+                f"{2 * length - 1 + extra}: give more text or a smaller sizes.max_position_embeddings"
             )
         self._epoch = -1
 

@@ -319,11 +319,11 @@ def test_class_label_columns_of_parquet_keep_their_names(tmp_path):
 def test_a_file_without_header_is_an_error_that_says_what_to_add(tmp_path):
     path = tmp_path / "d.csv"
     path.write_text('"a wonderful film, which I would see again at any time",1\n"dull",0\n')
-    fails(DataConfig(path=str(path)), "no column 'text'", "no header", "sed -i '1i text,label'")
+    fails(DataConfig(path=str(path)), "no column 'text'", "without header", "2 for '1'")
     path.write_text("body,stars\nx,1\n")
     with pytest.raises(DataError) as error:
         load_examples(DataConfig(path=str(path)))
-    assert "no header" not in str(error.value)
+    assert "without header" not in str(error.value)
 
 
 def test_labels_in_another_encoding_are_an_error_that_names_it(tmp_path):

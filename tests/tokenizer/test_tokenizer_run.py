@@ -120,8 +120,29 @@ def test_a_failing_gate_leaves_no_tokenizer(place, monkeypatch):
     with monkeypatch.context() as broken, pytest.raises(CheckpointError):
         broken.setattr(train_module, "check", refuse)
         train_tokenizer(make_config(), place / "runs" / "t", quiet)
-    assert not contents(place / "runs" / "t")
+    assert not (place / "runs" / "t").exists()
     train_tokenizer(make_config(vocab_size=340), place / "runs" / "t", quiet)
+
+
+def test_a_run_that_was_stopped_after_its_metrics_records_them_once(place, monkeypatch):
+    config = make_config()
+    train_tokenizer(config, place / "whole", quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.Tracker, "summary", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_tokenizer(config, place / "stopped", quiet)
+    train_tokenizer(config, place / "stopped", quiet)
+    whole, stopped = ((place / name / "metrics.jsonl").read_bytes() for name in ("whole", "stopped"))
+    assert stopped == whole and whole.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{"])
+def test_a_damaged_summary_is_named(content, place, capsys):
+    config = make_config()
+    train_tokenizer(config, place / "t", quiet)
+    (place / "t" / "summary.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"summary\.json: does not say"):
+        train_tokenizer(config, place / "t", quiet)
 
 
 def run_and_kill(config: TokenizerConfig, directory: Path, event: int) -> bool:

@@ -3,7 +3,8 @@
 runs/<name>/ requested.yaml   the configuration as requested; a resumed run must request the same
              config.yaml      the configuration as used: the requested one with every choice filled in
              command.txt      every command that ran here, with its time
-             environment.json machine, versions and commit of the latest launch
+             environment.json machine, versions and code of the latest launch, and how they changed
+             inputs.json      hashes of what the paths of the configuration hold
              finished.json    present when the run is complete, with its scores
              lock.json        process and host of a live run (`.lock` is the lock itself)
 
@@ -12,6 +13,7 @@ Runs of earlier releases have no requested.yaml, and old names in config.yaml: b
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -24,10 +26,14 @@ import yaml
 from filelock import FileLock, Timeout
 
 from mini_llm.engine.config import read_yaml
-from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.errors import CheckpointError, ConfigError
+from mini_llm.engine.run.comparison import compare, describe_changes, environment_changes, flatten, show, under
 from mini_llm.engine.run.environment import command_line, describe_environment, redact_tree
-from mini_llm.engine.run.files import read_json, remove_leftovers, write_atomic, write_json
+from mini_llm.engine.run.files import open_regular, read_json, remove_leftovers, write_atomic, write_json
+from mini_llm.engine.run.inputs import FILE as INPUTS
+from mini_llm.engine.run.inputs import Input, describe_inputs
 from mini_llm.engine.run.key_names import translate
+from mini_llm.engine.run.state import SUFFIX, Environment, Finished, read_object, read_state, say, set_aside
 
 # Never affects what is learned: a run may be resumed with other values.
 ALWAYS_HARMLESS = ("tracking",)
@@ -39,11 +45,17 @@ _BOOKKEEPING = {
     "requested.yaml",
     "command.txt",
     "environment.json",
+    INPUTS,
     "report.html",
     "choices.json",
     "wandb",
     "wandb.json",
 }
+# Written before the first step, too.
+_BEFORE_TRAINING = {"data.json", "plan.json"}
+# Endings of the files of a run, and its folders.
+_SUFFIXES = {".json", ".jsonl", ".yaml", ".txt", ".html"}
+_FOLDERS = {"checkpoints", "model", "tables", "teacher"}
 
 
 def find_model(path: Path) -> Path | None:
@@ -68,6 +80,7 @@ class RunDirectory:
         self.main_process = main_process
         self._lock: FileLock | None = None
         self._started = time.monotonic()
+        self._made = not self.path.exists()
         if not main_process:
             return
         self._refuse_foreign_directory()
@@ -76,6 +89,7 @@ class RunDirectory:
             self._lock = self._acquire()
             for directory in (self.path, self.checkpoints, self.path / "tables"):
                 remove_leftovers(directory)
+            self._set_aside_irregular()
         except OSError as error:
             self.close()
             raise self._cannot_write(error) from None
@@ -93,7 +107,8 @@ class RunDirectory:
     @property
     def finished(self) -> dict[str, Any] | None:
         """What `finish` recorded ({"finished", "seconds", "scores"}), or None before the end of the run."""
-        return read_json(self.path / "finished.json")
+        found = read_state(self.path / "finished.json", Finished, aside=self.main_process)
+        return None if found is None else found.model_dump()
 
     def compare_config(self, config: Mapping[str, Any], harmless: Iterable[str] = ()) -> list[str]:
         """Compare `config` (plain values) with the configuration that this run was started with.
@@ -102,28 +117,64 @@ class RunDirectory:
         change gives a note. Any other change raises ConfigError, unless the directory holds no work yet. Requesting a
         value that the run has chosen itself is not a change.
         """
-        if not (self.path / "config.yaml").is_file():
+        used, requested = self._read_config("config.yaml"), self._read_config("requested.yaml")
+        if requested is None and any(self.path.glob(f"requested.yaml{SUFFIX}*")):
+            return [f"{self.path}: goes on with the configuration of this command; the one it began with is damaged"]
+        if requested is None and used is None:
             return []
-        old, new = _flatten(self.requested()), _flatten(_plain(config))
-        used = _flatten(translate(read_yaml(self.path / "config.yaml")))
-        changes = [key for key in dict.fromkeys([*old, *new]) if new.get(key) not in (old.get(key), used.get(key))]
-        allowed = (*ALWAYS_HARMLESS, *harmless)
-        harmful = [key for key in changes if not _under(key, allowed)]
-        lines = [f"  {key}: {_show(key, old)} -> {_show(key, new)}" for key in harmful]
-        if harmful and self._holds_work():
+        used = flatten(used or {})
+        old, new = used if requested is None else flatten(requested), flatten(_plain(config))
+        before = read_state(self.path / INPUTS, dict[str, Input], aside=self.main_process)
+        inputs = describe_inputs(new, before)
+        # A run of an earlier release has no record: what its paths hold today stands for it.
+        found = compare(old, used, new, (*ALWAYS_HARMLESS, *harmless), before or describe_inputs(old), inputs)
+        trained = self.finished is not None or any(self.checkpoints.glob("step-*"))
+        if before is None and trained and self.finished is None:
+            # Moved data of such a run: the training loop compares them with the fingerprint in the checkpoint.
+            found.harmful = [key for key in found.harmful if not (_is_gone(old.get(key)) and new.get(key) in inputs)]
+        lines = [f"  {key}: {show(key, old)} -> {show(key, new)}" for key in found.harmful]
+        if found.harmful and self._holds_work():
+            longer = "max_steps" in found.harmful or "budget" in found.harmful
             raise ConfigError(
                 f"{self.path}: this run was started with another configuration:\n" + "\n".join(lines) + "\n"
-                f"Keep both: choose another name (RUN=another-name, or --run another-name). "
-                f"Or start over: delete {self.path}"
+                "Keep both: choose another name (RUN=another-name, or --run another-name). "
+                + f"To train its model further: --init {self.path} and another name. " * longer
+                + f"Or start over: delete {self.path}"
             )
-        if harmful:
+        if found.changed and trained:
+            path, one, two = found.changed[0]
+            raise CheckpointError(
+                f"{self.path}: this run was trained with other data: {path} has changed (data_fingerprint was "
+                f"{one[:16]}, is now {two[:16]}). Restore it, or start a new run with RUN=new-name; --init begins with "
+                "these weights"
+            )
+        if found.harmful:
             return [f"{self.path}: nothing was trained here yet; starting with the new configuration:", *lines]
-        return [f"{self.path}: {key} changed: {_show(key, old)} -> {_show(key, new)}" for key in changes]
+        return [f"{self.path}: {note}" for note in (*found.notes, *self._environment_notes())]
+
+    def _environment_notes(self) -> list[str]:
+        """What has changed on the machine or in the code since the last launch, if the run resumes."""
+        before = read_object(self.path / "environment.json", Environment)
+        if not before or self.finished is not None or not any(self.checkpoints.glob("step-*")):
+            return []
+        changes = environment_changes(before, describe_environment())
+        return [describe_changes(changes)] if changes else []
+
+    def _read_config(self, name: str) -> dict[str, Any] | None:
+        """A configuration file under today's keys; None if it is missing, or damaged and therefore set aside."""
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            return translate(read_yaml(path))
+        except ConfigError as error:
+            say(f"{error}; {set_aside(path) if self.main_process else 'it is left out'}")
+            return None
 
     def requested(self) -> dict[str, Any]:
         """The configuration as requested, under today's keys. Raises ConfigError when there is none."""
-        stored = self.path / "requested.yaml"
-        return translate(read_yaml(stored if stored.is_file() else self.path / "config.yaml"))
+        found = self._read_config("requested.yaml")
+        return translate(read_yaml(self.path / "config.yaml")) if found is None else found
 
     def record(self, config: Mapping[str, Any], stage: str | None = None) -> None:
         """Write requested.yaml and config.yaml, add the command to command.txt, and write environment.json."""
@@ -137,19 +188,30 @@ class RunDirectory:
     def _record(self, config: Mapping[str, Any], stage: str | None) -> None:
         self._write_yaml("requested.yaml", config)
         self._write_yaml("config.yaml", config)
-        commands = self.path / "command.txt"
-        earlier = commands.read_text(encoding="utf-8") if commands.is_file() else ""
+        commands, earlier = self.path / "command.txt", ""
+        if commands.is_file():
+            with open_regular(commands) as file:
+                earlier = file.read().decode("utf-8", "replace")
         write_atomic(commands, f"{earlier}# {now()}\n{command_line()}\n")
-        write_json(self.path / "environment.json", redact_tree({"stage": stage, **describe_environment()}))
+        inputs = describe_inputs(flatten(_plain(config)))
+        write_json(self.path / INPUTS, {path: vars(found) for path, found in inputs.items()})
+        before, environment = read_object(self.path / "environment.json", Environment), describe_environment()
+        earlier = before.get("changes")
+        history: list[Any] = earlier if isinstance(earlier, list) else []
+        if before and (changes := environment_changes(before, environment)):
+            history = [*history, {"time": now(), **{key: f"{old} -> {new}" for key, (old, new) in changes.items()}}]
+        tree = {"stage": stage, **environment} | ({"changes": history} if history else {})
+        write_json(self.path / "environment.json", redact_tree(tree))
 
     def as_requested(self, config: Mapping[str, Any], harmless: Iterable[str] = ()) -> dict[str, Any]:
         """`config`, but keys that repeat a choice of this run get their requested value ("auto", null) back.
 
         So a run resumes in the same way when its own config.yaml is given to it. Keys in `harmless` stay as they are.
         """
-        if not (self.path / "config.yaml").is_file():
+        found = self._read_config("config.yaml")
+        if found is None:
             return _plain(config)
-        old, used = _flatten(self.requested()), _flatten(translate(read_yaml(self.path / "config.yaml")))
+        old, used = flatten(self.requested()), flatten(found)
 
         def restore(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
             restored = {}
@@ -159,7 +221,7 @@ class RunDirectory:
                     restored[name] = restore(value, f"{key}.")
                 else:
                     chosen = key in old and value != old[key] and value == used.get(key)
-                    restored[name] = old[key] if chosen and not _under(key, harmless) else value
+                    restored[name] = old[key] if chosen and not under(key, harmless) else value
             return restored
 
         return restore(_plain(config), "")
@@ -205,6 +267,8 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and self.main_process and self._made and not self._holds_work():
+            shutil.rmtree(self.path, ignore_errors=True)  # a start that failed leaves no run behind
         self.close()
 
     def _cannot_write(self, error: OSError) -> ConfigError:
@@ -224,6 +288,13 @@ class RunDirectory:
                 f"{self.path}: contains files but is not a run directory (no config.yaml). "
                 "Choose another name (RUN=...)"
             )
+
+    def _set_aside_irregular(self) -> None:
+        """Rename what is not a file or not a folder but has the name of one, so that it can be written."""
+        for path in (*self.path.iterdir(), *(self.path / "tables").glob("*")):
+            irregular = path.suffix in _SUFFIXES and path.exists() and not path.is_file()
+            if irregular or (path.name in _FOLDERS and not path.is_dir()):
+                say(f"{path}: not a {'regular file' if irregular else 'folder'}; {set_aside(path)}")
 
     def _acquire(self) -> FileLock:
         # The operating system releases the lock of a killed process, and the library closes it in forked children, so a
@@ -245,14 +316,15 @@ class RunDirectory:
     def _owner(self) -> dict[str, Any]:
         # The owner writes lock.json just after taking the lock.
         for _ in range(20):
-            if owner := read_json(self.path / "lock.json"):
+            owner = read_json(self.path / "lock.json")
+            if isinstance(owner, dict) and owner:
                 return owner
             time.sleep(0.05)
         return {}
 
     def _holds_work(self) -> bool:
         for entry in self.path.iterdir():
-            if entry.name in _BOOKKEEPING or entry.name.startswith("."):
+            if entry.name in _BOOKKEEPING | _BEFORE_TRAINING or entry.name.startswith("."):
                 continue
             if any(entry.iterdir()) if entry.is_dir() else entry.stat().st_size:
                 return True
@@ -264,19 +336,6 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return redact_tree(yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(dict(config))), sort_keys=False)))
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _under(key: str, sections: Iterable[str]) -> bool:
-    return any(key == section or key.startswith(section + ".") for section in sections)
-
-
-def _show(key: str, flat: dict[str, Any]) -> str:
-    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "(not set)"
+def _is_gone(value: Any) -> bool:
+    """Whether a path of the configuration no longer exists."""
+    return isinstance(value, str) and not Path(value).expanduser().exists()

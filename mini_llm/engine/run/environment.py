@@ -1,5 +1,6 @@
 """The machine, software and command line of a run, without secrets."""
 
+import hashlib
 import os
 import platform
 import re
@@ -7,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,9 @@ VARIABLES = [
     "WANDB_MODE",
     "WORLD_SIZE",
 ]
+
+# Folders whose code trains nothing.
+LEFT_OUT = {"report", "export", "__pycache__"}
 
 _SECRET_WORDS = {"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS", "PAT"}
 _SHORTEST_SECRET = 8
@@ -98,7 +103,10 @@ def _redact_tree(tree: Any, secrets: list[str]) -> Any:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Python, platform, processor, memory in GB, GPUs if torch is loaded, package versions, git commit, variables."""
+    """Python, platform, processor, memory in GB, package versions, git commit and a hash of the code, variables.
+
+    GPUs, the instruction set of torch's operators and whether our kernels are used, if torch is loaded.
+    """
     import psutil
 
     return {
@@ -109,7 +117,9 @@ def describe_environment() -> dict[str, Any]:
         "cores": usable_cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "gpus": _gpu_names(),
+        **_numerics(),
         "packages": _versions(),
+        "code": code_hash(),
         "commit": git_commit(Path(__file__).resolve().parents[3]),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
@@ -129,6 +139,33 @@ def _git(directory: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+@cache
+def code_hash() -> str:
+    """The first 12 digits of a hash of the code that trains: Python and C++ files of the library and the stages."""
+    library = Path(__file__).resolve().parents[2]
+    inside = (library / "stages" / "pretrain").is_dir()
+    folders = [library] if inside else [library, *(library.parent / stage for stage in ("pretrain", "finetune"))]
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".py", ".cpp", ".h") and not LEFT_OUT & set(path.relative_to(folder).parts):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _numerics() -> dict[str, Any]:
+    """What decides how the operations of this process round, as far as torch is loaded."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    found = {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    if not torch.cuda.is_available():
+        from mini_llm.engine.kernels.load import load_kernels
+
+        found["kernels"] = "compiled" if load_kernels() is not None else "none"
+    return found
 
 
 def _cpu_name() -> str:

@@ -104,7 +104,8 @@ RENAMED_VALUES: dict[tuple[str, Any], Any] = {
 def translate(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a run of an earlier release, under today's keys and values."""
     # Only configurations of earlier releases, which list every key, hold this one; their `linear` is today's `wsd`.
-    old_schedule = "decay_fraction" in (config.get("schedule") or {})
+    schedule = config.get("schedule")
+    old_schedule = isinstance(schedule, Mapping) and "decay_fraction" in schedule
     tree = _translate(config, "")
     if old_schedule and tree["schedule"].get("kind") == "linear":
         tree["schedule"]["kind"] = "wsd"
