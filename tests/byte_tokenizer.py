@@ -15,6 +15,7 @@ class ByteTokenizer:
 
     vocab_size = VOCABULARY
     unk_id, bos_id, eos_id, pad_id, mask_id, cls_id, sep_id = range(7)
+    frame, adds_bos, remark = None, True, None
 
     def encode(self, text):
         return [b + FIRST_BYTE for b in text.encode()]
@@ -47,6 +48,10 @@ class ByteEncoder:
         self.vocab_size, self.shift, self.limit = vocab_size, shift, limit
         self.sha256 = f"bytes-{vocab_size}-{shift}"
         self.texts: list[str] = []
+
+    @property
+    def document_frame(self):
+        return [i for i in [self.bos_id] if i is not None], [i for i in [self.eos_id] if i is not None]
 
     def encode_batch(self, texts):
         self.texts += texts

@@ -39,7 +39,7 @@ def refuse_other_models(source: str, layout: Layout, head: str | None) -> None:
             f"{source}: llama.cpp does not support this {family} model: {OTHER_FAMILIES[family]}. "
             f"Supported families: {', '.join(ARCHITECTURES)}"
         )
-    if head == "classifier":
+    if head in ("classifier", "tokens", "questions"):
         raise CheckpointError(
             f"{source}: llama.cpp does not support a {family} classifier: its {family} graph ends in next-token logits "
             f"and has no classification head. Use: python -m finetune predict {source} FILE"

@@ -17,6 +17,7 @@ from mini_llm.export.llama_cpp import LlamaCpp
 from mini_llm.export.vocabulary import Vocabulary
 from mini_llm.export.write import Source
 from mini_llm.model import CausalLM, KVCache, Seq2SeqLM
+from mini_llm.tokenization.fast import FastTokenizer
 from mini_llm.tokenization.gate import hostile_strings
 from mini_llm.tokenization.load import load_tokenizer
 
@@ -46,8 +47,8 @@ def fuzz(vocabulary: Vocabulary, count: int = 300) -> list[str]:
 def check_ids(source: Source, what: str, encoder: Encoder) -> Finding:
     """Compare our ids with those of `encoder`. Only texts without the name of a special token decide the result.
 
-    When merging spells the name of a special token ('<s' + '>'), llama.cpp encodes it as that token; our tokenizers
-    never do. Such texts are counted but do not fail the check.
+    When merging spells the name of a special token ('<s' + '>'), llama.cpp encodes it as that token; our tokenizers do
+    not. Such texts are counted but do not fail the check.
     """
     vocabulary = source.vocabulary
     kinds = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE, TokenType.UNUSED)
@@ -56,7 +57,11 @@ def check_ids(source: Source, what: str, encoder: Encoder) -> Finding:
     if vocabulary.pre == "qwen2":
         # llama.cpp skips the normalizer of this tokenizer.
         texts = [unicodedata.normalize("NFC", text) for text in texts]
-    ours = load_tokenizer(source.directory).encode_batch(texts)
+    tokenizer = load_tokenizer(source.directory, len(vocabulary.tokens))
+    if isinstance(tokenizer, FastTokenizer):
+        # The names of special tokens are plain text in `encoder`.
+        tokenizer = tokenizer.plain()
+    ours = tokenizer.encode_batch(texts)
     different = [text for text, ids in zip(texts, ours, strict=True) if encoder.encode(text) != ids.tolist()]
     plain = [text for text in different if not any(name in text for name in names)]
     seen = f"{len(texts) - len(different):,} of {len(texts):,} strings have the same ids"
@@ -69,7 +74,7 @@ def check_ids(source: Source, what: str, encoder: Encoder) -> Finding:
 
 def check_runtime(source: Source, file: Path, fields: dict[str, Any]) -> list[Finding]:
     """Compare with llama.cpp itself: ids, bos and eos tokens, and greedy text, which must be equal for an F32 file."""
-    tokenizer, settings = load_tokenizer(source.directory), source.vocabulary.settings
+    tokenizer, settings = load_tokenizer(source.directory, len(source.vocabulary.tokens)), source.vocabulary.settings
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     before = [bos] if settings[Keys.Tokenizer.ADD_BOS] and bos is not None else []
     after = [eos] if settings[Keys.Tokenizer.ADD_EOS] and eos is not None else []

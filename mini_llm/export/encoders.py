@@ -89,14 +89,14 @@ class ByteLevelEncoder:
     def __init__(self, vocabulary: Vocabulary) -> None:
         from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
-        pattern = next(pattern for pattern, name in PRE_TOKENIZERS.items() if name == vocabulary.pre)
+        patterns = next(patterns for patterns, name in PRE_TOKENIZERS.items() if name == vocabulary.pre)
         merges = [(left, right) for left, right in (merge.split(" ") for merge in vocabulary.merges or [])]
         ids = {token: i for i, token in enumerate(vocabulary.tokens)}
         # Like llama.cpp, look up whole words before merging only for this pre-tokenizer.
         whole = vocabulary.pre == "llama-bpe"
         self._backend = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=whole))
-        bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
-        words = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), "isolated")]
+        bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        words = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
         self._backend.pre_tokenizer = pre_tokenizers.Sequence([*words, bytes_of_words])
         whole_tokens = vocabulary.of_type(TokenType.USER_DEFINED)
         self._backend.add_tokens([AddedToken(token, normalized=False) for token in whole_tokens])

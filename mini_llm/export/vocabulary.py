@@ -1,6 +1,5 @@
 """Convert the tokenizer of a model directory to llama.cpp's vocabulary (src/llama-vocab.cpp)."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from gguf import GGUFWriter, Keys, TokenType
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.engine.run.files import read_json
 from mini_llm.tokenization.fast import FastTokenizer
+from mini_llm.tokenization.framing import text_frame
 from mini_llm.tokenization.load import load_tokenizer
 from mini_llm.tokenization.tokenizer import Tokenizer
 
@@ -22,14 +22,17 @@ NAMED_IDS = {
     "pad_id": Keys.Tokenizer.PAD_ID,
     "mask_id": Keys.Tokenizer.MASK_ID,
 }
-# Pre-tokenizer pattern of a byte-level BPE -> llama.cpp's name for it. None: ByteLevel's default pattern, GPT-2's.
+# ByteLevel's own pattern.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Patterns that split a text for a byte-level BPE, one after the other -> llama.cpp's name for them.
 PRE_TOKENIZERS = {
-    None: "gpt-2",
-    _WORDS.replace("DIGITS", r"\p{N}{1,3}"): "llama-bpe",
-    _WORDS.replace("DIGITS", r"\p{N}"): "qwen2",
+    (GPT2,): "gpt-2",
+    (r"\p{N}", GPT2): "smollm",
+    (_WORDS.replace("DIGITS", r"\p{N}{1,3}"),): "llama-bpe",
+    (_WORDS.replace("DIGITS", r"\p{N}"),): "qwen2",
 }
 _NO_SCORE = -10_000.0  # score of tokens that no text encodes to
 
@@ -81,14 +84,10 @@ def vocabulary_of(fields: dict[str, Any]) -> Vocabulary:
 def read_vocabulary(directory: Path, rows: int, head: str) -> Vocabulary:
     """Convert the tokenizer of `directory` for an embedding of `rows` rows in a model with head "causal" or "seq2seq".
 
-    Raises CheckpointError if llama.cpp would give other ids, or if there are more tokens than rows.
+    Added tokens beyond the rows are left out. Raises CheckpointError if llama.cpp would give other ids, or if there are
+    more tokens than rows.
     """
-    tokenizer = load_tokenizer(directory)
-    if tokenizer.vocab_size > rows:
-        raise CheckpointError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {rows}: they do not match. "
-            "Copy the tokenizer files of the training run into the model directory"
-        )
+    tokenizer = load_tokenizer(directory, rows)
     if isinstance(tokenizer, FastTokenizer) and tokenizer.kind == "byte-level BPE":
         vocabulary = _byte_level(tokenizer)
     else:
@@ -101,7 +100,7 @@ def read_vocabulary(directory: Path, rows: int, head: str) -> Vocabulary:
     if len(set(vocabulary.tokens)) < rows:
         raise CheckpointError(f"{directory}: two tokens have the same text, which llama.cpp does not support")
     ids = {key: getattr(tokenizer, name) for name, key in NAMED_IDS.items()}
-    add_bos, add_eos = _added(tokenizer, directory, head)
+    add_bos, add_eos = _added(tokenizer, head)
     vocabulary.settings |= {key: value for key, value in ids.items() if value is not None}
     vocabulary.settings |= {Keys.Tokenizer.ADD_BOS: add_bos, Keys.Tokenizer.ADD_EOS: add_eos}
     if template := _chat_template(directory):
@@ -109,15 +108,19 @@ def read_vocabulary(directory: Path, rows: int, head: str) -> Vocabulary:
     return vocabulary
 
 
-def _added(tokenizer: Tokenizer | FastTokenizer, directory: Path, head: str) -> tuple[bool, bool]:
-    """Return whether the bos token comes before a text and whether the eos token comes after it."""
-    if tokenizer.frame is not None:
-        before, after = tokenizer.frame
-        return before == [tokenizer.bos_id], after == [tokenizer.eos_id]
-    if head == "seq2seq":
-        return False, tokenizer.eos_id is not None
-    # Same rule as in python -m generate.
-    return tokenizer.bos_id is not None and _config(directory).get("add_bos_token") is not False, False
+def _added(tokenizer: Tokenizer | FastTokenizer, head: str) -> tuple[bool, bool]:
+    """Return whether the bos token comes before a text and whether the eos token comes after it.
+
+    Raises CheckpointError if anything else does.
+    """
+    before, after = text_frame(tokenizer, "seq2seq" if head == "seq2seq" else "causal")
+    if before not in ([], [tokenizer.bos_id]) or after not in ([], [tokenizer.eos_id]):
+        names = " ".join(map(tokenizer.id_to_token, [*before, *after]))
+        raise CheckpointError(
+            f"{tokenizer.directory}: the template of the tokenizer puts {names} around a text, but llama.cpp only adds "
+            "a bos token before and an eos token after it"
+        )
+    return bool(before), bool(after)
 
 
 def _sentencepiece(directory: Path, tokenizer: Tokenizer | FastTokenizer) -> Vocabulary:
@@ -160,7 +163,7 @@ def _sentencepiece(directory: Path, tokenizer: Tokenizer | FastTokenizer) -> Voc
 
 
 def _byte_level(tokenizer: FastTokenizer) -> Vocabulary:
-    tree = json.loads(tokenizer.content)
+    tree = tokenizer.pipeline
     model, added = tree["model"], {token["id"]: token for token in tree.get("added_tokens") or []}
     names = {i: token for token, i in model["vocab"].items()} | {i: token["content"] for i, token in added.items()}
     tokens, types = [], []
@@ -178,18 +181,12 @@ def _byte_level(tokenizer: FastTokenizer) -> Vocabulary:
 def pre_tokenizer(tree: dict[str, Any], directory: Path) -> str:
     """Return llama.cpp's name for the pre-tokenizer of a tokenizer.json. Raises CheckpointError if it has none."""
     stage = tree.get("pre_tokenizer") or {}
-    steps = stage.get("pretokenizers") or [stage]
-    *splits, last = steps
-    pattern = splits[0].get("pattern", {}).get("Regex") if len(splits) == 1 else None
-    regular = (
-        last.get("type") == "ByteLevel"
-        and not last.get("add_prefix_space")
-        and last.get("use_regex", True) is not bool(splits)
-        and all(s.get("type") == "Split" and s.get("behavior") == "Isolated" and not s.get("invert") for s in splits)
-        and len(splits) <= 1
-        and not (splits and pattern is None)
-    )
-    name = PRE_TOKENIZERS.get(pattern) if regular else None
+    *splits, last = stage.get("pretokenizers") or [stage]
+    patterns = [_pattern(split) for split in splits]
+    regular = last.get("type") == "ByteLevel" and not last.get("add_prefix_space")
+    if last.get("use_regex", True):
+        patterns.append(GPT2)
+    name = PRE_TOKENIZERS.get(tuple(patterns)) if regular else None
     # llama.cpp looks up whole words only for llama-bpe and never normalizes; its converter still accepts Qwen's NFC.
     whole = bool(tree["model"].get("ignore_merges")) is (name == "llama-bpe")
     normalizer = (tree.get("normalizer") or {}).get("type")
@@ -200,6 +197,14 @@ def pre_tokenizer(tree: dict[str, Any], directory: Path) -> str:
             "Use a SentencePiece tokenizer (python -m tokenizer), which has no pre-tokenizer"
         )
     return name
+
+
+def _pattern(split: dict[str, Any]) -> str | None:
+    """Return the pattern whose matches a stage of a pre-tokenizer isolates, None if it does something else."""
+    if split.get("type") == "Digits" and split.get("individual_digits"):
+        return r"\p{N}"
+    isolates = split.get("type") == "Split" and split.get("behavior") == "Isolated" and not split.get("invert")
+    return split.get("pattern", {}).get("Regex") if isolates else None
 
 
 def _chat_template(directory: Path) -> str | None:

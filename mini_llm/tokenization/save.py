@@ -86,15 +86,20 @@ def convert(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _read_pipeline(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    from tokenizers import Tokenizer as Backend
+
+    advice = "Delete it: it is rebuilt from tokenizer.model"
     try:
-        pipeline = json.loads(path.read_text(encoding="utf-8"))
-        vocabulary = pipeline["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}). Delete it: it is rebuilt from tokenizer.model") from None
-    if vocabulary != {tokenizer.id_to_token(i): i for i in range(tokenizer.vocab_size)}:
+        text = path.read_text(encoding="utf-8")
+        pipeline = json.loads(text)
+        same = pipeline["model"]["vocab"] == {tokenizer.id_to_token(i): i for i in range(tokenizer.vocab_size)}
+        if same:
+            Backend.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{path}: damaged ({error}). {advice}") from None
+    if not same:
         raise CheckpointError(
-            f"{path}: its vocabulary differs from the one of tokenizer.model in the same directory. "
-            "Delete it: it is rebuilt from tokenizer.model"
+            f"{path}: its vocabulary differs from the one of tokenizer.model in the same directory. {advice}"
         )
     return pipeline
 

@@ -39,6 +39,7 @@ class Tokenizer:
     """
 
     frame: tuple[list[int], list[int]] | None = None
+    remark: str | None = None  # on loading it, to show to the user
 
     def __init__(self, model: bytes, directory: Path | str):
         from sentencepiece import SentencePieceProcessor
@@ -86,6 +87,18 @@ class Tokenizer:
         """The algorithm, for display: "SentencePiece BPE" or "SentencePiece Unigram"."""
         trainer = self._proto.trainer_spec
         return "SentencePiece BPE" if trainer.model_type == trainer.BPE else "SentencePiece Unigram"
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether a decoder's text begins with the bos token: yes, unless tokenizer_config.json says no."""
+        config = read_json(self.directory / "tokenizer_config.json")
+        return not isinstance(config, dict) or config.get("add_bos_token") is not False
+
+    @property
+    def document_frame(self) -> tuple[list[int], list[int]]:
+        """The ids around a document in a token store."""
+        before, after = ([] if i is None else [i] for i in (self.bos_id, self.eos_id))
+        return before, after
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, never a special id: '<s>' in a text is three characters. Adds nothing."""
@@ -136,6 +149,31 @@ class Tokenizer:
             data = [_valid(text).replace(SPACE, " ").encode() for text in texts]
         return encoder.encode(data, threads)
 
+    def encode_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (ids, spans) of each text: ids as `encode_batch`, spans (tokens, 2) the characters from and to.
+
+        A token may begin with white space. Tokens that spell one character in bytes share its span.
+        """
+        if not self.lossless:
+            return [self._spans_of_pieces(text) for text in texts]
+        return [
+            (ids, byte_spans(text.replace(SPACE, " "), [len(self._bytes[i] or b"") for i in ids.tolist()]))
+            for text, ids in zip(texts, self.encode_batch(texts), strict=True)
+        ]
+
+    def _spans_of_pieces(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        text = _valid(text)
+        data = np.frombuffer(text.encode(), np.uint8)
+        # SentencePiece counts bytes: count the characters that begin before each byte.
+        characters = np.concatenate([[0], np.cumsum((data & 0xC0) != 0x80)])
+        pieces = self._processor.encode(text, return_type="proto").pieces
+        spans = characters[np.array([(piece.begin, piece.end) for piece in pieces], dtype=np.int64).reshape(-1, 2)]
+        for i in range(len(pieces) - 2, -1, -1):
+            # The last byte token of a character has its place, the others have none.
+            if pieces[i].begin == pieces[i].end == pieces[i + 1].begin:
+                spans[i] = spans[i + 1]
+        return np.array([piece.id for piece in pieces], dtype=np.int32), spans
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, skipping special ids and ids outside the vocabulary (a model's padding rows)."""
         return decode(ids, self._token_bytes)
@@ -155,6 +193,10 @@ class Tokenizer:
     def score(self, token_id: int) -> float:
         """Return the merge priority of this token: the highest score merges first."""
         return self._processor.get_score(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """Return the UTF-8 bytes that a token adds inside a text, None for special ids and ids without text."""
+        return self._token_bytes(token_id, False)
 
     def is_byte(self, token_id: int) -> bool:
         """Return whether this id is a byte token, which spells one byte of a character without a token."""
@@ -244,6 +286,15 @@ class Tokenizer:
                 f"{self.directory / 'tokenizer.model'} has sha256 {self.sha256}, but its tokenizer_config.json "
                 f"records {recorded}: the file is damaged or belongs to another tokenizer. Copy the directory again"
             )
+
+
+def byte_spans(text: str, lengths: Sequence[int]) -> np.ndarray:
+    """Return the characters (N, 2) that N consecutive tokens of `lengths` bytes cover in the UTF-8 form of `text`."""
+    sizes = [len(character.encode("utf-8", "replace")) for character in text]
+    ends = np.cumsum(sizes, dtype=np.int64)
+    stops = np.cumsum(lengths, dtype=np.int64)
+    starts = stops - np.asarray(lengths, dtype=np.int64)
+    return np.stack([np.searchsorted(ends, starts, side="right"), np.searchsorted(ends, stops, side="left") + 1], 1)
 
 
 def _as_text(mark: str) -> tuple[str, ...]:

@@ -7,9 +7,11 @@ from gguf import Keys
 
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.export.encoders import make_encoder
-from mini_llm.export.vocabulary import PRE_TOKENIZERS, read_vocabulary
+from mini_llm.export.vocabulary import GPT2, PRE_TOKENIZERS, read_vocabulary
+from mini_llm.tokenization.fast import FastTokenizer
 from mini_llm.tokenization.load import load_tokenizer
 from tests.export.tiny_tokenizers import train_sentencepiece, write_byte_level
+from tests.tokenizer_kinds import fuzz, write_kind
 
 VOCABULARY = 384
 
@@ -68,15 +70,49 @@ def test_known_word_splits_get_their_llama_cpp_names(name, tmp_path):
     write_byte_level(tmp_path)
     path = tmp_path / "tokenizer.json"
     tree = json.loads(path.read_text())
-    pattern = next(pattern for pattern, known in PRE_TOKENIZERS.items() if known == name)
-    if pattern is not None:
-        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        tree["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, level]}
-        tree["model"]["ignore_merges"] = name == "llama-bpe"
+    *patterns, last = next(patterns for patterns, known in PRE_TOKENIZERS.items() if known == name)
+    splits = [{"type": "Digits", "individual_digits": True} if pattern == r"\p{N}" else pattern for pattern in patterns]
+    if last != GPT2:
+        splits.append({"type": "Split", "pattern": {"Regex": last}, "behavior": "Isolated", "invert": False})
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": last == GPT2}
+    tree["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*splits, level]}
+    tree["model"]["ignore_merges"] = name == "llama-bpe"
     path.write_text(json.dumps(tree))
     vocabulary = read_vocabulary(tmp_path, VOCABULARY, "causal")
     assert vocabulary.pre == name
-    encoder, tokenizer = make_encoder(vocabulary), load_tokenizer(tmp_path)
-    for text in ("the span of 123456 the  spans\n\n\tDON'T", "strong,don't", "caf\u00e9 \U0001f600 <|endoftext|>"):
+    encoder, tokenizer = make_encoder(vocabulary), load_tokenizer(tmp_path).plain()
+    for text in (
+        "the span of 123456 the  spans\n\n\tDON'T",
+        "strong,don't",
+        "caf\u00e9 \U0001f600 <|endoftext|>",
+        "a  7 89",
+    ):
         assert encoder.encode(text) == tokenizer.encode(text)
+
+
+def test_smollm2_is_exported_without_a_bos_token_and_with_split_digits(tmp_path):
+    write_kind("smollm2", tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert isinstance(tokenizer, FastTokenizer)
+    vocabulary = read_vocabulary(tmp_path, VOCABULARY, "causal")
+    assert (vocabulary.model, vocabulary.pre) == ("gpt2", "smollm")
+    keys = (Keys.Tokenizer.ADD_BOS, Keys.Tokenizer.ADD_EOS, Keys.Tokenizer.BOS_ID, Keys.Tokenizer.EOS_ID)
+    assert [vocabulary.settings[key] for key in keys] == [False, False, 0, 0]
+    encoder = make_encoder(vocabulary)
+    for text in fuzz():
+        assert encoder.encode(text) == tokenizer.plain().encode(text), text
+
+
+def test_tokens_beyond_the_embedding_are_not_exported(tmp_path):
+    write_kind("gpt2, pad token of the configuration alone", tmp_path)
+    vocabulary = read_vocabulary(tmp_path, 320, "causal")
+    assert len(vocabulary.tokens) == 320 and "<pad>" not in vocabulary.tokens
+    assert Keys.Tokenizer.PAD_ID not in vocabulary.settings
+
+
+def test_a_template_that_llama_cpp_cannot_follow_is_refused(tmp_path):
+    write_kind("roberta", tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<pad>"}))
+    with pytest.raises(CheckpointError, match="puts <s> </s> around a text"):
+        read_vocabulary(tmp_path, VOCABULARY, "causal")

@@ -35,9 +35,13 @@ def test_ids_equal_autotokenizer(family, tmp_path):
         assert len(cut) == min(8, len(whole)) and (not ends[1] or cut[-1] == whole[-1])
 
 
-def test_special_tokens_in_a_text_are_encoded_as_plain_text(tmp_path):
+def test_special_tokens_in_a_text_are_read_unless_the_configuration_says_no(tmp_path):
     tokenizer = write_tokenizer("bert", tmp_path)
     (row,) = encode_texts(tokenizer, ["good [SEP] [MASK] film"], False, 100).tokens
+    assert [i for i in row.tolist() if i in tokenizer.special_ids - {tokenizer.unk_id}] == [2, 3, 4, 3]
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "split_special_tokens": True}))
+    (row,) = encode_texts(load_tokenizer(tmp_path), ["good [SEP] [MASK] film"], False, 100).tokens
     assert [i for i in row.tolist() if i in tokenizer.special_ids - {tokenizer.unk_id}] == [2, 3]
 
 
