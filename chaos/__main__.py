@@ -20,6 +20,7 @@ MODULES = [
     "kills",
     "signals",
     "damage",
+    "state",
     "hostile",
     "disk",
     "changes",

@@ -79,7 +79,7 @@ def count_events(counter: Path, kill_at: int | None, only_saving: bool) -> None:
 _report: Callable[[], object] = lambda: None  # noqa: E731
 
 
-def run(stage: str, arguments: list[str], prepare: Callable[[], None] | None) -> NoReturn:
+def run(stage: str, arguments: list[str], prepare: Callable[[], None] | None = None) -> NoReturn:
     """Run `python -m <stage> <arguments>` in this process, then exit."""
     from mini_llm.engine import loop
     from mini_llm.engine.cli import run_app

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -107,13 +107,19 @@ def train(stage: int | None, optimizer: str, precision: str, steps: int) -> list
 
 
 def start(
-    stage: int | None, optimizer: str, precision: str, clip: float = CLIP, file: str | None = None, micro: int = MICRO
+    stage: int | None,
+    optimizer: str,
+    precision: str,
+    clip: float = CLIP,
+    file: str | None = None,
+    micro: int = MICRO,
+    device: Literal["auto", "cpu"] = "cpu",
 ) -> TrainContext:
     """Prepare a decoder with matrices of several shapes. `file` is a DeepSpeed configuration that replaces ours."""
     AcceleratorState._reset_state(reset_partial_state=True)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     os.environ.pop("ACCELERATE_DEEPSPEED_ZERO_STAGE", None)
-    runtime = RuntimeConfig(device="cpu", precision=precision, zero_stage=stage or 0, deepspeed=file)
+    runtime = RuntimeConfig(device=device, precision=precision, zero_stage=stage or 0, deepspeed=file)
     config = LoopConfig(runtime=runtime, optim=OptimConfig(name=optimizer, max_grad_norm=clip))
     processes = start_processes(runtime)
     accelerator = make_accelerator(runtime, ROWS // micro // processes.num_processes, micro, clip)

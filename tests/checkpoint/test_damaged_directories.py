@@ -1,6 +1,7 @@
 """Every command given a damaged model directory prints one message, exits with 4, and executes nothing from it."""
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -62,6 +63,11 @@ def deep_tokenizer(directory: Path) -> None:
     (directory / "tokenizer.json").write_text("[" * 100_000)
 
 
+def replaced(path: Path, make: Callable[[Path], None]) -> None:
+    path.unlink()
+    make(path)
+
+
 DAMAGES = {
     "no config": (lambda d: (d / "config.json").unlink(), "no config.json|no pretrained model there"),
     "a deep config": (lambda d: (d / "config.json").write_text("[" * 100_000), "config.json: not a JSON file"),
@@ -81,6 +87,15 @@ DAMAGES = {
     "pickled weights": (pickled, "never loaded because they can run any program"),
     "no tokenizer": (no_tokenizer, "tokenizer"),
     "a deep tokenizer": (deep_tokenizer, "tokenizer.json"),
+    "weights that are a FIFO": (lambda d: replaced(d / WEIGHTS, os.mkfifo), "not a regular file"),
+    "a tokenizer without end": (
+        lambda d: replaced(d / "tokenizer.model", lambda path: path.symlink_to("/dev/zero")),
+        "tokenizer.model: not a regular file",
+    ),
+    "a configuration that is a FIFO": (
+        lambda d: replaced(d / "tokenizer_config.json", os.mkfifo),
+        "tokenizer_config.json: not a regular file",
+    ),
 }
 # Accelerate keeps the first precision of a process, also for later tests.
 QUIET = ["tracking.wandb=disabled", "runtime.device=cpu", "runtime.precision=fp32"]

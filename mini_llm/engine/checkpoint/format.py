@@ -21,7 +21,6 @@ from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mini_llm.engine.checkpoint.local_shards import restore_local_shards
@@ -31,6 +30,7 @@ from mini_llm.engine.errors import CheckpointError
 from mini_llm.engine.run.fault_points import fault_point
 from mini_llm.engine.run.files import atomic_directory, read_json, remove_directory, sha256
 from mini_llm.model import Model, load_model, save_model
+from mini_llm.model.huggingface.weights import load_tensors, save_tensors
 
 # Raised when a disk is full, read-only or broken.
 DISK_ERRORS = (OSError, SafetensorError)
@@ -78,7 +78,7 @@ def write_checkpoint(root: Path, model: Model, snapshot: Snapshot, save_extras: 
         save_model(model, directory / "model", snapshot.weights)
         fault_point("save-model")
         save_extras(directory / "model")
-        save_file(snapshot.optimizer_state, str(directory / "optimizer.safetensors"))
+        save_tensors(snapshot.optimizer_state, directory / "optimizer.safetensors")
         fault_point("save-optimizer")
         if snapshot.scaler is not None:
             (directory / "scaler.json").write_text(json.dumps(snapshot.scaler) + "\n")
@@ -274,7 +274,7 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Any, accelerat
                 restore_local_shards(model, optimizer, reader)
         else:
             source = load_model(directory / "model")
-            restore_state(model, optimizer, source.state_dict(), load_file(str(optimizer_file)))
+            restore_state(model, optimizer, source.state_dict(), load_tensors(optimizer_file))
         if accelerator.scaler is not None and (directory / "scaler.json").is_file():
             accelerator.scaler.load_state_dict(json.loads((directory / "scaler.json").read_text()))
         state = read_json(directory / "state.json")

@@ -34,6 +34,8 @@ class TrainState:
     latest: dict[str, float] = field(default_factory=dict)
     # Evaluations since the best one.
     waited: int = 0
+    # Step of the last evaluation.
+    evaluated_at: int = 0
     spikes: SpikeMonitor = field(default_factory=SpikeMonitor)
 
     def record(self, metrics: dict[str, float], metric: str, larger_is_better: bool) -> bool:

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.engine.run.files import sha256
+from mini_llm.model.huggingface.weights import save_tensors
 
 SHARDS = "shards"
 
@@ -45,7 +45,7 @@ def write_shards(directory: Path, rank: int, ranks: int, shards: Mapping[str, Lo
     """Write this rank's file; returns its manifest entry by file name. Raises OSError or SafetensorError."""
     path = directory / SHARDS / f"rank-{rank:05d}-of-{ranks:05d}.safetensors"
     placements = {key: json.dumps([shard.start, *shard.shape]) for key, shard in shards.items()}
-    save_file({key: shard.values for key, shard in shards.items()}, str(path), metadata=placements)
+    save_tensors({key: shard.values for key, shard in shards.items()}, path, placements)
     with open(path, "rb+") as file:
         # Only the machine that wrote the file can flush it.
         os.fsync(file.fileno())

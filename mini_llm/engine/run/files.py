@@ -1,17 +1,19 @@
 """Atomic writes of files and directories, strict JSON, and hashes."""
 
 import ctypes
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mini_llm.engine.run.fault_points import fault_point
 
@@ -22,10 +24,11 @@ _RENAME_EXCHANGE = 2
 def write_atomic(path: Path | str, data: bytes | str) -> None:
     """Write `data` (text as UTF-8). A kill or power cut leaves either the old file or the whole new one.
 
-    Raises OSError; a failed write keeps the old content and leaves no temporary file.
+    Halves of surrogate pairs become "?". Raises OSError; a failed write keeps the old content and leaves no temporary
+    file.
     """
     with atomic_path(path) as temporary:
-        temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+        temporary.write_bytes(data.encode("utf-8", "replace") if isinstance(data, str) else data)
 
 
 @contextmanager
@@ -122,11 +125,22 @@ def write_json(path: Path | str, tree: Any) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """The content of a JSON file, or None if the file is missing or damaged."""
+    """The content of a JSON file of any type, or None if the file is missing or damaged; see state.py for our own."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            return json.loads(file.read().decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a file to read bytes. Raises OSError, also for a FIFO, device or directory: it may block or never end."""
+    # Without O_NONBLOCK, opening a FIFO waits for a writer.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
 
 
 def content_hash(rows: Iterable[Any]) -> str:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mini_llm.model.heads import Model
 from mini_llm.model.huggingface.directory import INDEX, WEIGHTS, tied_names, write_config
+from mini_llm.model.huggingface.weights import save_tensors
 
 SHARD_BYTES = 5 * 10**9
 
@@ -33,7 +33,7 @@ def stream_model(
     failure: Exception | None = None
 
     def close(directory: Path) -> None:
-        save_file(shards[0], str(directory / f"shard-{len(files)}"), metadata={"format": "pt"})
+        save_tensors(shards[0], directory / f"shard-{len(files)}", {"format": "pt"})
         files.append(list(shards[0]))
         shards[0] = {}
 
