@@ -160,6 +160,10 @@ def worker(settings: str) -> None:
 
 
 def _ours(case: dict) -> tuple[Callable[[], None], Callable[[], dict]]:
+    # Before torch: sets up OpenMP, as every command of ours does.
+    import mini_llm  # noqa: F401
+
+    # isort: split
     import torch
 
     from mini_llm.engine.config import build_config

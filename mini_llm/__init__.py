@@ -26,11 +26,16 @@ From Python, three lines each:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mini_llm.openmp import wait_briefly
+
 if TYPE_CHECKING:
     from mini_llm.api import Label, LanguageModel, Run, TextClassifier, finetune, load, pretrain
 
 __version__ = "0.2.0"
 __all__ = ["Label", "LanguageModel", "Run", "TextClassifier", "finetune", "load", "pretrain"]
+
+# Before anything imports torch, whose OpenMP library reads its settings once.
+wait_briefly()
 
 
 def __getattr__(name: str) -> Any:

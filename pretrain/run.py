@@ -5,16 +5,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from rich.console import Console
 from torch import nn
 
-from mini_llm.engine.batch import BatchSplit
+from mini_llm.engine.batch import IGNORE_INDEX, BatchSplit
 from mini_llm.engine.config import build_config
-from mini_llm.engine.device import default_device
+from mini_llm.engine.device import DTYPES, default_device, resolve_precision
 from mini_llm.engine.distributed.collectives import broadcast
 from mini_llm.engine.distributed.processes import make_accelerator, start_processes
 from mini_llm.engine.evaluate import evaluate_loss
@@ -22,21 +21,25 @@ from mini_llm.engine.flops import flops_per_token
 from mini_llm.engine.loop import train
 from mini_llm.engine.replay import Replay
 from mini_llm.engine.run.directory import RunDirectory
-from mini_llm.engine.run.files import content_hash, read_json, write_json
+from mini_llm.engine.run.files import write_json
+from mini_llm.engine.run.jsonl import read_rows
+from mini_llm.engine.run.state import read_state
 from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import HARMLESS
 from mini_llm.model import load_model
 from mini_llm.tokenization.save import save_tokenizer
 
 from .batch_documents import make_documents
+from .choices import with_choices, write_choices
 from .config import PretrainConfig
-from .data import Data, make_model, make_objective, objective_name, prepare_data
+from .data import Data, data_fingerprint, make_model, make_objective, objective_name, prepare_data
 from .objectives.causal import CausalObjective
 from .plan.sizes import Plan, make_plan
 from .resolved import resolved_config
+from .shortcomings import shortcomings
+from .warm_start.apply import Applied, apply_warm_start
 
 RUNS = Path("runs")
-CHOICES = "choices.json"
 
 
 def pretrain(config: PretrainConfig) -> dict[str, float]:
@@ -63,7 +66,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         plan = broadcast(_plan(config, data, processes), processes)
         console.print(plan.table())
         if main:
-            write_json(run.path / CHOICES, choices(plan))
+            write_choices(run, plan)
         for note in _remarks(plan, data):
             console.print(note, markup=False)
         resolved = resolved_config(config, plan, data)
@@ -76,6 +79,8 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
                 _record(plan, data, run, tracker, scores)
                 run.finish(scores)
         console.print(f"{run.model}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        for line in shortcomings(run, scores["val/loss"], data):
+            console.print(line, markup=False)
         return scores
 
 
@@ -90,27 +95,6 @@ def replay(path: Path, step: int, dump: Path | None) -> None:
     quiet = Console(quiet=True)
     with Tracker(path, config.tracking, "pretrain", {}, main_process=False) as tracker:
         _train(config, plan, data, processes, run, tracker, quiet, Replay(step, data.tokenizer.decode, dump))
-
-
-def choices(plan: Plan) -> dict[str, Any]:
-    """The choices of a plan that depend on the measured speed of the machine, so that a resumed run keeps them."""
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
-    sizes = {name: getattr(plan.config, name) for name in names} | {"max_position_embeddings": plan.length}
-    return {"sizes": sizes, "global_batch_size": plan.global_batch_size, "compile": plan.compile}
-
-
-def with_choices(config: PretrainConfig, run: RunDirectory) -> PretrainConfig:
-    """`config` with the choices of the run's first launch, if that has left a checkpoint."""
-    chosen = read_json(run.path / CHOICES)
-    if chosen is None or config.init or not any(run.checkpoints.glob("step-*")):
-        return config
-    given = config.sizes.model_dump(exclude_none=True)
-    sizes = config.sizes.model_copy(update={**chosen["sizes"], **given})
-    batch = config.global_batch_size or chosen["global_batch_size"]
-    runtime = config.runtime
-    if runtime.compile == "auto":
-        runtime = runtime.model_copy(update={"compile": chosen["compile"]})
-    return config.model_copy(update={"sizes": sizes, "global_batch_size": batch, "runtime": runtime})
 
 
 def _plan(config: PretrainConfig, data: Data, processes: PartialState) -> Plan:
@@ -150,12 +134,19 @@ def _train(
     )
     objective, held_out = make_objective(config, plan, data)
 
+    held_out_labels = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in held_out)
+
+    def shorten_evaluation(share: float) -> None:
+        kept = max(1, round(share * len(held_out)))
+        held_out[:] = [held_out[i * len(held_out) // kept] for i in range(kept)]
+
     def evaluate(model: nn.Module) -> dict[str, float]:
         sums = evaluate_loss(model, held_out, accelerator)
         metrics = {"val/loss": sums["loss"], "val/ppl": math.exp(min(sums["loss"], 700.0))}
         if data.shape == "causal":
             # Bits per byte compare across tokenizers; losses per token do not.
-            metrics["val/bpb"] = sums["loss"] * sums["count"] / math.log(2) / data.stores["validation"].num_bytes
+            read = data.stores["validation"].num_bytes * sums["count"] / held_out_labels
+            metrics["val/bpb"] = sums["loss"] * sums["count"] / math.log(2) / read
         name = "val/masked_accuracy" if data.shape == "masked" else "val/accuracy"
         metrics[name] = sums["accuracy"]
         if "next_sentence_accuracy" in sums:
@@ -172,9 +163,13 @@ def _train(
 
     torch.manual_seed(config.seed)
     start = time.monotonic()
-    model = make_model(plan, data, config.runtime)
+    model = make_model(plan, data)
+    if plan.warm_start.tokens:
+        _start_warm(model, config, plan, data, run, console)
     if data.source is not None and model.newly_initialized:
         console.print(f"{data.source.directory}: newly initialised: {', '.join(model.newly_initialized)}", markup=False)
+    if plan.compile:
+        console.print("compiling the layers during the first step")
     return loop(
         model,
         lambda step: objective.batches(step, split),
@@ -187,21 +182,36 @@ def _train(
         evaluation_in_steps=sum(batch["input_ids"].numel() for batch in held_out)
         / (plan.global_batch_size * plan.row.length),
         seconds_used=time.monotonic() - start,
+        shorten_evaluation=shorten_evaluation,
         clm_batches=early,
         flops_per_token=lambda head_share: flops_per_token(plan.config, plan.row.length, head_share),
         documents=make_documents(data, objective, first, split),
         metadata={
             "tokenizer_sha256": data.tokenizer.sha256,
-            "data_fingerprint": _fingerprint(data),
+            "data_fingerprint": data_fingerprint(data, run.path),
             "global_batch_size": plan.global_batch_size,
         },
     )
 
 
-def _fingerprint(data: Data) -> str:
-    if data.stores is not None:
-        return data.stores["train"].fingerprint
-    return content_hash([*data.pairs.train, None, *data.pairs.validation])
+def _start_warm(
+    model: nn.Module, config: PretrainConfig, plan: Plan, data: Data, run: RunDirectory, console: Console
+) -> None:
+    """Apply the warm start; every launch of a run repeats what the first one had time for."""
+    device = default_device(config.runtime.device)
+    dtype = DTYPES[resolve_precision(config.runtime.precision, device)]
+    # fp16 gradients would need a loss scale, which the fit to bigrams does not have.
+    dtype = torch.float32 if dtype == torch.float16 else dtype
+    path = run.path / "warm_start.json"
+    earlier = read_state(path, Applied, aside=run.main_process)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
+    store = data.stores["train"]
+    applied = apply_warm_start(model, store, plan.warm_start, device, dtype, say, config.budget_seconds, earlier)
+    if run.main_process and earlier is None:
+        write_json(path, applied.model_dump())
 
 
 def _score(
@@ -220,8 +230,11 @@ def _score(
 
 
 def _record(plan: Plan, data: Data, run: RunDirectory, tracker: Tracker, scores: dict[str, float]) -> None:
+    steps = max((row.get("step", 0) for row in read_rows(run.path / "metrics.jsonl")), default=0)
     facts = {
         "objective": objective_name(plan, data),
+        "steps": steps,
+        "tokens": steps * plan.global_batch_size * plan.row.text,
         "model_directory": str(run.model),
         "parameters": sum(parameter.numel() for parameter in load_model(run.model).parameters()),
     }
@@ -233,12 +246,21 @@ def _record(plan: Plan, data: Data, run: RunDirectory, tracker: Tracker, scores:
             "unigram_loss": entropy,
             "unigram_bpb": entropy * len(validation) / math.log(2) / validation.num_bytes,
             "train_tokens": len(train),
+            "epochs": facts["tokens"] / max(1, len(train)),
             "validation_bytes": validation.num_bytes,
         }
         about = {"fingerprint": train.fingerprint, "tokens": len(train)}
         tracker.artifact(f"tokens-{train.fingerprint[:12]}", "dataset", train.path / "manifest.json", about)
     else:
         facts["train_pairs"] = len(data.pairs.train)
-    tracker.table("plan", ["what", "value", "why"], [list(row) for row in plan.reasons])
+    tracker.table("plan", ["what", "value", "why"], [_done(list(row), steps) for row in plan.reasons])
     tracker.summary({**scores, **facts})
     tracker.artifact(run.path.name, "model", run.model, {**scores, **about})
+
+
+def _done(row: list[str], steps: int) -> list[str]:
+    """A row of the plan; the one of max_steps also says how many steps were done, which a time budget limits."""
+    what, value, why = row
+    if what == "max_steps" and value != f"{steps:,}":
+        value = f"{steps:,} done, {value} at most"
+    return [what, value, why]

@@ -2,6 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
+# Before torch: sets up OpenMP, as every command does.
+import mini_llm  # noqa: F401
+
+# isort: split
 import pytest
 import torch
 

@@ -20,6 +20,7 @@ from mini_llm.engine.distributed.collectives import agree
 from mini_llm.engine.distributed.processes import zero_stage
 from mini_llm.engine.distributed.watchdog import Watchdog, peers_may_die
 from mini_llm.engine.flops import Throughput
+from mini_llm.engine.loss import Objective
 from mini_llm.engine.preflight import check_space, out_of_memory_explained
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.fault_points import fault_point
@@ -45,9 +46,11 @@ def train(
     larger_is_better: bool = False,
     evaluation_in_steps: float = 1.0,
     seconds_used: float = 0.0,
+    shorten_evaluation: Callable[[float], None] | None = None,
     clm_batches: StepBatches | None = None,
     flops_per_token: Callable[[float], float] | None = None,
     class_weights: Tensor | None = None,
+    objective: Objective | None = None,
     metadata: Mapping[str, Any] | None = None,
     documents: Documents | None = None,
 ) -> dict[str, float]:
@@ -58,8 +61,11 @@ def train(
     save_extras(directory): writes the tokenizer and other files into a model directory.
     evaluation_in_steps: tokens of one evaluation divided by those of one training step.
     seconds_used: seconds of the budget that building the model took.
+    shorten_evaluation(share): called before the first evaluation when the budget leaves time for only this share of the
+    validation set. Without it, evaluations read all of it.
     clm_batches(step): replaces `batches` until the learning rate begins to fall (CLM warm-up of a masked LM).
     flops_per_token(share): FLOPs per token of a step when this share of the tokens has a label, for the MFU.
+    objective: the training loss; None: cross-entropy, with `class_weights`.
     metadata: for the manifest of checkpoints; the keys of resume.MUST_MATCH must stay the same when the run resumes.
     documents(step, rank, clm): names of the documents in a rank's batch, for reports of loss spikes.
 
@@ -70,8 +76,10 @@ def train(
     precision = resolve_precision(config.runtime.precision, accelerator.device)
     launch = {"ranks": ranks, "zero_stage": zero_stage(config.runtime), "precision": precision}
     metadata = {**launch, **(metadata or {})}
-    budget = StepBudget(run, config, evaluation_in_steps, accelerator, seconds_used)
+    can_shorten = shorten_evaluation is not None
+    budget = StepBudget(run, config, evaluation_in_steps, accelerator, seconds_used, can_shorten)
     context = prepare(model, config, accelerator)
+    context.objective = objective
     class_weights = class_weights.to(accelerator.device) if class_weights is not None else None
     state = resume(run, context, tracker, metadata)
     budget.resume(state.step, state.elapsed)
@@ -85,10 +93,16 @@ def train(
 
     def evaluate_and_log() -> None:
         """Evaluate, log the metrics, and keep the weights if they are the best so far."""
+        nonlocal shorten_evaluation
+        if shorten_evaluation is not None and (share := budget.share_to_evaluate()) < 1:
+            log(f"evaluations read {share:.0%} of the validation set: more would not fit into the budget")
+            shorten_evaluation(share)
+            shorten_evaluation = None
         start = time.perf_counter()
         fault_point("evaluate")
         metrics = evaluate(context.model)
         budget.evaluation_took(time.perf_counter() - start)
+        state.evaluated_at = state.step
         tracker.log(state.step, metrics)
         if state.record(metrics, metric, larger_is_better):
             saver.keep_best(state.step)
@@ -96,13 +110,14 @@ def train(
         watchdog.beat(f"the evaluation of step {state.step}")
 
     def save() -> None:
-        state.elapsed = budget.elapsed
+        state.elapsed, start = budget.elapsed, time.perf_counter()
         tracker.sync()
         saver.save(asdict(state))
+        budget.saving_took(time.perf_counter() - start)
         watchdog.beat(f"the checkpoint of step {state.step}")
 
     def out_of_patience() -> bool:
-        return config.patience is not None and state.waited >= config.patience
+        return budget.out_of_patience(state.waited, state.step - (state.best_step or 0))
 
     with (
         peers_may_die(hang, accelerator),
@@ -112,8 +127,6 @@ def train(
         make_saver(run.path, context, save_extras, config, metadata) as saver,
     ):
         while state.step < budget.total and not out_of_patience():
-            if budget.review(state.step):
-                progress.set_total(budget.total)
             start = time.perf_counter()
             factor = budget.schedule.factor(state.step)
             seed_step(config.seed, state.step, accelerator.process_index)
@@ -126,6 +139,8 @@ def train(
             state.step += 1
             watchdog.beat(f"step {state.step}")
             budget.step_took(seconds)
+            if budget.review(state.step):
+                progress.set_total(budget.total)
             clm = warmup_batches is not None
             state.spikes.check(state.step, loss, norm, clm, context, tracker, documents, log)
 
@@ -135,8 +150,10 @@ def train(
             last = state.step == budget.total
             if last or state.step % config.log_every == 0:
                 timing = {"tokens_per_second": speed, "mfu": mfu, "elapsed": budget.elapsed}
-                tracker.log(state.step, {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}, timing)
-            if last or state.step % budget.evaluate_every == 0:
+                metrics = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm}
+                # Marked, because the loss jumps where the objective changes.
+                tracker.log(state.step, {**metrics, "train/clm": True} if clm else metrics, timing)
+            if last or budget.evaluation_due(state.step, state.evaluated_at):
                 evaluate_and_log()
             signal = agree(stop.number, accelerator)
             over = last or out_of_patience()

@@ -8,7 +8,7 @@ Shapes: N positions, C hidden_size, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,19 @@ from mini_llm.model.gradients import passing
 from mini_llm.model.operations import Operations
 
 Predict = Callable[[Tensor], Tensor]
+
+
+class Objective(Protocol):
+    """A training loss other than cross-entropy, of the logits and the labels of one batch."""
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss summed over the labels."""
+        ...
+
+    def count(self, labels: Tensor) -> float:
+        """How many labels count, by which a step divides the sum."""
+        ...
+
 
 # Logits per chunk, by device.
 CHUNK = {"cpu": 2**23, "cuda": 2**27}

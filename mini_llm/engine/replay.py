@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mini_llm.engine.batch import Batch
@@ -20,10 +19,12 @@ from mini_llm.engine.checkpoint.format import find_damage, load_checkpoint, read
 from mini_llm.engine.distributed.collectives import broadcast
 from mini_llm.engine.distributed.zero import innermost
 from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.loss import Objective
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.jsonl import read_rows
 from mini_llm.engine.spikes import Documents, document_names
 from mini_llm.engine.step import prepare, seed_step, train_step
+from mini_llm.model.huggingface.weights import save_tensors
 
 EXCERPT_CHARACTERS = 100
 
@@ -53,6 +54,7 @@ class Replay:
         *_: Any,
         clm_batches: Callable[[int], list[Batch]] | None = None,
         class_weights: Tensor | None = None,
+        objective: Objective | None = None,
         documents: Documents | None = None,
         **__: Any,
     ) -> dict[str, float]:
@@ -68,6 +70,7 @@ class Replay:
         main = accelerator.is_main_process
         budget = StepBudget(run, config, 1.0, accelerator)
         context = prepare(model, config, accelerator)
+        context.objective = objective
         if class_weights is not None:
             class_weights = class_weights.to(accelerator.device)
         found = broadcast(checkpoint_before(run.path, self.target) if main else None, accelerator)
@@ -127,7 +130,7 @@ def save_batch(path: Path, micro_batches: list[Batch], accelerator: Accelerator)
     }
     if accelerator.num_processes > 1:
         path = path.with_name(f"{path.stem}-{accelerator.process_index}{path.suffix}")
-    save_file(tensors, str(path))
+    save_tensors(tensors, path)
     print(f"{path}: {len(tensors)} tensors of {len(micro_batches)} micro-batches")
 
 

@@ -60,17 +60,28 @@ class Schedule:
         return self.knots[-2][0]
 
     def retotal(self, step: int, total: int) -> None:
-        """From `step` on, aim to end after `total` steps; earlier steps keep their rate."""
-        total = max(total, step + 1)
-        start = max(step, self.warmup)
-        peak = self.factor(start)
-        knots = [knot for knot in self.knots if knot[0] < start] + [(start, peak)]
-        decay_start = self._decay_start(total)
-        if peak == 1.0 and decay_start > start:
-            knots.append((decay_start, 1.0))
-        total = max(total, start + 1)
-        self.knots = [*knots, (total, self.config.min_lr_ratio)]
-        self.total = total
+        """From `step` on, aim to end after `total` steps; earlier steps keep their rate.
+
+        A run that turns out to be short ends its warm-up early, so that the rate still falls. With total <= step the
+        schedule ends at once.
+        """
+        total = max(total, step)
+        knots = [knot for knot in self.knots if knot[0] < step]
+        start = max(step, min(self.warmup, total // 10))
+        if total == step:
+            knots.append((step, self.factor(step)))
+        else:
+            peak = self.factor(start)
+            if start < self.warmup:
+                # The rate jumps to its peak, which it would have reached at the end of the warm-up.
+                knots += [(step - 1, self.factor(step - 1))] if step else []
+                self.warmup, peak = start, 1.0
+            knots.append((start, peak))
+            decay_start = self._decay_start(total)
+            if peak == 1.0 and decay_start > start:
+                knots.append((decay_start, 1.0))
+            knots.append((total, self.config.min_lr_ratio))
+        self.knots, self.total = knots, total
 
     def state(self) -> dict[str, Any]:
         """Plain values that `load_state` accepts."""

@@ -40,7 +40,9 @@ class SpikeMonitor:
     # Consecutive skipped steps, and all of them.
     bad: int = 0
     skipped: int = 0
+    # The last losses, of one objective: whether that is CLM warm-up.
     losses: list[float] = field(default_factory=list)
+    clm: bool = False
     rows: dict[str, list[list[Any]]] = field(default_factory=lambda: {"skipped": [], "spikes": []})
 
     def check(
@@ -61,6 +63,9 @@ class SpikeMonitor:
         every_rank = list(range(context.accelerator.num_processes))
         if math.isfinite(loss) and (math.isfinite(norm) or context.overflow_is_expected):
             self.bad = 0
+            if clm != self.clm:
+                # The losses of two objectives do not compare: that of the next token is far below that of a masked one.
+                self.clm, self.losses = clm, []
             limit = spike_limit(self.losses)
             self.losses = [*self.losses, loss][-WINDOW:]
             if loss > limit:

@@ -21,9 +21,10 @@ from mini_llm.engine.batch import IGNORE_INDEX, LABELS, Batch, pop_labels, to_de
 from mini_llm.engine.device import default_device, resolve_precision
 from mini_llm.engine.distributed.processes import zero_stage
 from mini_llm.engine.distributed.zero import create_sharded_state
+from mini_llm.engine.kernels.inductor import use_private_cache
 from mini_llm.engine.kernels.install import use_kernels
 from mini_llm.engine.kernels.load import has_kernels
-from mini_llm.engine.loss import loss_sums
+from mini_llm.engine.loss import Objective, loss_sums
 from mini_llm.engine.optim import make_optimizer
 from mini_llm.engine.settings import LoopConfig, RuntimeConfig
 from mini_llm.model.layers import DecoderLayer, EncoderLayer
@@ -40,6 +41,8 @@ class TrainContext:
     learning_rates: list[float]
     # Loss sums (micro-batches, outputs) of this rank in the last step.
     losses: Tensor = field(default_factory=lambda: torch.zeros(0))
+    # None: cross-entropy.
+    objective: Objective | None = None
 
     @property
     def overflow_is_expected(self) -> bool:
@@ -83,7 +86,8 @@ def train_step(
     accelerator, model, optimizer = context.accelerator, context.model, context.optimizer
     for group, rate in zip(optimizer.param_groups, context.learning_rates, strict=True):
         group["lr"] = rate * factor
-    counts = torch.stack([_counts(batch, class_weights) for batch in micro_batches]).sum(0)
+    objective = context.objective
+    counts = torch.stack([_counts(batch, class_weights, objective) for batch in micro_batches]).sum(0)
     totals = [max(total, 1e-9) for total in accelerator.reduce(counts.to(accelerator.device), "sum").tolist()]
     # Ranks average their gradients, and Accelerate and DeepSpeed divide by the accumulation steps: undo both.
     scales = [accelerator.num_processes * len(micro_batches) / total for total in totals]
@@ -94,7 +98,10 @@ def train_step(
         labels = pop_labels(batch)
         with accelerator.accumulate(model):
             with accelerator.autocast():
-                losses = loss_sums(model, batch, labels, class_weights)
+                if objective is None:
+                    losses = loss_sums(model, batch, labels, class_weights)
+                else:
+                    losses = [objective.loss_sum(model(**batch).float(), labels[0])]
             sums.append(torch.stack(losses).detach())
             loss = sum(part * scale for part, scale in zip(losses, scales, strict=True))
             accelerator.backward(loss * torch.where(loss.detach().isfinite(), 1.0, float("nan")))
@@ -120,8 +127,10 @@ def _clip(context: TrainContext, max_norm: float) -> float:
     return float(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
-def _counts(batch: Batch, class_weights: Tensor | None) -> Tensor:
+def _counts(batch: Batch, class_weights: Tensor | None, objective: Objective | None) -> Tensor:
     """The number of counted labels of each output, or the sum of their class weights: (outputs,)."""
+    if objective is not None:
+        return torch.tensor([float(objective.count(batch["labels"]))])
     if batch["labels"].is_floating_point():  # target distributions (rows, classes), each of which sums to 1
         weights = torch.ones(batch["labels"].size(1)) if class_weights is None else class_weights.cpu()
         return (batch["labels"] @ weights).sum(0, keepdim=True)
@@ -135,6 +144,8 @@ def prepare_model(model: nn.Module, config: RuntimeConfig) -> nn.Module:
     """Set up gradient checkpointing, compilation layer by layer and, on a CPU, the kernels of `model`, in place."""
     if has_kernels(default_device(config.device)):
         use_kernels(model)
+    if config.compile is True:
+        use_private_cache()
     for module in model.modules():
         if isinstance(module, Transformer):
             module.checkpoint_every = config.gradient_checkpointing

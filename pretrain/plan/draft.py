@@ -88,7 +88,8 @@ def estimate_tokens(config: PretrainConfig) -> int | None:
 def _draft_tokenizer(config: PretrainConfig, tokens: int, ranks: int, device: torch.device, notes: list[str]) -> Any:
     """The tokenizer that the run would use where it exists already, else its estimated size."""
     if config.init:
-        return load_tokenizer(find_source(config.init).directory)
+        source = find_source(config.init)
+        return load_tokenizer(source.directory, source.config.vocab_size)
     if config.tokenizer:
         return load_tokenizer(config.tokenizer)
     sentinels = SENTINELS if shape_of(**read_preset(config.model)) == "seq2seq" else None

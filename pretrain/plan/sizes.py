@@ -27,6 +27,7 @@ from .reasons import Reasons
 EXPECTED_MFU, EXPECTED_MFU_WITH_KERNELS = 0.3, 0.4
 HEAD_DIM = 64
 VOCABULARY_MULTIPLE = 64
+SHORTEST = 4  # tokens of a row
 # Hoffmann et al. 2022. Measured with 4e12 FLOPs on reviews: width 64 beats 128, and 128 beats 192, for GPT and MLM.
 TOKENS_PER_WEIGHT = 20
 # Muennighoff et al. 2023: four epochs are nearly as good as new text, sixteen add little. On tinyshakespeare in 180 s,
@@ -112,7 +113,11 @@ def make_plan(
         model = _new_model(config, tokenizer, tokens, pairs, flops, reasons)
     else:
         model = _source_model(config, source, reasons)
-    row = RowShape.of(model, model.max_position_embeddings, pairs)
+    length = model.max_position_embeddings
+    if pairs is None and (most := longest_window(tokens, model.is_encoder_decoder)) < length:
+        length = most
+        reasons.add("window", f"{length:,} tokens", f"the training text has {tokens:,} tokens only")
+    row = RowShape.of(model, length, pairs)
     per_token = flops_per_token(model, row.length, row.label_share)
 
     wanted = _tokens_per_step(flops, per_token)
@@ -141,7 +146,7 @@ def make_plan(
     if source is None:
         spent = min(work, flops or work)
         warm_start, model = plan_warm_start(config, model, 0 if pairs else tokens, spent, per_token, reasons)
-    return Plan(model, model.max_position_embeddings, row, batch, micro, steps, compiles, warm_start, reasons)
+    return Plan(model, length, row, batch, micro, steps, compiles, warm_start, reasons)
 
 
 def _new_model(
@@ -166,11 +171,21 @@ def _new_model(
     if pairs is not None:
         length = min(LONGEST_PAIR, -(-pairs.longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
         why = f"the longest text, at most {LONGEST_PAIR}"
+    elif (most := longest_window(tokens, shape == "seq2seq")) < length:
+        length, why = most, f"the training text has {tokens:,} tokens only"
     length = reasons.choose("length", sizes.max_position_embeddings, length, why)
     vocabulary = -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     why = f"{tokenizer.vocab_size:,} tokens, rounded up to a multiple of {VOCABULARY_MULTIPLE}"
     reasons.add("vocab_size", f"{vocabulary:,}", why)
     return model_config(config, tokenizer, vocabulary, width, layers, heads, length)
+
+
+def longest_window(tokens: int, spans: bool) -> int:
+    """The longest row that every objective can cut from a text of `tokens` at any offset, and at least SHORTEST."""
+    length = max(SHORTEST, tokens // 2)
+    while spans and length > SHORTEST and 2 * span_shape(length).text - 1 > tokens:
+        length -= 1
+    return length
 
 
 def _source_model(config: PretrainConfig, source: ModelConfig, reasons: Reasons) -> ModelConfig:

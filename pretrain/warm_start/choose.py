@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-import torch
-from torch import nn
-
-from mini_llm.corpus.token_store import TokenStore
 from mini_llm.model import ModelConfig
 
 from ..config import PretrainConfig
 from ..plan.reasons import Reasons
-from .bigrams import ROWS, Bigrams, fit_bigrams, is_bigram_model
-from .cooccurrence import init_from_cooccurrences, neighbours_for
+from .bigrams import ROWS, is_bigram_model
+from .cooccurrence import neighbours_for
 
 # Counting takes about 0.3 us per token: five counted tokens for each token trained on cost 1 to 2 % of the time.
 COUNTED_PER_TRAINED_TOKEN, MOST_COUNTED = 5, 1 << 25
@@ -21,8 +17,9 @@ COUNTED_PER_TRAINED_TOKEN, MOST_COUNTED = 5, 1 << 25
 # 1.207, 1.255. tinyshakespeare, 20 epochs: 2.078, 2.096 to 2.156; 2.5 epochs (a million tokens), in nats: 3.542, 3.494.
 MOST_EPOCHS, FEW_TOKENS, MOST_EPOCHS_OF_FEW = 0.6, 1 << 20, 2
 # The share is of the FLOPs of all ranks, so that a run is the same on any number of ranks. With fewer steps an untied
-# head ends worse than a tied one.
-SHARE_FOR_BIGRAMS, FEWEST_STEPS, MOST_STEPS = 0.08, 40, 320
+# head ends worse than a tied one. A run that is so short that these take more than the share gives them up to
+# LARGEST_SHARE: a step of the fit costs a sixth of a training step and teaches more.
+SHARE_FOR_BIGRAMS, LARGEST_SHARE, FEWEST_STEPS, MOST_STEPS = 0.08, 0.4, 40, 320
 
 
 @dataclass
@@ -84,25 +81,9 @@ def _bigrams(
     if not is_bigram_model(untied):
         return 0, model, "a new model of this architecture is not a bigram model"
     flops_per_step = 6 * ROWS * model.vocab_size * model.hidden_size
-    steps = min(MOST_STEPS, int(SHARE_FOR_BIGRAMS * flops / flops_per_step))
-    if steps < FEWEST_STEPS:
-        why = f"pays off from {FEWEST_STEPS} steps on; {SHARE_FOR_BIGRAMS:.0%} of the FLOPs are {steps} steps"
-        return 0, model, why
-    return (
-        steps,
-        untied,
-        f"embeddings and head fitted to bigram counts with at most {SHARE_FOR_BIGRAMS:.0%} of the FLOPs",
-    )
-
-
-def apply_warm_start(
-    model: nn.Module, store: TokenStore, warm_start: WarmStart, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Initialize embeddings (and head) of a new `model` from the counts of `store`; fitted on `device`, with matrix
-    products in `dtype`."""
-    trunk = model.trunk.encoder if model.config.is_encoder_decoder else model.trunk
-    if warm_start.cooccurrence:
-        init_from_cooccurrences(trunk.embed, store, warm_start.tokens)
-    if warm_start.bigram_steps:
-        bigrams = Bigrams.count(store, warm_start.tokens, model.config.vocab_size, device)
-        fit_bigrams(model, bigrams, warm_start.bigram_steps, dtype)
+    affordable = flops / flops_per_step
+    steps = min(MOST_STEPS, max(FEWEST_STEPS, int(SHARE_FOR_BIGRAMS * affordable)))
+    if steps > LARGEST_SHARE * affordable:
+        return 0, model, f"pays off from {steps} steps on, which are more than {LARGEST_SHARE:.0%} of the FLOPs"
+    share = max(SHARE_FOR_BIGRAMS, steps / affordable)
+    return steps, untied, f"embeddings and head fitted to bigram counts with at most {share:.0%} of the FLOPs"

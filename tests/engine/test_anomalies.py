@@ -5,7 +5,9 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import torch
 from chaos.equivalence.ranks import LAYOUTS
 from mini_llm.engine.batch import BatchSplit
 from mini_llm.engine.errors import NonFiniteError
-from mini_llm.engine.spikes import ENOUGH_LOSSES, MAX_NON_FINITE, spike_limit
+from mini_llm.engine.spikes import ENOUGH_LOSSES, MAX_NON_FINITE, SpikeMonitor, spike_limit
 from tests.loops import batches, config, final_files, fresh, run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -125,3 +127,18 @@ def test_the_definition_of_a_spike():
     # Half of the window may be spikes themselves, and equal losses leave room for noise.
     assert spike_limit(losses[:40] + [100.0] * 20) < 5
     assert spike_limit([2.0] * 64) == pytest.approx(2.16)
+
+
+def test_a_change_of_the_objective_is_no_spike():
+    """The loss of masked tokens is above that of the next token before it; later spikes are found as ever."""
+    alerts, tables = [], []
+    tracker = SimpleNamespace(alert=lambda *said: alerts.append(said), table=lambda *table: tables.append(table))
+    context = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1), overflow_is_expected=False)
+    losses = [3.0 - 0.01 * step for step in range(40)] + [6.0 - 0.01 * step for step in range(40)]
+    monitor = SpikeMonitor()
+    for step, loss in enumerate(losses, start=1):
+        monitor.check(step, loss, 1.0, step <= 40, context, tracker, documents, print)
+        monitor = SpikeMonitor(**asdict(monitor))  # as after a restart
+    assert not alerts and not tables and len(monitor.losses) == 40
+    monitor.check(81, 9.0, 1.0, False, context, tracker, documents, print)
+    assert len(alerts) == 1 and tables[0][0] == "spikes" and tables[0][2][0][0] == 81

@@ -122,7 +122,7 @@ def test_rows_without_labels_are_not_counted():
 class Letters:
     """A tokenizer with one token per letter; "a" is 10."""
 
-    directory, bos_id, eos_id, pad_id, cls_id, sep_id, frame = "letters", 1, 2, 3, 5, 6, None
+    directory, bos_id, eos_id, pad_id, cls_id, sep_id, frame, adds_bos = "letters", 1, 2, 3, 5, 6, None, True
 
     def encode_batch(self, texts):
         return [np.array([10 + ord(c) - ord("a") for c in text], dtype=np.int32) for text in texts]
@@ -145,5 +145,5 @@ def test_tokenizers_that_lack_special_tokens():
     bare.bos_id = bare.pad_id = bare.cls_id = None
     assert [row.tolist() for row in encode_texts(bare, ["a", ""], True, 8).tokens] == [[10], [2]]
     assert padding_id(bare) == 2
-    with pytest.raises(CheckpointError, match="lacks a cls or sep token"):
+    with pytest.raises(CheckpointError, match="has no cls token"):
         encode_texts(bare, ["a"], False, 8)

@@ -269,7 +269,7 @@ def test_a_failed_save_leaves_nothing_behind_and_the_old_checkpoint_intact(tmp_p
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mini_llm.engine.checkpoint.format.save_file", full)
+    monkeypatch.setattr("mini_llm.engine.checkpoint.format.save_tensors", full)
     with pytest.raises(CheckpointError, match="No space left"):
         run(tmp_path, config(max_steps=12))
     assert "Training continues" in capsys.readouterr().err
@@ -313,4 +313,18 @@ def test_a_budget_shorter_than_one_evaluation_has_one_evaluation(tmp_path):
     for _ in range(2):
         budget.step_took(0.1)
     assert budget.review(2)
-    assert budget.evaluate_every == budget.total < 100
+    # The run ends at once: the last evaluation takes all the time that is left.
+    assert budget.total == 2
+
+
+def test_a_plan_without_a_budget_does_not_depend_on_kills(tmp_path):
+    plans = []
+    for resumed_at in (None, 1):
+        with RunDirectory(tmp_path / str(resumed_at)) as directory:
+            budget = StepBudget(directory, config(max_steps=40), 1.0, accelerator())
+            budget.step_took(0.1)
+            assert budget.review(12)
+            if resumed_at is not None:
+                StepBudget(directory, config(max_steps=40), 1.0, accelerator()).resume(resumed_at, 5.0)
+        plans.append((tmp_path / str(resumed_at) / "plan.json").read_bytes())
+    assert plans[0] == plans[1]

@@ -219,6 +219,8 @@ def test_completion_of_settings(typed, completions):
         ("python -m pretrain schedule.kind=w", ["wsd "]),
         ("python -m mini_llm tok", ["tokenizer "]),
         ("python -m mini_llm finetune data.lab", ["data.label="]),
+        ("python -m scoring dri", ["drift "]),
+        ("python -m scoring compare --quest", ["--questions "]),
         ("make test-f", ["test-fast "]),
         ("make pretrain BUD", ["BUDGET="]),
         ("make pretrain MODEL=ber", ["bert "]),
@@ -323,7 +325,7 @@ def runs(tmp_path_factory) -> Path:
     AcceleratorState._reset_state()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        for name in [name for name in os.environ if name.startswith(("WANDB_", "MINI_LLM_WANDB"))]:
             patch.delenv(name)
         corpus = {"sources": "text.txt"}
         pretrain(PretrainConfig(run="gpt", corpus=corpus, max_steps=2, init_embeddings="random", **common))

@@ -60,7 +60,7 @@ def dense(store: Ids, tokens: int) -> torch.Tensor:
 @pytest.mark.parametrize("chunk", [7, 1 << 20])
 def test_bigram_counts_match_neighbouring_pairs(store, monkeypatch, chunk):
     monkeypatch.setattr(bigrams, "CHUNK", chunk)
-    table, found = dense(store, 500), Bigrams.count(store, 500, VOCABULARY)
+    table, (found, _) = dense(store, 500), Bigrams.count(store, 500, VOCABULARY)
     rows = torch.repeat_interleave(found.starts.diff())
     assert torch.equal(torch.zeros_like(table).index_put((rows, found.successors), found.counts), table)
     assert torch.equal(found.totals, table.sum(1))
@@ -68,7 +68,7 @@ def test_bigram_counts_match_neighbouring_pairs(store, monkeypatch, chunk):
 
 
 def test_targets_are_smoothed_towards_the_unigram_distribution(store):
-    table, found = dense(store, 500), Bigrams.count(store, 500, VOCABULARY)
+    table, (found, _) = dense(store, 500), Bigrams.count(store, 500, VOCABULARY)
     shares = table.sum(0) / table.sum()
     expected = (table + PRIOR * shares) / (table.sum(1, keepdim=True) + PRIOR)
     tokens = torch.tensor([3, 0, 47, 3])
@@ -83,7 +83,7 @@ def test_targets_are_smoothed_towards_the_unigram_distribution(store):
 def test_a_fitted_model_predicts_the_successor(store, preset, tied, precision):
     model = new_model(preset, tie_word_embeddings=tied)
     before = {name: parameter.clone() for name, parameter in model.named_parameters() if ".blocks." in name}
-    fit_bigrams(model, Bigrams.count(store, len(store), VOCABULARY), 120, DTYPES[precision])
+    fit_bigrams(model, Bigrams.count(store, len(store), VOCABULARY)[0], [(0, 120)], DTYPES[precision])
     ids = torch.from_numpy(store.ids[:160]).view(10, 16)
     extra = {} if model.config.causal else {"causal": True}
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mini_llm.engine.kernels.build import load_library
+from mini_llm.engine.kernels.team_size import TeamSize
 from mini_llm.model import CausalLM, KVCache, ModelConfig
 from mini_llm.model.layers import DecoderLayer
 from mini_llm.model.positions import rotary_table
+from mini_llm.model.quantization import dequantize, group_size, quantize
 
 SOURCE = Path(__file__).parent / "cpp" / "decode.cpp"
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -34,7 +37,6 @@ next_sentence classifier_head classifier_pooling id2label init initializer_range
 bos_token_id eos_token_id pad_token_id cls_token_id sep_token_id
 """
 SIZES = "layers hidden heads kv_heads head_dim inner gated activation layer_norm cache_bf16 threads"
-GROUP = 64
 HUGE_PAGE = 2**21
 # Bytes: weights start at a cache line.
 ALIGNMENT = 64
@@ -76,26 +78,6 @@ def unsupported(config: ModelConfig) -> str | None:
         if value not in allowed:
             return f"{field.name}={value}"
     return None
-
-
-def quantize(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
-    """int8 weights (O, I) and fp32 scales (O, I / group) of weight (O, I).
-
-    The largest magnitude of each group becomes 127 or -127.
-    """
-    grouped = weight.float().unflatten(-1, (-1, group))
-    scale = grouped.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
-    return (grouped / scale).round().to(torch.int8).flatten(-2), scale[..., 0]
-
-
-def dequantize(values: Tensor, scale: Tensor) -> Tensor:
-    """fp32 weights (O, I) from int8 values (O, I) and scales (O, I / group)."""
-    return (values.unflatten(-1, (scale.size(-1), -1)).float() * scale[..., None]).flatten(-2)
-
-
-def group_size(columns: int) -> int | None:
-    """How many weights of a row share a scale; None if no size divides the row, which then is not quantized."""
-    return next((g for g in (GROUP, 32, 16) if columns % g == 0), None)
 
 
 @torch.no_grad()
@@ -151,6 +133,7 @@ class CompiledStep:
         self._room = HugePages(sum(linear.weight.nbytes + ALIGNMENT for linear in linears))
         self._tables: dict[float, tuple[Tensor, Tensor]] = {}
         self._reach = 0
+        self._team = TeamSize(torch.get_num_threads())
         self._addresses: WeakKeyDictionary[KVCache, tuple[ctypes.Array, ctypes.Array]] = WeakKeyDictionary()
         blocks = [block for block in trunk.blocks if isinstance(block, DecoderLayer)]
         self._layers = (Layer * config.num_hidden_layers)(*map(self._layer, blocks))
@@ -168,7 +151,7 @@ class CompiledStep:
             activation=ACTIVATIONS[config.hidden_act],
             layer_norm=config.norm == "layernorm",
             cache_bf16=self._embed.dtype == torch.bfloat16,
-            threads=torch.get_num_threads(),
+            threads=1,
             eps=config.norm_eps,
             attention_scale=blocks[0].attn.scale,
             logit_scale=config.logit_scale,
@@ -185,7 +168,12 @@ class CompiledStep:
             x = x + self._position[torch.tensor([cache.length for cache in caches])].float()
         logits = torch.empty(len(tokens), self.config.vocab_size)
         rows = (Row * len(caches))(*map(self._row, caches))
-        self._run(ctypes.byref(self._decoder), rows, len(tokens), x.data_ptr(), logits.data_ptr())
+
+        def run(threads: int) -> None:
+            self._decoder.threads = threads
+            self._run(ctypes.byref(self._decoder), rows, len(tokens), x.data_ptr(), logits.data_ptr())
+
+        self._team.run(run, time.perf_counter)
         for cache in caches:
             cache.length += 1
         return logits
