@@ -1,13 +1,14 @@
 # Every target sets up the environment it needs. `make help` lists the targets and variables.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help pipeline tokenizer pretrain finetune generate report test test-fast chaos bench lint typecheck \
+.PHONY: help pipeline tokenizer pretrain finetune generate score report test test-fast chaos bench lint typecheck \
   requirements clean .venv tools .venv-bench
 
 PYTHON ?= python3
 LAUNCH ?= python
 MODEL  ?= gpt mlm
 PROMPT ?= def read_lines(path):
+TYPED_PROMPT := $(filter-out file,$(origin PROMPT))
 DATA   ?=
 BUDGET ?=
 CONFIG ?=
@@ -20,19 +21,31 @@ READY := $(shell cmp -s requirements.txt .venv/.ready || echo .venv)
 TOOLS := $(or $(READY:.venv=tools),$(shell cmp -s requirements-dev.txt .venv/.ready-dev || echo tools))
 PEERS := $(or $(READY:.venv=.venv-bench),$(shell cmp -s benchmarks/requirements.txt .venv-bench/.ready || echo .venv-bench))
 # What the type checker covers: a folder joins when it is clean.
-TYPED := mini_llm tokenizer finetune generate
+TYPED := mini_llm tokenizer finetune generate scoring
 export NANOGPT NANOCHAT
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-quoted = '$(subst ','\'',$(1))'
-given  = $(if $(strip $($(1))),$(2) $(call quoted,$($(1))))
-# run=NAME rather than --run NAME, which torchrun would read as an abbreviation of one of its own options.
-named  = $(if $(strip $(RUN)),run=$(call quoted,$(RUN)))
-common = $(CONFIG) $(call given,DATA,--data) $(call given,BUDGET,--budget) $(named)
-
 # The text that the pretrained models were trained on. It is part of their runs' names, except for the built-in corpus.
-ON     ?= $(if $(filter pipeline,$(MAKECMDGOALS)),$(DATA))
-suffix  = $(if $(strip $(ON)),$(shell .venv/bin/python -c 'import sys; from mini_llm.corpus.config import CorpusConfig; print("-" + CorpusConfig(sources=sys.argv[1:]).name)' $(call quoted,$(ON))))
+ON     ?=
+# What is typed reaches the commands unchanged: make expands no $$ in it, and recipes read it from the environment, which
+# also holds line breaks and quotation marks.
+$(foreach name,PROMPT DATA BUDGET CONFIG RUN ON ARGS,$(eval override $(name) := $$(value $(name)))$(eval export $(name)))
+
+given  = $(if $(strip $($(1))),$(2)="$$$(1)")
+config = $(if $(strip $(CONFIG)),"$$CONFIG")
+# run=NAME rather than --run NAME, which torchrun would read as an abbreviation of one of its own options. run=null would
+# stand for no name.
+named  = $(if $(strip $(RUN)),$(if $(filter null,$(RUN)),run='"null"',run="$$RUN"))
+# Of several models ($$1 $$2 ...), each has a run of its own: RUN-gpt, RUN-mlm.
+each   = $(if $(filter null,$(RUN)),$(named),$(if $(strip $(RUN)),run="$$RUN$${2:+-$$model}"))
+common = $(config) $(call given,DATA,--data) $(call given,BUDGET,--budget) $(each)
+# ARGS as the bash array `args`. Only spaces and quotation marks are special in it, not $$ or *.
+split  = words=$$(python -m mini_llm.engine.run.words "$$ARGS") && eval "args=($$words)"
+args   = "$${args[@]}"
+
+quoted  = '$(subst ','\'',$(1))'
+corpus  = $(or $(ON),$(if $(filter pipeline,$(MAKECMDGOALS)),$(DATA)))
+suffix  = $(if $(strip $(corpus)),$(shell .venv/bin/python -c 'import sys; from mini_llm.corpus.config import CorpusConfig; print("-" + CorpusConfig(sources=sys.argv[1:]).name)' $(call quoted,$(corpus))))
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,39 +72,51 @@ tools: $(READY)
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@cp requirements-dev.txt .venv/.ready-dev
 
+# The summary says once how to send the runs to W&B; they need one id each.
+pipeline: export MINI_LLM_WANDB_HINT := no
+pipeline: export WANDB_RUN_ID :=
 pipeline: $(READY) ## train a tokenizer, a GPT, an MLM encoder and two classifiers; write a sample and a report
 	@$(MAKE) --no-print-directory tokenizer RUN= CONFIG= ARGS=
 	@$(MAKE) --no-print-directory pretrain RUN= CONFIG=
-	@$(MAKE) --no-print-directory finetune DATA= RUN= CONFIG= ARGS= ON=$(call quoted,$(DATA))
-	@if [ -d runs/gpt$(suffix) ]; then python -m generate runs/gpt$(suffix) $(call quoted,$(PROMPT)) --num-samples 2 --record > /dev/null; fi
+	@$(if $(strip $(DATA)),task=$$(python -m finetune.pipeline task "$$DATA") && )ON="$$DATA" DATA="$$task" $(MAKE) --no-print-directory finetune MODEL="$(MODEL)" RUN= CONFIG= ARGS=
+	@$(if $(or $(TYPED_PROMPT),$(if $(strip $(DATA)),,no)),,PROMPT=$$(python -m finetune.pipeline prompt "$$DATA"); )if [ -d runs/gpt$(suffix) ]; then python -m generate runs/gpt$(suffix) --prompt="$$PROMPT" --num-samples 2 --record > /dev/null; fi
 	@$(MAKE) --no-print-directory report
-	@python -m mini_llm summary runs/tokenizer$(suffix) $(foreach m,$(MODEL),runs/$(m)$(suffix)) $(foreach m,$(MODEL),runs/$(m)$(suffix)-classifier)
+	@python -m mini_llm summary runs/tokenizer$(suffix) $(foreach m,$(MODEL),runs/$(m)$(suffix)) $(foreach m,$(MODEL),runs/$(m)$(suffix)-classifier$(if $(strip $(DATA)),*))
 
 tokenizer: $(READY) ## train, check and measure a SentencePiece tokenizer
-	@python -m tokenizer $(CONFIG) $(call given,DATA,--data) $(named) $(ARGS)
+	@$(split) && python -m tokenizer $(config) $(call given,DATA,--data) $(named) $(args)
 
 pretrain: $(READY) ## pretrain MODEL on DATA within BUDGET
-	@for model in $(MODEL); do $(LAUNCH) -m pretrain $(common) --model $$model $(ARGS) || exit $$?; done
+	@$(split) && set -- $(MODEL) && for model in $(MODEL); do $(LAUNCH) -m pretrain $(common) --model $$model $(args) || exit $$?; done
 
 finetune: $(READY) ## fine-tune the pretrained MODEL as a classifier on DATA
-	@for model in $(MODEL); do \
-	  if [ ! -d runs/$$model$(suffix)/model ]; then $(LAUNCH) -m pretrain --model $$model $(call given,ON,--data) || exit $$?; fi; \
-	  $(LAUNCH) -m finetune $(common) --model runs/$$model$(suffix) $(ARGS) || exit $$?; done
+	@$(split) && set -- $(MODEL) \
+	  $(if $(filter file,$(origin MODEL)),&& set -- $$(for model in $(MODEL); do if [ -d runs/$$model$(suffix)/model ]; then echo $$model; fi; done) && if [ $$# = 0 ]; then set -- $(MODEL); fi) && \
+	  for model in "$$@"; do \
+	  if [ ! -d runs/$$model$(suffix)/model ]; then \
+	    python -m finetune.pipeline check $(config) $(call given,DATA,data.path) $(args) || exit $$?; \
+	    WANDB_RUN_ID= WANDB_SWEEP_ID= $(LAUNCH) -m pretrain --model $$model $(call given,ON,--data) $(call given,BUDGET,--budget) || exit $$?; fi; \
+	  $(LAUNCH) -m finetune $(common) --model runs/$$model$(suffix) $(args) || exit $$?; done
 
+# Prompts of a file or of a terminal take the place of PROMPT.
 generate: $(READY) ## continue PROMPT with the model in runs/gpt, or RUN
-	@python -m generate runs/$(or $(RUN),gpt) $(call quoted,$(PROMPT)) $(ARGS)
+	@$(split) && python -m generate runs/$(if $(strip $(RUN)),"$$RUN",gpt) \
+	  $(if $(filter --file --file=% --interactive,$(ARGS)),,--prompt="$$PROMPT") $(args)
+
+score: $(READY) ## score the model in runs/gpt, or RUN, on DATA
+	@$(split) && python -m scoring runs/$(if $(strip $(RUN)),"$$RUN",gpt) $(if $(strip $(DATA)),"$$DATA") $(args)
 
 report: $(READY) ## write one self-contained report.html per run
 	@python -m mini_llm report
 
 test: $(TOOLS) ## run the whole test suite
-	@python -m pytest $(ARGS)
+	@$(split) && python -m pytest $(args)
 
 test-fast: $(TOOLS) ## run the tests that are not marked slow, in under 90 seconds
-	@python -m pytest -m "not slow" $(ARGS)
+	@$(split) && python -m pytest -m "not slow" $(args)
 
 chaos: $(TOOLS) ## break running trainings (kill -9, full disks, flipped bits) and check what they leave
-	@python -m chaos $(ARGS)
+	@$(split) && python -m chaos $(args)
 
 # The project's own packages, and the peers that only benchmarks need.
 .venv-bench: $(READY)
@@ -102,7 +127,7 @@ chaos: $(TOOLS) ## break running trainings (kill -9, full disks, flipped bits) a
 	@cp benchmarks/requirements.txt .venv-bench/.ready
 
 bench: $(PEERS) $(TOOLS) ## compare speed, memory and quality with peers (DATA=FOLDER, ONLY="name ...", NANOGPT=PATH, NANOCHAT=PATH)
-	@.venv-bench/bin/python -m benchmarks $(call given,DATA,--data) $(foreach name,$(ONLY),--only $(name)) $(ARGS)
+	@$(split) && .venv-bench/bin/python -m benchmarks $(call given,DATA,--data) $(foreach name,$(ONLY),--only $(name)) $(args)
 
 lint: $(TOOLS) typecheck ## check style, common mistakes and types
 	@ruff check . && ruff format --check .

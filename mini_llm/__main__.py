@@ -8,17 +8,19 @@ from typing import Annotated
 import typer
 
 from mini_llm.engine.cli import EXIT_CODES, Debug, Version, command_app, end_process, program, run_app
+from mini_llm.engine.runs.commands import register as register_runs
 from mini_llm.stages import STAGES, load, module_name
 
 ME = program("mini_llm")
 HELP = f"""Train a tokenizer, pretrain, fine-tune and use small language models.
 
-Stages: tokenizer, pretrain, finetune, generate, and export to GGUF; each has its own --help.
+Stages: tokenizer, pretrain, finetune, generate, scoring, and export to GGUF; each has its own --help.
 
 [bold]Examples[/bold]
 
   {ME} pretrain --data my.txt --budget 5m   [dim]# a GPT on your text[/dim]
   {ME} generate runs/gpt 'def '             [dim]# text from it[/dim]
+  {ME} scoring runs/gpt held-out.txt        [dim]# its loss[/dim]
   {ME} report                               [dim]# a page per run[/dim]
   {ME} summary runs/gpt runs/mlm            [dim]# models and scores[/dim]
   {ME} replay runs/gpt 120                  [dim]# step 120 again[/dim]
@@ -27,6 +29,7 @@ Stages: tokenizer, pretrain, finetune, generate, and export to GGUF; each has it
 {EXIT_CODES}"""
 
 app = command_app(HELP)
+register_runs(app)
 RunDirectories = Annotated[list[Path] | None, typer.Argument(metavar="RUN_DIR", help="Run directories.")]
 
 
@@ -46,12 +49,20 @@ def report(
     from mini_llm.engine.report.record import find_runs
 
     chosen = paths or find_runs(runs)
+    failed: list[Exception] = []
     for path in chosen:
-        print(write_report(path))
+        try:
+            print(write_report(path))
+        except Exception as error:  # the reports of the other runs come first
+            failed.append(error)
     for root in dict.fromkeys(path.resolve().parent for path in chosen):
         index = write_index(root)
         if index is not None:
             print(index.relative_to(Path.cwd()) if index.is_relative_to(Path.cwd()) else index)
+    for error in failed[1:]:
+        print(f"mini_llm: {error}", file=sys.stderr)
+    if failed:
+        raise failed[0]
 
 
 @app.command()
@@ -76,9 +87,10 @@ def replay(
     The result has the same bits with as many processes as the run had: torchrun -m mini_llm replay RUN_DIR STEP.
     """
     from mini_llm.engine.errors import ConfigError
-    from mini_llm.engine.run.files import read_json
+    from mini_llm.engine.run.state import Environment, read_state
 
-    stage = (read_json(path / "environment.json") or {}).get("stage")
+    environment = read_state(path / "environment.json", Environment)
+    stage = environment.stage if environment else None
     if stage not in ("pretrain", "finetune"):
         raise ConfigError(f"{path}: not a pretraining or fine-tuning run (environment.json names no such stage)")
     load(stage, "run").replay(path, step, dump)

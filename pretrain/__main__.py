@@ -96,6 +96,10 @@ def train(
     flags = {"model": model, "init": init, "corpus.sources": data or None, "budget": budget, "run": run}
     config = read_settings(arguments or [], flags)
 
+    from mini_llm.engine.run.wandb_runs import run_of_its_own
+
+    config = run_of_its_own(config, config.run_name, named=config.run is not None)
+
     from .plan_command import check_fits
     from .run import pretrain
 
@@ -123,9 +127,9 @@ def plan(
 ) -> None:
     config = read_settings(arguments or [], {"model": model, "corpus.sources": data or None, "budget": budget})
 
-    from .plan_command import parse_count, show_plan
+    from .plan_command import parse_count, parse_size, show_plan
 
-    show_plan(config, ranks, zero, parse_count(memory, "--memory"), parse_count(tokens, "--tokens"))
+    show_plan(config, ranks, zero, parse_size(memory, "--memory"), parse_count(tokens, "--tokens"))
 
 
 def read_settings(arguments: list[str], flags: dict[str, object]) -> Any:

@@ -29,7 +29,8 @@ from .plan.trial_steps import run_trial_steps
 
 STAGES = (0, 1, 2, 3)
 TRIAL_STEPS, TRIAL_SECONDS, TRIAL_ACCUMULATION = 4, 15.0, 4
-UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+COUNTS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+SIZES = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 def show_plan(
@@ -70,17 +71,34 @@ def check_fits(config: PretrainConfig) -> None:
 
 
 def parse_count(text: str | None, flag: str) -> float | None:
-    """Parse a number with an optional K, M, G, B or T and an optional B for bytes: 80GB, 300M, 10B.
-
-    Raises ConfigError.
-    """
+    """Parse a number with an optional K, M, B (also G) or T: 300M, 10B, 1e9. Raises ConfigError."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+|\d*\.\d+) *([KMGBT]?)B?", text.strip().upper())
-    number = float(match[1]) * UNITS[match[2]] if match else 0.0
-    if number < 1:
-        raise ConfigError(f"invalid {flag} '{text}': use a number such as 80GB, 300M or 10B")
-    return number
+    number, unit = _number_and_unit(text)
+    if number * COUNTS.get(unit, 0) < 1:
+        raise ConfigError(f"invalid {flag} '{text}': use a number such as 300M, 10B or 1e9")
+    return number * COUNTS[unit]
+
+
+def parse_size(text: str | None, flag: str) -> float | None:
+    """Parse bytes: 80GB (10**9 bytes each), 80GiB (2**30), 80G. Raises ConfigError, also for a number without unit."""
+    if text is None:
+        return None
+    number, unit = _number_and_unit(text)
+    if number > 0 and not unit:
+        raise ConfigError(
+            f"{flag} {text} has no unit: write {flag} {text}GB, or {flag} {text}GiB for units of 2**30 bytes"
+        )
+    size = number * SIZES.get(unit.removesuffix("B"), 0)
+    if size < 1:
+        raise ConfigError(f"invalid {flag} '{text}': use a number with a unit, such as 80GB, 40GiB or 512MB")
+    return size
+
+
+def _number_and_unit(text: str) -> tuple[float, str]:
+    """The number at the start of `text` and the capital letters behind it; 0 without a number."""
+    match = re.fullmatch(r"((?:\d[\d_,]*\.?\d*|\.\d+)(?:E[+-]?\d+)?) *([KMGBTI]*)", text.strip().upper())
+    return (float(re.sub("[_,]", "", match[1])), match[2]) if match else (0.0, "")
 
 
 def _memory_table(config: PretrainConfig, plan: Plan, setup: MemorySetup, parameters: Parameters) -> Table:

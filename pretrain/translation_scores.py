@@ -29,7 +29,7 @@ def score_pairs(
     texts = decode_sources(load_model(directory).to(device), tokenizer, pairs, longest)
     targets, sources = [pair.target for pair in pairs], [pair.source for pair in pairs]
     figures = compare(texts, targets) | {f"copy_{name}": value for name, value in compare(sources, targets).items()}
-    return figures, [[*pair, text] for pair, text in zip(pairs[:SHOWN], texts, strict=False)]
+    return figures, [[pair.source, pair.target, text] for pair, text in zip(pairs[:SHOWN], texts, strict=False)]
 
 
 def decode_sources(model: Seq2SeqLM, tokenizer: Any, pairs: Sequence[Pair], longest: int) -> list[str]:

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import islice
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -47,17 +49,45 @@ class SettingsCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = list(args)
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, texts_as_arguments(self._settings_as_arguments(args), self.params))
         except Exception as error:
             if type(error).__name__ == "NoSuchOption":
                 self._explain(error, given)
             raise
 
+    def _settings_as_arguments(self, args: list[str]) -> list[str]:
+        """Accept --KEY=VALUE, as the sweeps of W&B write settings (`${args}`): as KEY=VALUE, or as the option KEY."""
+        own = {name for parameter in self.params for name in parameter.opts}
+        options, end = args, len(args)
+        if "--" in args:
+            end = args.index("--")
+            options = args[:end]
+        if not any(option.startswith("--") and option.partition("=")[0] not in own for option in options):
+            return args
+        from mini_llm.engine.config import is_key
+
+        rest, settings = [], []
+        for option in options:
+            key, sign, value = option.removeprefix("--").partition("=")
+            as_option = f"--{key.replace('_', '-')}"
+            if not (option.startswith("--") and sign) or f"--{key}" in own:
+                rest.append(option)
+            elif as_option in own:
+                rest.append(f"{as_option}={value}")
+            elif is_key(type(self).load_config_class(), key):
+                settings.append(f"{key}={value}")
+            else:
+                rest.append(option)
+        return [*rest, *args[end:], *settings]
+
     def _explain(self, error: Any, arguments: list[str]) -> None:
         """Add the setting to type to the message of an unknown option."""
         from mini_llm.engine.config import explain_option
 
-        if hint := explain_option(type(self).load_config_class(), error.option_name, arguments):
+        hint = explain_option(type(self).load_config_class(), error.option_name, arguments)
+        if not hint and any("--prompt" in parameter.opts for parameter in self.params):
+            hint = f"a prompt that begins with '-' is written --prompt='{error.option_name}...'"
+        if hint:
             error.message, error.possibilities = f"{error.message}; {hint}", None
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -89,6 +119,37 @@ def settings_argument(load_config_class: Callable[[], Any], metavar: str = "[CON
         return complete_setting(load_config_class(), incomplete)
 
     return typer.Argument(metavar=metavar, help="Settings, listed below.", show_default=False, autocompletion=complete)
+
+
+def text_command() -> type[TyperCommand]:
+    """The class of a command with a text among its arguments, which may begin with '-'."""
+
+    class TextCommand(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            return super().parse_args(ctx, texts_as_arguments(args, self.params))
+
+    return TextCommand
+
+
+def texts_as_arguments(args: list[str], parameters: Sequence[Any]) -> list[str]:
+    """`args` with texts such as "- item" behind "--", so that they are no options: no option has a space in it."""
+    takes_value = {name for p in parameters if p.param_type_name == "option" and not p.is_flag for name in p.opts}
+    options: list[str] = []
+    arguments: list[str] = []
+    found = False
+    rest = iter(args)
+    for arg in rest:
+        if arg == "--":
+            arguments += rest
+        elif not arg.startswith("-") or arg == "-":
+            arguments.append(arg)
+        elif re.search(r"\s", arg.partition("=")[0]):
+            arguments.append(arg)
+            found = True
+        else:
+            options.append(arg)
+            options += islice(rest, 1 if arg in takes_value else 0)
+    return [*options, "--", *arguments] if found else args
 
 
 class TrainByDefault(TyperGroup):

@@ -2,6 +2,8 @@
 
 config = load_config(PretrainConfig, "configs/pretrain/gpt.yaml", ["optim.lr=1e-3"])
 
+A value is typed by its field: a text field takes the characters that were typed (012, yes, 2026-11-29, #1).
+
 Every field has a description: help texts, docs/settings.md and completion are made from them. An unknown key is an
 error that suggests the right one (key_names.py has what other projects call it).
 """
@@ -9,10 +11,11 @@ error that suggests the right one (key_names.py has what other projects call it)
 import difflib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -73,9 +76,9 @@ def _settings(cls: type[BaseModel], defaults: Any, section: str, seen: set[type]
         yield from _settings(inner, default, prefix, seen)
 
 
-def flag_overrides(flags: Mapping[str, Any]) -> list[str]:
-    """`key=value` overrides for the flags that were given (are not None)."""
-    return [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+def flag_overrides(flags: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """(key, value) overrides for the flags that were given (are not None)."""
+    return [(key, value) for key, value in flags.items() if value is not None]
 
 
 def split_arguments(arguments: list[str]) -> tuple[Path | None, list[str]]:
@@ -95,15 +98,19 @@ def split_arguments(arguments: list[str]) -> tuple[Path | None, list[str]]:
     return path, arguments
 
 
-def load_config(cls: type[C], path: Path | str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> C:
-    """Build `cls` from its defaults, then the YAML file at `path`, then `key.sub=value` overrides.
+def load_config(cls: type[C], path: Path | str | None = None, overrides: Sequence[str | tuple[str, Any]] = ()) -> C:
+    """Build `cls` from its defaults, then the YAML file at `path`, then the overrides, which win.
 
+    An override is `key.sub=value` as typed, or (key, value) with a value to take as it is.
     Raises ConfigError naming the key and, for an unknown one, the key that was probably meant.
     """
-    tree = read_yaml(path) if path is not None else {}
+    tree = read_yaml(path, TextLoader) if path is not None else {}
     for override in overrides:
-        key, _, text = override.partition("=")
-        _assign(tree, key.strip(), _parse_value(override, text))
+        if isinstance(override, str):
+            key, _, text = override.partition("=")
+            _assign(cls, tree, key.strip(), parse_value(cls, key.strip(), text))
+        else:
+            _assign(cls, tree, *override)
     return build_config(cls, tree, str(path) if path is not None else "the command line")
 
 
@@ -115,15 +122,27 @@ def build_config(cls: type[C], tree: dict[str, Any], origin: str) -> C:
         raise ConfigError("\n".join(_explain(cls, tree, item, origin) for item in error.errors())) from None
 
 
-def read_yaml(path: Path | str) -> dict[str, Any]:
-    """Read a YAML mapping with the safe loader."""
+class TextLoader(yaml.SafeLoader):
+    """Loads numbers, truth values and dates as the text in the file; pydantic converts it to the type of the field.
+
+    YAML 1.1 would read the run 012 as 10, 1.10 as 1.1 and `yes` as true. null stays null.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (declared by PyYAML)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def read_yaml(path: Path | str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
+    """Read a YAML mapping with a safe loader."""
     path = Path(path)
     if not path.is_file():
         near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").rglob("*.yaml")], 1, 0.5)
         raise ConfigError(f"{path}: no such configuration file." + (f" Did you mean {near[0]}?" if near else ""))
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = loader(path.read_text(encoding="utf-8-sig")).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if tree is None:
         return {}
@@ -132,24 +151,88 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     return tree
 
 
-def _parse_value(override: str, text: str) -> Any:
+def parse_value(cls: type[BaseModel], key: str, text: str) -> Any:
+    """The value of `key=text` on the command line, by the annotation of the field.
+
+    A text field takes the characters of `text`. Where the field may be null, null stands for it and "null" for the
+    text. A list is YAML if it begins with a bracket or a quotation mark, and otherwise one text. Numbers stay text for
+    pydantic to convert. Raises ConfigError for a list or section that is not valid YAML.
+    """
+    annotation = _annotation(cls, key)
+    members = [part for part in _members(annotation) if part is not type(None)]
+    nullable = len(members) < len(_members(annotation))
+    if all(_is_text(part) for part in members) and members:
+        if nullable and text in ("null", '"null"', "'null'"):
+            return None if text == "null" else "null"
+        return text
+    if all(part in (int, float, bool) or _is_text(part) or get_origin(part) is Literal for part in members) and members:
+        return None if nullable and text.strip() in ("null", "Null", "NULL", "None", "~") else text
+    if get_origin(annotation) is list and not text.lstrip().startswith(("[", "{", '"', "'")):
+        return [text]
     try:
-        return yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        raise ConfigError(f"'{override}': the value is not valid YAML; quote it") from None
+        return TextLoader(text).get_single_data() if text else ""
+    except (yaml.YAMLError, ValueError):
+        advice = '; write ["a.txt", "b.txt"], with quotation marks around texts that hold brackets or commas'
+        raise ConfigError(f"'{key}={text}': the value is not valid YAML{advice}") from None
 
 
-def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+def is_key(cls: type[BaseModel], key: str) -> bool:
+    """Return whether `key`, with indices for N, is a setting of `cls`."""
+    return _annotation(cls, key) is not None
+
+
+def _annotation(cls: type[BaseModel], key: str) -> Any:
+    """The annotation of the field at a dotted key, or None for an unknown key."""
+    annotation: Any = cls
+    for part in key.split("."):
+        section = _config_class(annotation)
+        if part.isdigit() and get_origin(annotation) is list:
+            annotation = get_args(annotation)[0]
+        elif section is None or part not in section.model_fields:
+            return None
+        else:
+            annotation = section.model_fields[part].annotation
+    return annotation
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types of a union, or the one type; Annotated types without their metadata."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [member for part in get_args(annotation) for member in _members(part)]
+    return [annotation]
+
+
+def _is_text(annotation: Any) -> bool:
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return annotation is str or (bool(choices) and all(isinstance(choice, str) for choice in choices))
+
+
+def _assign(cls: type[BaseModel], tree: dict[str, Any], key: str, value: Any) -> None:
     node: Any = tree
     *parents, last = key.split(".")
-    for part in parents:
-        child = node[_index(node, part, key)] if isinstance(node, list) else node.setdefault(part, {})
+    for depth, part in enumerate(parents, start=1):
+        place: Any = _index(node, part, key) if isinstance(node, list) else part
+        annotation = _annotation(cls, ".".join(parents[:depth]))
+        child: Any = node[place] if isinstance(node, list) else node.get(place)
         if child is None:
-            child = node[part] = {}
+            child = node[place] = [{}] if get_origin(annotation) is list else {}
+        if isinstance(child, str):
+            child = node[place] = _spelled_out(annotation, child)
         if not isinstance(child, (dict, list)):
             raise ConfigError(f"{key}: '{part}' holds a value, not a section")
         node = child
-    node[_index(node, last, key) if isinstance(node, list) else last] = value
+    end: Any = _index(node, last, key) if isinstance(node, list) else last
+    node[end] = value
+
+
+def _spelled_out(annotation: Any, text: str) -> Any:
+    """A path that stands for a source, or for a list of one source, as that section or list."""
+    section = _config_class(annotation)
+    if section is None or "path" not in section.model_fields:
+        return text
+    return [{"path": text}] if get_origin(annotation) is list else {"path": text}
 
 
 def _index(node: list[Any], part: str, key: str) -> int:

@@ -86,6 +86,11 @@ class RuntimeConfig(Config):
         None, description="DeepSpeed JSON file with extra options; it may not contradict other settings."
     )
 
+    @field_validator("zero_stage", mode="before")
+    @classmethod
+    def _stage_is_a_number(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
     @field_validator("hang_timeout", mode="before")
     @classmethod
     def _hang_timeout_is_a_duration(cls, value: Any) -> Any:

@@ -17,7 +17,9 @@ INTRODUCTION = """# Settings
 Every setting of every stage. This page is generated: `python -m mini_llm settings > docs/settings.md`.
 
 A setting is given on the command line as `key=value`, or in a YAML file whose path is the first argument; the command
-line wins. Values are YAML: `null`, `true`, `1e-3`, `[0.9, 0.95]`. `N` in a key is the index of a list entry, from 0.
+line wins. The type of the setting decides how a value is read: a text takes the characters as they are (`012`, `yes`,
+`#1`), others are `true`, `1e-3`, `[0.9, 0.95]`. `null` stands for no value where the default may be null; write
+`"null"` for that text. `N` in a key is the index of a list entry, from 0. The sweeps of W&B may write `--key=value`.
 `python -m STAGE --help` prints the same list. `config.yaml` in a run directory holds the values that a run used,
 with every `null` that was chosen by rule filled in; `requested.yaml` holds what was asked for.
 

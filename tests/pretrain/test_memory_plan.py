@@ -26,7 +26,7 @@ from pretrain.plan.memory import muon_bytes, predict_memory
 from pretrain.plan.parameters import count_parameters
 from pretrain.plan.setup import MemorySetup
 from pretrain.plan.trial_steps import random_batch, run_trial_steps
-from pretrain.plan_command import parse_count
+from pretrain.plan_command import parse_count, parse_size
 from pretrain.preset_files import preset_names
 from pretrain.presets import build_config as preset
 from pretrain.presets import shape_of
@@ -326,15 +326,31 @@ def test_trial_steps_train_models_of_every_shape(name):
     assert len(run_trial_steps(build_config(PretrainConfig, tree, "test"), model_config, trial, 2, 60)) == 2
 
 
-@pytest.mark.parametrize("text, number", [("80GB", 80e9), ("300M", 3e8), ("10B", 1e10), ("7", 7), ("1.5 T", 1.5e12)])
+@pytest.mark.parametrize(
+    "text, number", [("300M", 3e8), ("10B", 1e10), ("7", 7), ("1.5 T", 1.5e12), ("1e9", 1e9), ("1,000,000", 1e6)]
+)
 def test_counts_are_parsed(text, number):
     assert parse_count(text, "--tokens") == number
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-3", "1.2.3", "0", "10 apples"])
+@pytest.mark.parametrize("text", ["", "GB", "-3", "1.2.3", "0", "10 apples", "80GB"])
 def test_an_invalid_count_is_refused(text):
     with pytest.raises(ConfigError, match="--tokens"):
         parse_count(text, "--tokens")
+
+
+@pytest.mark.parametrize("text, number", [("80GB", 80e9), ("80 GiB", 80 * 2**30), ("40g", 40e9), ("0.5MiB", 2**19)])
+def test_sizes_are_parsed(text, number):
+    assert parse_size(text, "--memory") == number
+
+
+@pytest.mark.parametrize(
+    "text, advice",
+    [("80", "write --memory 80GB, or --memory 80GiB"), ("80B", "80GB"), ("GB", "80GB"), ("-3GB", "80GB")],
+)
+def test_a_size_without_a_unit_is_refused_with_advice(text, advice):
+    with pytest.raises(ConfigError, match=advice):
+        parse_size(text, "--memory")
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:

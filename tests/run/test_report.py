@@ -172,7 +172,7 @@ def test_a_run_that_just_started_or_is_damaged_has_a_page_too(tmp_path):
     (tmp_path / "new/summary.json").write_text("{")
     (tmp_path / "new/tables").mkdir()
     (tmp_path / "new/tables/samples.json").write_text("[]")
-    assert "not finished, step 2" in write_report(tmp_path / "new").read_text(encoding="utf-8")
+    assert "stopped, step 2" in write_report(tmp_path / "new").read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="not a run directory"):
         write_report(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="no runs here yet"):

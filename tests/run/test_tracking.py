@@ -14,7 +14,8 @@ from mini_llm.engine.errors import CheckpointError
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.jsonl import JsonLines, read_rows
 from mini_llm.engine.run.tracker import Tracker
-from mini_llm.engine.run.wandb_mirror import resolve_mode
+from mini_llm.engine.run.wandb_mirror import _waiting, resolve_mode
+from mini_llm.engine.run.wandb_runs import OWNER, stable_id
 from mini_llm.engine.settings import TrackingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ CONFIG = {"optim": {"lr": 0.001}, "sources": ["a", "b"], "tracking": {"wandb": "
 
 @pytest.fixture(autouse=True)
 def no_wandb_of_the_caller(monkeypatch, tmp_path):
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "MINI_LLM_WANDB"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
@@ -273,3 +274,76 @@ def test_summaries_merge_and_artifacts_are_listed_once(tmp_path):
         tracker.summary({"b": math.nan})
     assert len(read_rows(tmp_path / "artifacts.jsonl")) == 1
     assert json.loads((tmp_path / "summary.json").read_text()) == {"job_type": "tokenizer", "a": 1, "b": None}
+
+
+@pytest.mark.slow
+def test_work_with_a_finished_run_has_a_wandb_run_of_its_own_that_uses_the_model(tmp_path):
+    run = tmp_path / "gpt"
+    (run / "model").mkdir(parents=True)
+    (run / "model" / "config.json").write_text("{}")
+    with Tracker(run, OFFLINE, "pretrain", {"seed": 1}) as tracker:
+        tracker.log(1, {"train/loss": 2.0, "train/clm": True})
+        tracker.log(2, {"train/loss": 5.0})
+        tracker.artifact("gpt", "model", run / "model")
+    before = (run / "wandb.json").read_bytes()
+    with Tracker(run, OFFLINE, "generate", {"seed": 7}, apart=True) as tracker:
+        tracker.uses("gpt", "model", run / "model")
+        tracker.table("samples", ["text"], [["x"]])
+    assert (run / "wandb.json").read_bytes() == before and len(read_rows(run / "artifacts.jsonl")) == 1
+
+    found = {of_type(each, "run")[0]["job_type"]: each for each in map(records, fragments(run))}
+    (first,), (second,) = of_type(found["pretrain"], "run"), of_type(found["generate"], "run")
+    assert first["run_id"] == json.loads(before)["id"] != second["run_id"]
+    assert (first["config"]["update"]["seed"], second["config"]["update"]["seed"]) == (1, 7)
+    (logged,) = of_type(found["pretrain"], "artifact")
+    used = next(item for item in of_type(found["generate"], "artifact") if item["type"] == "model")
+    assert used["use_after_commit"] and (used["name"], used["digest"]) == (logged["name"], logged["digest"])
+    # The losses of two objectives are two curves.
+    history = [item["item"] for item in of_type(found["pretrain"], "history")]
+    assert [(row.get("train/clm_loss"), row.get("train/loss")) for row in history] == [(2, None), (None, 5)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variables", [{"WANDB_MODE": "OFFLINE", "WANDB_TAGS": "", "WANDB_ENTITY": " "}, {"WANDB_MODE": ""}]
+)
+def test_empty_variables_of_wandb_count_as_unset_and_modes_may_be_in_capitals(tmp_path, variables):
+    code = (
+        "import os, sys\n"
+        "from mini_llm.engine.run.tracker import Tracker; from mini_llm.engine.settings import TrackingConfig\n"
+        "before = dict(os.environ)\n"
+        "with Tracker(sys.argv[1], TrackingConfig(), 'pretrain', {}) as tracker: tracker.log(1, {'train/loss': 1.0})\n"
+        "names = [name for name in {*before, *os.environ} if name.startswith('WANDB_')]\n"
+        "print([name for name in names if before.get(name) != os.environ.get(name) and name in before])"
+    )
+    output, errors = python(code, str(tmp_path / "run"), **variables).communicate(timeout=120)
+    assert len(fragments(tmp_path / "run")) == 1 and "not used" not in errors, errors
+    assert output.strip() == "[]", "the variables are as before"
+
+
+def test_wandb_run_id_is_for_one_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "trial7")
+    monkeypatch.setenv(OWNER, "gpt-trial7")
+    for name in ("tokenizer-x", "gpt-trial7", "copy"):
+        (tmp_path / name).mkdir()
+    assert stable_id(tmp_path / "tokenizer-x", "p") != "trial7", "what the run trains first"
+    assert stable_id(tmp_path / "gpt-trial7", "p") == "trial7" == stable_id(tmp_path / "gpt-trial7", "p")
+    monkeypatch.delenv(OWNER)
+    assert stable_id(tmp_path / "copy", "p") != "trial7", "another run has it"
+
+
+@pytest.mark.slow
+def test_the_hint_of_what_a_run_trains_first_waits_for_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(OWNER, "gpt")
+    with Tracker(tmp_path / "gpt", OFFLINE, "pretrain", {}) as tracker:
+        with Tracker(tmp_path / "tokenizer", OFFLINE, "tokenizer", {}):
+            pass
+        assert "wandb sync" not in capsys.readouterr().err
+        tracker.log(1, {"train/loss": 1.0})
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "wandb sync" in line]
+    assert "tokenizer/wandb/offline-run" in line and "gpt/wandb/offline-run" in line
+    monkeypatch.setenv("MINI_LLM_WANDB_HINT", "no")
+    with Tracker(tmp_path / "gpt", OFFLINE, "pretrain", {}):
+        pass
+    assert "wandb sync" not in capsys.readouterr().err
+    _waiting.clear()

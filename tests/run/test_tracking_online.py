@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(request, monkeypatch, tmp_path):
     server = Server(request.param)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name in [name for name in mirror_module.os.environ if name.startswith("WANDB_")]:
+    for name in [name for name in mirror_module.os.environ if name.startswith(("WANDB_", "MINI_LLM_WANDB"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

@@ -21,9 +21,11 @@ _COLORS = {
     "#a40004": "var(--series-4)",
 }
 INK, MUTED, GRID, *SERIES = _COLORS
+# Marks the training steps of CLM warm-up, whose loss is that of another objective.
+_WARM_UP, WARM_UP_SERIES = "train/clm", "train, next token"
 _MOST_POINTS = 800
 _MOST_MARKERS = 60
-_SIZE = (5.6, 2.7)  # inches
+_SIZE = (5.6, 3.0)  # inches; on a phone 1 point of text is 0.8 pixels
 
 # Metric (the name after the last "/") -> title, in page order. Other metrics follow by name.
 TITLES = {
@@ -47,11 +49,12 @@ _EXACT = {"lr"}
 
 @dataclass
 class Panel:
-    """One chart: curves (steps, values) by name, and horizontal lines by name to compare them with."""
+    """One chart: curves (steps, values) by name, and lines by name: `levels` are horizontal, `changes` are steps."""
 
     metric: str
     curves: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     levels: dict[str, float] = field(default_factory=dict)
+    changes: dict[str, float] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -64,17 +67,23 @@ def panels(rows: Sequence[Mapping[str, Any]], levels: Mapping[str, Mapping[str, 
     levels: horizontal lines by metric and name. A panel needs at least one curve with two points.
     """
     found: dict[str, Panel] = {}
+    warm_up = max((row.get("step", 0) for row in rows if row.get(_WARM_UP)), default=0)
     for row in rows:
         for key, value in row.items():
             series, _, metric = key.rpartition("/")
             if metric in _NO_CHART or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             panel = found.setdefault(metric, Panel(metric))
+            if row.get(_WARM_UP) and metric == "loss":
+                series = WARM_UP_SERIES
             steps, values = panel.curves.setdefault(series, ([], []))
             steps.append(row.get("step", len(steps)))
             values.append(value)
     for panel in found.values():
         panel.levels = dict((levels or {}).get(panel.metric, {}))
+        steps = [step for name, (steps, _) in panel.curves.items() if name == "train" for step in steps]
+        if 0 < warm_up < max(steps, default=0) and panel.metric in ("loss", "grad_norm"):
+            panel.changes = {"from here on masked tokens": warm_up + 0.5}
     order = list(TITLES)
     shown = [panel for panel in found.values() if any(len(steps) > 1 for steps, _ in panel.curves.values())]
     return sorted(shown, key=lambda p: (order.index(p.metric) if p.metric in order else len(order), p.metric))
@@ -91,6 +100,8 @@ def draw(panel: Panel) -> str:
             _draw_curve(axes, name, steps, values, SERIES[_color(name)], smooth=panel.metric not in _EXACT)
         for name, level in panel.levels.items():
             axes.axhline(level, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=name)
+        for name, step in panel.changes.items():
+            axes.axvline(step, color=MUTED, linewidth=1.2, linestyle=(0, (1, 2)), label=name)
         axes.set_xlabel("step")
         plain_axes(axes)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -103,8 +114,8 @@ def draw(panel: Panel) -> str:
             axes.ticklabel_format(axis="y", scilimits=(-2, 3))
         if panel.metric in _FROM_ZERO:
             axes.set_ylim(0, 1.08 * max(max(values) for _, values in panel.curves.values()) or 1)
-        if len(panel.curves) + len(panel.levels) > 1:
-            axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+        if len(panel.curves) + len(panel.levels) + len(panel.changes) > 1:
+            axes.legend(frameon=False, fontsize=10, labelcolor=INK)
     return svg()
 
 
@@ -124,7 +135,7 @@ def drawing(title: str, salt: str, size: tuple[float, float] = _SIZE) -> Iterato
         "svg.fonttype": "none",
         "text.parse_math": False,
         "svg.hashsalt": salt,
-        "font.size": 9,
+        "font.size": 11,
         "axes.edgecolor": GRID,
         "axes.labelcolor": MUTED,
         "axes.titlecolor": INK,

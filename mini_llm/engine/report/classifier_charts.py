@@ -10,6 +10,7 @@ from typing import Any
 
 from mini_llm.engine.report.charts import INK, MUTED, SERIES, drawing, percent, plain_axes
 from mini_llm.engine.report.record import Run
+from mini_llm.engine.run.state import describe, say
 
 DRAWN = {"reliability", "risk_coverage", "precision_recall"}
 _SQUARE = (5.6, 3.4)  # inches
@@ -30,8 +31,8 @@ def classifier_charts(run: Run) -> list[tuple[str, str, str]]:
             continue
         try:
             charts.append(draw(table["rows"]))
-        except (IndexError, TypeError, ValueError):
-            continue
+        except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+            say(f"{run.path}/tables/{name}.json: no chart of it ({describe(error)})")
     return charts
 
 

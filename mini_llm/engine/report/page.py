@@ -26,6 +26,7 @@ from typing import Any
 from mini_llm.engine.errors import ConfigError
 from mini_llm.engine.report.record import RUN_FILES, Run, show, with_interval
 from mini_llm.engine.run.files import write_atomic
+from mini_llm.engine.run.state import describe, say
 
 _TILE = 14  # characters; longer values are listed below the tiles
 
@@ -44,7 +45,12 @@ def write_report(path: Path | str) -> Path:
         for metric in ("loss", "bpb")
         if isinstance(run.summary.get(f"unigram_{metric}"), (int, float))
     }
-    charts = [(panel.title, draw(panel)) for panel in panels(run.rows, levels)]
+    charts = []
+    for panel in panels(run.rows, levels):
+        try:
+            charts.append((panel.title, draw(panel)))
+        except (ArithmeticError, ValueError) as error:  # matplotlib cannot draw numbers near the largest of a float
+            say(f"{path / 'metrics.jsonl'}: no chart of {panel.title} ({describe(error)})")
     figures = run.figures()
     special = {"samples", "confusion", "per_class", "pieces", *DRAWN}
     page = page_template("report.html.jinja").render(
@@ -58,7 +64,9 @@ def write_report(path: Path | str) -> Path:
         confusion=_confusion(run.table("confusion")),
         per_class=_text_table(run.table("per_class")),
         pieces=run.table("pieces"),
-        others=[(name, _text_table(run.table(name))) for name in run.table_names if name not in special],
+        others=[
+            (name, table) for name in run.table_names if name not in special if (table := _text_table(run.table(name)))
+        ],
         config=run.text("config.yaml"),
         environment=_flat_environment(run.environment),
         commit=str(run.environment.get("commit") or ""),

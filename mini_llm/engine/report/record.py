@@ -7,13 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from mini_llm.engine.errors import ConfigError
-from mini_llm.engine.run.files import read_json
+from mini_llm.engine.run.files import open_regular
 from mini_llm.engine.run.jsonl import read_rows
+from mini_llm.engine.run.liveness import is_live
 from mini_llm.engine.run.progress import human_time
+from mini_llm.engine.run.state import Counts, Environment, Finished, Summary, Table, Tokens, read_object, read_state
 
 RUN_FILES = ("config.yaml", "summary.json", "metrics.jsonl")
 _KINDS = {"tokenizer": "Tokenizer", "pretrain": "Pretraining", "finetune": "Fine-tuning"}
-_OBJECTIVES = {"causal": "language model", "masked": "masked language model", "classification": "classifier"}
+_OBJECTIVES = {
+    "causal": "language model",
+    "masked": "masked language model",
+    "masked and next sentence": "masked language model",
+    "span corruption": "encoder-decoder",
+    "text to text": "encoder-decoder on pairs",
+    "classification": "classifier",
+    "multi_label": "multi-label classifier",
+    "regression": "regression",
+    "ordinal": "ordinal classifier",
+    "pairs": "classifier of pairs",
+    "tokens": "named entities",
+    "questions": "question answering",
+}
 
 # Scores in column order, then other figures.
 LABELS = {
@@ -26,7 +41,24 @@ LABELS = {
     "mcc": "MCC",
     "log_loss": "log loss (nats)",
     "ece": "calibration error",
+    "micro_f1": "micro F1",
+    "exact_match": "exact match",
+    "hamming_loss": "wrong labels",
+    "rmse": "RMSE",
+    "mae": "mean absolute error",
+    "r2": "R squared",
+    "pearson": "Pearson's r",
+    "rank_mae": "mean distance in ranks",
+    "kappa": "weighted kappa",
+    "entity_f1": "entity F1",
+    "entity_precision": "entity precision",
+    "entity_recall": "entity recall",
+    "word_accuracy": "word accuracy",
+    "answer_f1": "answer F1",
     "examples": "examples",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "exact": "exact matches (%)",
     "bytes_per_token": "bytes per token",
     "tokens_per_word": "tokens per word",
     "byte_fallback": "single-byte tokens",
@@ -35,22 +67,36 @@ LABELS = {
     "ece_calibrated": "calibration error after calibration",
     "aurc": "area under the risk-coverage curve",
     "parameters": "parameters",
+    "steps": "steps",
     "tokens": "tokens trained on",
+    "epochs": "passes over the text",
+    "train_tokens": "tokens of the training text",
+    "validation_bytes": "bytes of the validation text",
+    "train_pairs": "training pairs",
     "train_seconds": "training time",
     "vocab_size": "vocabulary",
 }
 _NO_SCORE = {
     "parameters",
+    "steps",
     "tokens",
+    "epochs",
+    "train_tokens",
+    "validation_bytes",
+    "train_pairs",
     "train_seconds",
     "vocab_size",
     "log_loss_calibrated",
     "ece_calibrated",
     "aurc",
 }
-_PERCENT = {"accuracy", "masked_accuracy", "coverage", "byte_fallback"}
+_PERCENT = {
+    *("accuracy", "masked_accuracy", "coverage", "byte_fallback", "micro_f1", "exact_match", "hamming_loss"),
+    *("entity_f1", "entity_precision", "entity_recall", "word_accuracy", "answer_f1"),
+}
 _TOKENIZER = ("bytes_per_token", "tokens_per_word", "byte_fallback", "coverage")
 _UNIGRAM = ("bpb", "loss")
+_PAIRS = ("bleu", "chrf", "exact")
 _SHOWN_ELSEWHERE = {"job_type", "objective", "byte_baseline_tokens_per_word", *(f"unigram_{key}" for key in _UNIGRAM)}
 
 
@@ -64,7 +110,7 @@ class ScoreTable:
 
 
 class Run:
-    """The content of a run directory. A missing or damaged file reads as empty."""
+    """The content of a run directory. A missing or damaged file reads as empty; a damaged one is named on stderr."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -72,18 +118,15 @@ class Run:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        found = read_json(self.path / "summary.json")
-        return found if isinstance(found, dict) else {}
+        return read_object(self.path / "summary.json", Summary)
 
     @cached_property
     def finished(self) -> dict[str, Any]:
-        found = read_json(self.path / "finished.json")
-        return found if isinstance(found, dict) else {}
+        return read_object(self.path / "finished.json", Finished)
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        found = read_json(self.path / "environment.json")
-        return found if isinstance(found, dict) else {}
+        return read_object(self.path / "environment.json", Environment)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -92,16 +135,16 @@ class Run:
 
     def text(self, name: str) -> str:
         try:
-            return (self.path / name).read_text(encoding="utf-8", errors="replace")
+            with open_regular(self.path / name) as file:
+                return file.read().decode("utf-8", "replace")
         except OSError:
             return ""
 
     def table(self, name: str) -> dict[str, Any] | None:
         """{"columns", "rows"} of tables/NAME.json, or None."""
-        found = read_json(self.path / "tables" / f"{name}.json")
-        if isinstance(found, dict) and isinstance(found.get("columns"), list) and isinstance(found.get("rows"), list):
-            return found
-        return None
+        kind = {"confusion": Counts, "pieces": Tokens}.get(name, Table)
+        found = read_state(self.path / "tables" / f"{name}.json", kind)
+        return None if found is None else {"columns": found.columns, "rows": found.rows}
 
     @cached_property
     def table_names(self) -> list[str]:
@@ -119,7 +162,7 @@ class Run:
         if self.finished:
             return f"finished {show_date(str(self.finished.get('finished', '')))}"
         step = max((row["step"] for row in self.rows if isinstance(row.get("step"), int)), default=None)
-        state = "running" if (self.path / "lock.json").is_file() else "not finished"
+        state = "running" if is_live(self.path) else "stopped"
         return state if step is None else f"{state}, step {step:,}"
 
     @property
@@ -153,12 +196,17 @@ class Run:
             plain = {"bytes_per_token": 1.0, "tokens_per_word": words, "byte_fallback": 1.0}
             return [{"name": self.name, **own}, {"name": "plain bytes", **plain, "baseline": True}]
         own = {key: found[f"val/{key}"] for key in LABELS if f"val/{key}" in found}
+        # Pairs are scored on the test pairs where there are any.
+        own |= {key: found[f"test/{key}"] for key in _PAIRS if f"test/{key}" in found}
         if found.get("objective") == "masked" and "accuracy" in own:
             own["masked_accuracy"] = own.pop("accuracy")
         unigram = {key: found[f"unigram_{key}"] for key in _UNIGRAM if f"unigram_{key}" in found}
         if not own:
             return []
         line = [{"name": "unigram entropy (baseline)", **unigram, "baseline": True}] if unigram else []
+        part = "test" if "test/copy_bleu" in found else "val"
+        copy = {key: found[f"{part}/copy_{key}"] for key in _PAIRS if f"{part}/copy_{key}" in found}
+        line += [{"name": "copying the source (baseline)", **copy, "baseline": True}] if copy else []
         return [{"name": self.name, **own}, *line]
 
     def headline(self) -> str:
@@ -166,7 +214,16 @@ class Run:
         scores = self.summary.get("scores")
         if isinstance(scores, list) and scores and isinstance(scores[0], dict) and "accuracy" in scores[0]:
             return f"accuracy {_score('accuracy', scores[0])}"
-        for key in ("val/bpb", "val/masked_accuracy", "val/accuracy", "val/loss", "bytes_per_token"):
+        keys = (
+            "test/bleu",
+            "val/bleu",
+            "val/bpb",
+            "val/masked_accuracy",
+            "val/accuracy",
+            "val/loss",
+            "bytes_per_token",
+        )
+        for key in keys:
             if isinstance(self.summary.get(key), (int, float)):
                 name = key.rpartition("/")[2]
                 return f"{show(name, self.summary[key])} {LABELS[name]}"
@@ -179,7 +236,7 @@ class Run:
         for key, value in self.summary.items():
             if key in _SHOWN_ELSEWHERE or isinstance(value, (dict, list)) or value is None:
                 continue
-            if scored and (key in _TOKENIZER or key.startswith(("val/", "test/"))):
+            if scored and (key in _TOKENIZER or key.startswith(("val/", "validation/", "test/"))):
                 continue
             shown.append((LABELS.get(key, key.replace("_", " ")), show(key, value)))
         return shown
@@ -203,6 +260,8 @@ def show(key: str, value: Any) -> str:
         return "-" if value is None else str(value)
     if key in _PERCENT:
         return f"{value:.1%}" if value in (0, 1) or 0.005 <= value <= 0.995 else f"{value:.3%}"
+    if key in _PAIRS:
+        return f"{value:.1f}"
     if key.endswith("seconds"):
         return human_time(value)
     if isinstance(value, int):
@@ -229,9 +288,10 @@ def find_runs(root: Path | str) -> list[Path]:
 def _score(key: str, row: Mapping[str, Any], all_intervals: bool = False) -> str:
     if row.get(key) is None:
         return ""
-    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and (all_intervals or key in _PERCENT):
-        return with_interval(key, row[key], low, high)
+    values = (row[key], row.get(f"{key}_low"), row.get(f"{key}_high"))
+    numbers = [value for value in values if isinstance(value, (int, float))]
+    if len(numbers) == 3 and (all_intervals or key in _PERCENT):
+        return with_interval(key, *numbers)
     return show(key, row[key])
 
 

@@ -42,6 +42,7 @@ def print_summary(paths: list[Path], console: Console | None = None) -> None:
     _print_scores(runs, console)
     _print_sample(runs, console)
     _print_next(runs, console)
+    _print_offline(runs, console)
 
 
 def _print_models(runs: list[Run], console: Console) -> None:
@@ -57,18 +58,26 @@ def _print_models(runs: list[Run], console: Console) -> None:
 
 def _print_scores(runs: list[Run], console: Console) -> None:
     for stage, title in _TITLES.items():
-        rows = [row for run in runs if run.summary.get("job_type") == stage for row in run.score_rows()]
-        own = [row for row in rows if not row.get("baseline")]
-        # Classifiers of the same task have the same baselines: show them once.
-        shared = {str(sorted(row.items(), key=str)): row for row in rows if row.get("baseline")}
-        scores = score_table([*own, *shared.values()])
-        if scores is None:
-            continue
-        table = _table(scores.columns, numbers=set(range(1, len(scores.columns))))
-        for row, baseline in zip(scores.rows, scores.baseline, strict=True):
-            table.add_row(*[Text(cell) for cell in row], style="dim" if baseline else "bold")
-        _section(title, console)
-        console.print(table)
+        tasks: dict[str, list[Run]] = {}
+        for run in runs:
+            if run.summary.get("job_type") == stage:
+                tasks.setdefault(str(run.summary.get("task", "")), []).append(run)
+        for task, group in tasks.items():
+            _print_task(f"{title}: {task}" if len(tasks) > 1 and task else title, group, console)
+
+
+def _print_task(title: str, runs: list[Run], console: Console) -> None:
+    """One table of the runs of one task, with its baselines once."""
+    rows = [row for run in runs for row in run.score_rows()]
+    shared = {row.get("name"): row for row in reversed(rows) if row.get("baseline")}
+    scores = score_table([*(row for row in rows if not row.get("baseline")), *reversed(shared.values())])
+    if scores is None:
+        return
+    table = _table(scores.columns, numbers=set(range(1, len(scores.columns))))
+    for row, baseline in zip(scores.rows, scores.baseline, strict=True):
+        table.add_row(*[Text(cell) for cell in row], style="dim" if baseline else "bold")
+    _section(title, console)
+    console.print(table)
 
 
 def _print_sample(runs: list[Run], console: Console) -> None:
@@ -105,6 +114,20 @@ def _print_next(runs: list[Run], console: Console) -> None:
     for command, why in commands[:3]:
         # Do not wrap, and write the reason as a shell comment, so that the line can be copied as a whole.
         console.print(Text(f"  {command:<{width}}  # {why}"), soft_wrap=True)
+
+
+def _print_offline(runs: list[Run], console: Console) -> None:
+    """How to send the runs that W&B has recorded offline, in one command."""
+    waiting = [run.path for run in runs if any(not _is_sent(folder) for folder in run.path.glob("wandb/offline-run-*"))]
+    if waiting:
+        folders = " ".join(f"{_quoted(path)}/wandb/offline-run-*" for path in waiting)
+        console.print()
+        console.print(Text(f"W&B ran offline. To send these runs: wandb sync {folders}"), soft_wrap=True)
+
+
+def _is_sent(folder: Path) -> bool:
+    """Return whether `wandb sync` has marked an offline run as sent."""
+    return any(folder.glob("*.synced"))
 
 
 def _section(title: str, console: Console) -> None:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from mini_llm.engine.run.environment import redact_tree
-from mini_llm.engine.run.files import plain, read_json, sha256, write_json
+from mini_llm.engine.run.files import plain, sha256, write_json
 from mini_llm.engine.run.jsonl import JsonLines, read_rows
+from mini_llm.engine.run.state import Summary, read_object
 from mini_llm.engine.run.wandb_mirror import STEP, WandbMirror, resolve_mode
 from mini_llm.engine.settings import TrackingConfig
 
@@ -27,7 +28,8 @@ from mini_llm.engine.settings import TrackingConfig
 class Tracker:
     """Records one launch of a run; a context manager. Ranks with `main_process=False` record nothing.
 
-    job_type: the stage, such as "pretrain". run_config: the resolved configuration as plain values.
+    job_type: the stage, such as "pretrain". run_config: the resolved configuration as plain values. apart: W&B gets a
+    new run, for work with a finished run such as generating texts; the W&B run of the directory stays as it is.
     A full disk or a problem with W&B is reported once and never raised.
     """
 
@@ -38,6 +40,7 @@ class Tracker:
         job_type: str,
         run_config: Mapping[str, Any],
         main_process: bool = True,
+        apart: bool = False,
     ):
         self.directory, self.job_type, self.main_process = Path(directory), job_type, main_process
         self._warned = False
@@ -49,7 +52,7 @@ class Tracker:
         self._guard(self._open_files)
         mode = resolve_mode(config.wandb)
         if mode != "disabled":
-            self._mirror = WandbMirror(self.directory, mode, config, job_type, plain(run_config))
+            self._mirror = WandbMirror(self.directory, mode, config, job_type, plain(run_config), apart)
 
     def config(self, values: Mapping[str, Any]) -> None:
         """Replace values of the configuration that W&B shows: those chosen after the start of the run."""
@@ -67,6 +70,9 @@ class Tracker:
         if self._mirror is not None:
             timing = {name if "/" in name else f"timing/{name}": value for name, value in timing.items()}
             row = {STEP: step, **metrics, **timing}
+            if row.pop("train/clm", False):
+                # W&B draws one curve per name, and the losses of two objectives do not compare.
+                row["train/clm_loss"] = row.pop("train/loss")
             self._mirror.log({name: getattr(value, "item", lambda value=value: value)() for name, value in row.items()})
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]], step: int | None = None) -> None:
@@ -90,7 +96,8 @@ class Tracker:
         if not self.main_process:
             return
         path = self.directory / "summary.json"
-        merged = {**(read_json(path) or {}), "job_type": self.job_type, **plain(redact_tree(values))}
+        earlier = read_object(path, Summary, aside=True)
+        merged = {**earlier, "job_type": self.job_type, **plain(redact_tree(values))}
         self._guard(lambda: write_json(path, merged))
         if self._mirror is not None:
             self._mirror.summary(plain(values))
@@ -103,7 +110,22 @@ class Tracker:
         """
         if not self.main_process:
             return
-        path = Path(path)
+        record, files = self._describe_artifact(name, kind, Path(path), metadata or {})
+        if record not in read_rows(self.directory / "artifacts.jsonl"):
+            self._append("artifacts", record)
+        if self._mirror is not None:
+            self._mirror.artifact(name, kind, files, _artifact_metadata(record))
+
+    def uses(self, name: str, kind: str, path: Path | str) -> None:
+        """Link the W&B run to the artifact of these files, which the run that wrote them has logged."""
+        if self._mirror is not None:
+            record, files = self._describe_artifact(name, kind, Path(path), {})
+            self._mirror.uses(name, kind, files, _artifact_metadata(record))
+
+    def _describe_artifact(
+        self, name: str, kind: str, path: Path, metadata: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Path]]:
+        """The row of artifacts.jsonl, and the files by their names in the artifact."""
         files = {path.name: path} if path.is_file() else _regular_files(path)
         hashes = {inside: {"size": file.stat().st_size, "sha256": sha256(file)} for inside, file in files.items()}
         whole = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
@@ -114,14 +136,9 @@ class Tracker:
             "path": path.resolve().relative_to(self.directory.resolve()).as_posix() if inside_run else str(path),
             "sha256": hashes[path.name]["sha256"] if path.is_file() else whole,
             "files": hashes,
-            "metadata": plain(redact_tree(metadata or {})),
+            "metadata": plain(redact_tree(metadata)),
         }
-        if record not in read_rows(self.directory / "artifacts.jsonl"):
-            self._append("artifacts", record)
-        if self._mirror is not None:
-            self._mirror.artifact(
-                name, kind, files, {**record["metadata"], "sha256": record["sha256"], "files": hashes}
-            )
+        return record, files
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded after `step`, the checkpoint a run resumes from, so that no step appears twice."""
@@ -178,6 +195,10 @@ def _regular_files(directory: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"{directory}: no such file or directory to record")
     found = sorted(path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
     return {path.relative_to(directory).as_posix(): path for path in found}
+
+
+def _artifact_metadata(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {**record["metadata"], "sha256": record["sha256"], "files": record["files"]}
 
 
 def _exit_code(error: BaseException | None) -> int:

@@ -11,10 +11,8 @@ rows whose step is smaller than the last one, as after a rewind, so the step is 
 import os
 import queue
 import re
-import secrets
 import shlex
 import shutil
-import string
 import sys
 import threading
 import time
@@ -23,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from mini_llm.engine.run.environment import redact, redact_tree
-from mini_llm.engine.run.files import read_json, write_json
+from mini_llm.engine.run.wandb_runs import (
+    is_owner,
+    random_id,
+    restore_variables,
+    set_variables,
+    stable_id,
+    variable,
+)
 from mini_llm.engine.settings import TrackingConfig
 
 INIT_TIMEOUT = 20.0
@@ -34,36 +39,38 @@ _QUEUE_LENGTH = 10_000
 
 def resolve_mode(configured: str) -> str:
     """ "online", "offline", "disabled", or "auto" (online if there is a key). WANDB_MODE overrides "auto"."""
-    chosen = os.environ.get("WANDB_MODE", "").strip().lower()
+    chosen = variable("WANDB_MODE").lower()
     if configured != "auto" or not chosen:
         return configured
     return {"online": "online", "run": "online", "shared": "online", "disabled": "disabled"}.get(chosen, "offline")
 
 
-def stable_id(directory: Path, project: str) -> str:
-    """The W&B run id of a run directory, kept in wandb.json; a new one is WANDB_RUN_ID (set by sweeps) or random."""
-    stored = read_json(directory / "wandb.json")
-    if isinstance(stored, dict) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", str(stored.get("id", ""))):
-        return stored["id"]
-    # `secrets`, because the state of the `random` module belongs to the training.
-    characters = string.ascii_lowercase + string.digits
-    run_id = os.environ.get("WANDB_RUN_ID") or "".join(secrets.choice(characters) for _ in range(8))
-    write_json(directory / "wandb.json", {"id": run_id, "project": project})
-    return run_id
+# Commands that send offline runs whose hint waits for the run that they were made for.
+_waiting: list[str] = []
 
 
 class WandbMirror:
-    """One launch of a run as one W&B run. No method raises, and only `finish` waits."""
+    """One launch of a run as one W&B run. No method raises, and only `finish` waits.
+
+    apart: not the W&B run of the directory but a new one, which is never resumed.
+    """
 
     def __init__(
-        self, directory: Path, mode: str, tracking: TrackingConfig, job_type: str, run_config: Mapping[str, Any]
+        self,
+        directory: Path,
+        mode: str,
+        tracking: TrackingConfig,
+        job_type: str,
+        run_config: Mapping[str, Any],
+        apart: bool = False,
     ):
-        self._directory, self._mode = directory.resolve(), mode
+        self._directory, self._mode, self._apart = directory.resolve(), mode, apart
+        self._owner = not apart and is_owner(self._directory)
         # W&B's environment variables override our settings, as W&B users expect.
         run_settings = {
-            "project": os.environ.get("WANDB_PROJECT") or tracking.project,
-            "group": os.environ.get("WANDB_RUN_GROUP") or tracking.group,
-            "name": os.environ.get("WANDB_NAME") or self._directory.name,
+            "project": variable("WANDB_PROJECT") or tracking.project,
+            "group": variable("WANDB_RUN_GROUP") or tracking.group,
+            "name": variable("WANDB_NAME") or self._directory.name + (f"-{job_type}" if apart else ""),
             "tags": tracking.tags or None,
             "job_type": job_type,
             "config": run_config,
@@ -72,20 +79,13 @@ class WandbMirror:
         self._calls: queue.SimpleQueue[Callable[[Any], object] | None] = queue.SimpleQueue()
         self._exit_code, self._warned = 0, False
         self._thread: threading.Thread | None = None
-        # W&B reads these from the environment only: keep its files inside the run, and send no crash reports.
-        wanted = {
-            "WANDB_CACHE_DIR": str(self._directory / "wandb" / "cache"),
-            "WANDB_DATA_DIR": str(self._directory / "wandb" / "data"),
-            "WANDB_ERROR_REPORTING": "false",
-        }
-        self._variables = {name: value for name, value in wanted.items() if name not in os.environ}
-        os.environ.update(self._variables)
+        self._variables = set_variables(self._directory, self._owner)
         try:
             # Not in the thread: a concurrent import in the main thread could see half-initialised modules.
             import wandb
 
             self._wandb: Any = wandb
-            self._id = stable_id(self._directory, self._run_settings["project"])
+            self._id = random_id() if apart else stable_id(self._directory, self._run_settings["project"])
         except Exception as error:
             _print(f"W&B is not used ({_reason(error)})")
             return
@@ -119,15 +119,27 @@ class WandbMirror:
 
     def artifact(self, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any]) -> None:
         """Log `files` (name inside the artifact -> path) as an artifact that refers to them without a copy."""
+        self._submit(lambda run: run.log_artifact(self._artifact(name, kind, files, metadata)))
+
+    def uses(self, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any]) -> None:
+        """Record that this run reads an artifact that another run has logged with the same files."""
 
         def call(run: Any) -> None:
-            name_allowed = re.sub(r"[^\w.-]", "-", name)[:128]
-            artifact = self._wandb.Artifact(name_allowed, type=kind, metadata=redact_tree(metadata))
-            for inside, path in files.items():
-                artifact.add_file(str(path), name=inside, policy="immutable", skip_cache=True)
-            run.log_artifact(artifact)
+            artifact = self._artifact(name, kind, files, metadata)
+            if self._mode == "offline":
+                # run.use_artifact refuses to work offline; this is the part of it that does.
+                run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+            else:
+                run.use_artifact(artifact)
 
         self._submit(call)
+
+    def _artifact(self, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any]) -> Any:
+        name_allowed = re.sub(r"[^\w.-]", "-", name)[:128]
+        artifact = self._wandb.Artifact(name_allowed, type=kind, metadata=redact_tree(metadata))
+        for inside, path in files.items():
+            artifact.add_file(str(path), name=inside, policy="immutable", skip_cache=True)
+        return artifact
 
     def finish(self, exit_code: int) -> None:
         """Send what is left, for FINISH_TIMEOUT seconds at most, and record the exit code."""
@@ -139,8 +151,7 @@ class WandbMirror:
         if self._thread.is_alive():
             self._warn(f"W&B does not answer. To send the rest: {self._sync_command()}")
         self._thread = None
-        for name in self._variables:
-            os.environ.pop(name, None)
+        restore_variables(self._variables)
 
     def _submit(self, call: Callable[[Any], object]) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -161,9 +172,17 @@ class WandbMirror:
         started = time.monotonic()
         self._try("did not finish cleanly", lambda: run.finish(exit_code=self._exit_code))
         if self._mode == "offline":
-            _print(f"W&B ran offline. To send this run: {self._sync_command()}")
+            self._say_how_to_send()
         elif time.monotonic() - started >= FINISH_TIMEOUT:
             _print(f"W&B could not take all rows in {FINISH_TIMEOUT:.0f} s. To send the rest: {self._sync_command()}")
+
+    def _say_how_to_send(self) -> None:
+        _waiting.append(self._sync_command())
+        # Once for a command or a pipeline: a tokenizer that a stage has trained for itself waits for the stage, and
+        # `make pipeline` says it at its end.
+        if (self._owner or self._apart) and variable("MINI_LLM_WANDB_HINT") != "no":
+            _print(f"W&B ran offline. To send {'this run' if len(_waiting) == 1 else 'it'}: {' && '.join(_waiting)}")
+            _waiting.clear()
 
     def _try(self, failure: str, call: Callable[[], object]) -> None:
         try:
@@ -205,13 +224,15 @@ class WandbMirror:
             # W&B's metadata contains the command line: leave it out if an argument is a secret.
             x_disable_meta=redact_tree(arguments) != arguments,
             x_transaction_log_flush_interval=1.0,
+            # W&B reads the environment once in a process.
+            sweep_id=variable("WANDB_SWEEP_ID") or None if self._owner else None,
         )
         run = self._wandb.init(
             **self._run_settings,
             id=self._id,
             dir=str(self._directory),
             mode=mode,
-            resume="allow" if mode == "online" else None,
+            resume="allow" if mode == "online" and not self._apart else None,
             reinit="create_new",
             settings=settings,
         )
@@ -238,7 +259,9 @@ class WandbMirror:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """The first line of a message; of pydantic's, also the setting and what is wrong with it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 3 if type(error).__name__ == "ValidationError" else 1])[:200]
 
 
 def _print(message: str) -> None:

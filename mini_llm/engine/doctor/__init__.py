@@ -1,0 +1,1 @@
+"""`python -m mini_llm doctor`: what of this machine works, and what mends the rest."""
