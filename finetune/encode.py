@@ -1,8 +1,4 @@
-"""Encode texts with the special tokens of pretraining, and collate batches.
-
-A foreign tokenizer uses its own template. Ours use `<s> text` for a decoder, `<cls> text <sep>` for an encoder and
-`text </s>` for an encoder-decoder.
-"""
+"""Encode texts with the special tokens of pretraining, and collate batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +8,8 @@ import numpy as np
 import torch
 
 from mini_llm.engine.errors import CheckpointError
+from mini_llm.tokenization import framing
+from mini_llm.tokenization.framing import padding_id
 
 
 @dataclass(frozen=True)
@@ -31,28 +29,10 @@ def encode_texts(
 ) -> EncodedTexts:
     """Encode `texts`, truncating each at the end to `max_length` tokens including special tokens.
 
-    A decoder works without a bos token if its foreign tokenizer has none. No row is empty. Raises CheckpointError if
-    the tokenizer of an encoder lacks a cls or sep token, or that of an encoder-decoder an eos token.
+    The special tokens are those of mini_llm/tokenization/framing.py. No row is empty. Raises CheckpointError if the
+    tokenizer lacks one that it needs, or puts no eos token after the text of an encoder-decoder.
     """
-    if tokenizer.frame is not None and (causal or any(tokenizer.frame)):
-        prefix, suffix = tokenizer.frame
-    elif is_encoder_decoder:
-        # The classifier reads the decoder's state at the eos token (Lewis et al. 2020).
-        if tokenizer.eos_id is None:
-            raise CheckpointError(
-                f"{tokenizer.directory}: the tokenizer has no eos token, which an encoder-decoder needs after a text. "
-                "Use the tokenizer that the model was pretrained with"
-            )
-        prefix, suffix = [], [tokenizer.eos_id]
-    elif causal:
-        prefix, suffix = [i for i in [tokenizer.bos_id] if i is not None], []
-    elif tokenizer.cls_id is None or tokenizer.sep_id is None:
-        raise CheckpointError(
-            f"{tokenizer.directory}: the tokenizer lacks a cls or sep token, which an encoder needs around a text. "
-            "Use the tokenizer that the model was pretrained with"
-        )
-    else:
-        prefix, suffix = [tokenizer.cls_id], [tokenizer.sep_id]
+    prefix, suffix = text_frame(tokenizer, causal, is_encoder_decoder)
     room = max_length - len(prefix) - len(suffix)
     filler = [] if prefix or suffix else [padding_id(tokenizer)]
     rows, truncated = [], 0
@@ -63,15 +43,27 @@ def encode_texts(
     return EncodedTexts(rows, truncated)
 
 
-def padding_id(tokenizer: Any) -> int:
-    """Return the id used for padding. If the tokenizer has none, another id works, since the attention mask hides it.
+def text_frame(tokenizer: Any, causal: bool, is_encoder_decoder: bool = False) -> tuple[list[int], list[int]]:
+    """Return the ids of the special tokens before and after a text. Raises CheckpointError as encode_texts does."""
+    before, after = framing.text_frame(tokenizer, _kind(causal, is_encoder_decoder))
+    if is_encoder_decoder and tokenizer.eos_id not in after:
+        # The classifier reads the decoder's state at the eos token (Lewis et al. 2020).
+        raise CheckpointError(
+            f"{tokenizer.directory}: the tokenizer puts no eos token after a text, which the classifier of an "
+            "encoder-decoder needs. Use the tokenizer that the model was pretrained with"
+        )
+    return before, after
 
-    transformers takes the last token that is not padding as the end of a text, so padding must not be a token that ends
-    texts.
-    """
-    ends = tokenizer.frame[1] if tokenizer.frame else []
-    candidates = (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id)
-    return next((i for i in candidates if i is not None and i not in ends), 0)
+
+def pair_frame(
+    tokenizer: Any, causal: bool, is_encoder_decoder: bool = False
+) -> tuple[list[int], list[int], list[int]]:
+    """Return the ids of the special tokens before, between and after two texts, as AutoTokenizer adds them."""
+    return framing.pair_frame(tokenizer, _kind(causal, is_encoder_decoder))
+
+
+def _kind(causal: bool, is_encoder_decoder: bool) -> framing.Kind:
+    return "seq2seq" if is_encoder_decoder else "causal" if causal else "masked"
 
 
 IGNORED_LABEL = -100

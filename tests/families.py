@@ -5,8 +5,10 @@ import math
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )
 
 from mini_llm.model import ModelConfig
@@ -19,6 +21,8 @@ AUTO = {
     "masked": AutoModelForMaskedLM,
     "seq2seq": AutoModelForSeq2SeqLM,
     "classifier": AutoModelForSequenceClassification,
+    "tokens": AutoModelForTokenClassification,
+    "questions": AutoModelForQuestionAnswering,
 }
 COMMON = {
     "vocab_size": VOCABULARY,
@@ -109,5 +113,5 @@ HEADS_OF = {name: list(dict.fromkeys(LAYOUTS[name].architectures.values())) for 
 
 def make_config(family: str, head: str, size: int, **changes) -> ModelConfig:
     fixed = {key: value for key, value in LAYOUTS[family].fixed.items() if not callable(value)}
-    labels = {"id2label": LABELS} if head == "classifier" else {}
+    labels = {"id2label": LABELS} if head in ("classifier", "tokens") else {}
     return ModelConfig(**{**COMMON, **fixed, **labels, **FAMILIES[family][size], **changes})

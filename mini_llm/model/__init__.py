@@ -2,7 +2,16 @@
 
 from mini_llm.model.cache import KVCache
 from mini_llm.model.config import ModelConfig
-from mini_llm.model.heads import HEADS, CausalLM, MaskedLM, Model, Seq2SeqLM, SequenceClassifier
+from mini_llm.model.heads import (
+    HEADS,
+    CausalLM,
+    MaskedLM,
+    Model,
+    QuestionAnswerer,
+    Seq2SeqLM,
+    SequenceClassifier,
+    TokenClassifier,
+)
 from mini_llm.model.huggingface.directory import ModelDirectoryError, load_model, save_model
 
 __all__ = [
@@ -13,8 +22,10 @@ __all__ = [
     "Model",
     "ModelConfig",
     "ModelDirectoryError",
+    "QuestionAnswerer",
     "Seq2SeqLM",
     "SequenceClassifier",
+    "TokenClassifier",
     "load_model",
     "save_model",
 ]

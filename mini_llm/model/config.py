@@ -78,6 +78,9 @@ class ModelConfig:
     # linear: without bias. transform: linear, activation, norm, linear. pooler: linear, tanh, linear.
     classifier_head: Literal["linear", "transform", "pooler"] = DERIVED
     classifier_pooling: Literal["last", "cls", "mean", "eos"] = "last"
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = (
+        "single_label_classification"
+    )
     id2label: dict[int, str] = field(default_factory=dict)
 
     init: Literal["identity", "normal", "scaled", "xavier", "fan_in"] = "identity"

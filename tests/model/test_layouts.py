@@ -12,12 +12,13 @@ from transformers import (
 
 from mini_llm.model import HEADS, KVCache, ModelConfig, load_model, save_model
 from mini_llm.model.huggingface.layouts import LAYOUTS, LayoutError, layout_for
-from tests.families import AUTO, EOS, FAMILIES, HEADS_OF, PAD, VOCABULARY, make_config
+from tests.families import AUTO, EOS, FAMILIES, HEADS_OF, LABELS, PAD, VOCABULARY, make_config
 from tests.models import randomized
 
 PADDINGS = ("right", "left", None)
 CASES = [(f, h, i) for f, sizes in FAMILIES.items() for h in HEADS_OF[f] for i in range(len(sizes))]
 CACHED = {"causal", "seq2seq"}
+BY_TOKEN = {"causal", "masked", "tokens", "questions"}
 
 
 def inputs(config: ModelConfig, head: str, padding: str | None = "right") -> dict[str, Tensor]:
@@ -33,16 +34,21 @@ def inputs(config: ModelConfig, head: str, padding: str | None = "right") -> dic
     batch = {"input_ids": ids, "attention_mask": mask} if padding else {"input_ids": ids}
     if head == "seq2seq":
         batch["decoder_input_ids"] = torch.randint(7, VOCABULARY, (3, 11), generator=generator)
-    if config.type_vocab_size > 1 and head == "masked":
+    if config.type_vocab_size > 1 and head != "causal":
         batch["token_type_ids"] = (torch.arange(20) > 6).int().expand(3, -1)
     return batch
 
 
 def real(logits: Tensor, batch: dict[str, Tensor], head: str) -> Tensor:
     """The logits of real tokens."""
-    return (
-        logits[batch["attention_mask"].bool()] if head in ("causal", "masked") and "attention_mask" in batch else logits
-    )
+    return logits[batch["attention_mask"].bool()] if head in BY_TOKEN and "attention_mask" in batch else logits
+
+
+def logits_of(output, head: str) -> Tensor:
+    """The logits in what a model of transformers returns."""
+    if head == "questions":
+        return torch.stack([output.start_logits, output.end_logits], -1)
+    return output.logits
 
 
 def difference(ours: nn.Module, theirs: nn.Module, head: str) -> float:
@@ -53,7 +59,7 @@ def difference(ours: nn.Module, theirs: nn.Module, head: str) -> float:
             continue  # its first token would be padding
         batch = inputs(ours.config, head, padding)
         with torch.no_grad():
-            a, b = ours(**batch), theirs(**batch).logits
+            a, b = ours(**batch), logits_of(theirs(**batch), head)
         assert a.shape == b.shape and b.abs().max() > 0.1
         found.append((real(a, batch, head) - real(b, batch, head)).abs().max().item())
     return max(found)
@@ -90,10 +96,11 @@ def test_gradients_agree(family, head, tmp_path, assert_parity):
     save_model(ours, tmp_path)
     theirs = AUTO[head].from_pretrained(tmp_path).eval()
     batch = inputs(config, head)
-    for logits in (ours(**batch), theirs(**batch).logits):
+    for logits in (ours(**batch), logits_of(theirs(**batch), head)):
         real(logits, batch, head).log_softmax(-1)[..., 1].mean().neg().backward()
-    expected = LAYOUTS[family].rename({n: p.grad for n, p in theirs.named_parameters() if p.grad is not None})
-    found = LAYOUTS[family].to_theirs({n: p.grad for n, p in ours.named_parameters() if p.grad is not None}, config)
+    layout = LAYOUTS[family].for_head(head)
+    expected = layout.rename({n: p.grad for n, p in theirs.named_parameters() if p.grad is not None})
+    found = layout.to_theirs({n: p.grad for n, p in ours.named_parameters() if p.grad is not None}, config)
     # Marian's bias of the logits is a buffer.
     assert found.keys() - dict(theirs.named_buffers()).keys() == expected.keys()
     figure = max((found[name] - expected[name]).abs().max().item() for name in expected)
@@ -157,3 +164,25 @@ def test_a_configuration_that_no_class_supports_is_refused_with_its_key(family, 
         key = "first_attention_norm"
     with pytest.raises(LayoutError, match=key):
         layout_for(config, head).write_config(config, head)
+
+
+def test_the_problem_type_is_that_of_transformers(tmp_path):
+    config = make_config("modernbert", "classifier", 0, problem_type="multi_label_classification")
+    save_model(HEADS["classifier"](config), tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).problem_type == "multi_label_classification"
+    assert load_model(tmp_path).config.problem_type == "multi_label_classification"
+    # A new head is a new problem.
+    assert load_model(tmp_path, head="classifier", id2label={0: "a"}).config.problem_type == (
+        "single_label_classification"
+    )
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "questions" in HEADS_OF[name]])
+def test_a_model_of_questions_becomes_one_of_tokens(family, tmp_path):
+    """Their class for questions may call the trunk by another name."""
+    answerer = randomized(HEADS["questions"](make_config(family, "questions", 0)))
+    save_model(answerer, tmp_path)
+    tagger = load_model(tmp_path, head="tokens", id2label=LABELS)
+    assert set(tagger.newly_initialized) == {"classifier.weight", "classifier.bias"}
+    ids = inputs(answerer.config, "questions", None)["input_ids"]
+    assert torch.equal(tagger.trunk(ids), answerer.trunk(ids))

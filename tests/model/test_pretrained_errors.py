@@ -93,7 +93,7 @@ def refused(directory: Path) -> str:
         ({"rope_parameters": {"rope_type": "default", "rope_theta": "NaN"}}, "rope_theta"),
         ({"architectures": "Qwen3ForCausalLM"}, "is not a list"),
         ({"architectures": LEFT_OUT}, "Qwen3ForCausalLM"),
-        ({"architectures": ["Qwen3ForTokenClassification"]}, "Qwen3ForTokenClassification"),
+        ({"architectures": ["Qwen3ForMultipleChoice"]}, "Qwen3ForMultipleChoice"),
         ({"model_type": LEFT_OUT}, "no model_type"),
         ({"model_type": ["qwen3"]}, "no model_type"),
         ({"model_type": "mamba"}, "known are bert, gpt2, llama, marian, modernbert, qwen3, t5"),

@@ -5,16 +5,26 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mini_llm.model.config import ModelConfig
-from mini_llm.model.heads import HEADS, CausalLM, MaskedLM, Model, Seq2SeqLM, SequenceClassifier
+from mini_llm.model.heads import (
+    HEADS,
+    CausalLM,
+    MaskedLM,
+    Model,
+    QuestionAnswerer,
+    Seq2SeqLM,
+    SequenceClassifier,
+    TokenClassifier,
+)
 from mini_llm.model.huggingface.layouts import LAYOUTS, Layout, LayoutError, layout_for
+from mini_llm.model.huggingface.packed import PACKED, unpack
+from mini_llm.model.huggingface.weights import check_regular, load_tensors, save_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Parameters that may be dropped or newly initialized when a pretrained trunk gets another head.
-OUTPUT_LAYERS = ("score.", "classifier.")
+OUTPUT_LAYERS = ("score.", "classifier.", "qa_outputs.")
 HEAD_PREFIXES = ("lm_head.", "head.", "pooler.", "next_sentence.", *OUTPUT_LAYERS)
 
 
@@ -35,7 +45,7 @@ def save_model(model: Model, directory: Path | str, state: dict[str, Tensor] | N
     if model.config.tie_word_embeddings:
         state = {theirs: tensor for theirs, tensor in state.items() if theirs not in tied_names(layout)}
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
+    save_tensors(tensors, directory / WEIGHTS, {"format": "pt"})
 
 
 def write_config(model: Model, directory: Path | None) -> Layout:
@@ -45,7 +55,7 @@ def write_config(model: Model, directory: Path | None) -> Layout:
     """
     config = model.config
     head = next(name for name, cls in HEADS.items() if isinstance(model, cls))
-    layout = layout_for(config, head)
+    layout = layout_for(config, head).for_head(head)
     theirs = layout.write_config(config, head)
     theirs["dtype"] = "float32"
     if directory is None:
@@ -68,19 +78,24 @@ def load_model(directory: Path | str, head: Literal["seq2seq"], **changes: Any) 
 @overload
 def load_model(directory: Path | str, head: Literal["classifier"], **changes: Any) -> SequenceClassifier: ...
 @overload
+def load_model(directory: Path | str, head: Literal["tokens"], **changes: Any) -> TokenClassifier: ...
+@overload
+def load_model(directory: Path | str, head: Literal["questions"], **changes: Any) -> QuestionAnswerer: ...
+@overload
 def load_model(directory: Path | str, head: str | None = None, **changes: Any) -> Model: ...
 def load_model(directory: Path | str, head: str | None = None, **changes: Any) -> Model:
     """Read a Hugging Face directory of a known family as an fp32 model in evaluation mode.
 
-    `head` ("causal", "masked", "seq2seq", "classifier") selects another head than the saved one. Parameters that the
-    directory lacks for it are initialized and listed in `model.newly_initialized`; tensors of the directory that the
-    model does not use are listed in `model.left_behind`. `changes` replace fields of the configuration.
-    Raises ModelDirectoryError.
+    `head` ("causal", "masked", "seq2seq", "classifier", "tokens", "questions") selects another head than the saved one.
+    Parameters that the directory lacks for it are initialized and listed in `model.newly_initialized`; tensors of the
+    directory that the model does not use are listed in `model.left_behind`. `changes` replace fields of the
+    configuration. Raises ModelDirectoryError.
     """
     directory = Path(directory)
     theirs = read_config(directory)
     layout = LAYOUTS[theirs["model_type"]]
     saved = layout.head_of(theirs["architectures"])
+    layout = layout.for_head(saved)
     head = head or saved
     heads = dict.fromkeys(layout.architectures.values())
     if head is None:
@@ -96,7 +111,9 @@ def load_model(directory: Path | str, head: str | None = None, **changes: Any) -
         config = layout.read_config(theirs)
         for key, value in changes.items():
             setattr(config, key, value)
-        if head == saved == "classifier" and not config.id2label:
+        if "id2label" in changes and "problem_type" not in changes:
+            config.problem_type = "single_label_classification"
+        if head == saved and head in ("classifier", "tokens") and not config.id2label:
             # transformers does not write its default labels.
             config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
         tensors = layout.rename(read_tensors(directory, theirs))
@@ -176,12 +193,13 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not directory.is_dir():
         raise ModelDirectoryError(f"{directory}: no such directory")
-    if not path.is_file():
+    if not path.exists():
         raise ModelDirectoryError(f"{directory}: no config.json, so this is not a model directory")
     try:
+        check_regular(path)
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelDirectoryError(f"{path}: not a JSON file ({error})") from None
+        raise ModelDirectoryError(f"{path}: not a JSON file ({_reason(error)})") from None
     family = theirs.get("model_type") if isinstance(theirs, dict) else None
     if not isinstance(family, str):
         raise ModelDirectoryError(f"{path}: not a Hugging Face model configuration: it has no model_type")
@@ -194,14 +212,20 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_tensors(directory: Path, config: dict[str, Any]) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the shards in its index, in fp32; `config` is the parsed config.json."""
-    if (directory / WEIGHTS).is_file():
+    """All tensors of model.safetensors, packed.safetensors or the shards in an index, in fp32.
+
+    `config` is the parsed config.json.
+    """
+    if (directory / WEIGHTS).exists():
         files = [WEIGHTS]
-    elif (directory / INDEX).is_file():
+    elif (directory / PACKED).exists():
+        files = [PACKED]
+    elif (directory / INDEX).exists():
         try:
+            check_regular(directory / INDEX)
             files = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelDirectoryError(f"{directory / INDEX}: not a weight index ({error})") from None
+            raise ModelDirectoryError(f"{directory / INDEX}: not a weight index ({_reason(error)})") from None
     elif list(directory.glob("*.bin")):
         known = LAYOUTS[config["model_type"]].architectures
         name = next((name for name in known if name in config["architectures"]), "AutoModel")
@@ -217,7 +241,12 @@ def read_tensors(directory: Path, config: dict[str, Any]) -> dict[str, Tensor]:
         if not isinstance(name, str) or Path(name).name != name:
             raise ModelDirectoryError(f"{directory / INDEX}: shard name '{name}' leaves the directory")
         try:
-            tensors.update(load_file(str(directory / name)))
+            found = load_tensors(directory / name)
+            tensors.update(unpack(found) if name == PACKED else found)
         except (SafetensorError, OSError, ValueError) as error:
-            raise ModelDirectoryError(f"{directory / name}: unreadable weights ({error})") from None
+            raise ModelDirectoryError(f"{directory / name}: unreadable weights ({_reason(error)})") from None
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)

@@ -43,6 +43,8 @@ LAYOUT = Layout(
         "BertForMaskedLM": "masked",
         "BertForPreTraining": "masked",
         "BertForSequenceClassification": "classifier",
+        "BertForTokenClassification": "tokens",
+        "BertForQuestionAnswering": "questions",
     },
     keys={
         **{key: key for key in (*SIZES, *TOKEN_IDS)},
@@ -99,7 +101,7 @@ LAYOUT = Layout(
         **with_biases({"cls.predictions.transform.LayerNorm": "head.norm"}),
         "cls.predictions.decoder.weight": "lm_head.weight",
         "cls.predictions.bias": "lm_head.bias",
-        **with_biases({"classifier": "classifier"}),
+        **with_biases({"classifier": "classifier", "qa_outputs": "qa_outputs"}),
     },
     read_rest=_read_rest,
     write_rest=_write_rest,

@@ -1,6 +1,13 @@
 """GPT-2 (transformers models/gpt2): pre-LayerNorm decoder, learned positions, biases; matrices stored (in, out)."""
 
-from mini_llm.model.huggingface.layouts.layout import Layout, Stored, equal_heads, even_head_dim, only_full_attention
+from mini_llm.model.huggingface.layouts.layout import (
+    Layout,
+    Stored,
+    equal_heads,
+    even_head_dim,
+    only_full_attention,
+    with_biases,
+)
 
 _MATRICES = {
     "attn.c_attn": tuple(f"attn.{x}_proj" for x in "qkv"),
@@ -15,6 +22,8 @@ LAYOUT = Layout(
     architectures={
         "GPT2LMHeadModel": "causal",
         "GPT2ForSequenceClassification": "classifier",
+        "GPT2ForTokenClassification": "tokens",
+        "GPT2ForQuestionAnswering": "questions",
     },
     keys={
         "vocab_size": "vocab_size",
@@ -79,6 +88,7 @@ LAYOUT = Layout(
         },
         "lm_head.weight": "lm_head.weight",
         "score.weight": "score.weight",
+        **with_biases({"classifier": "classifier", "qa_outputs": "qa_outputs"}),
     },
     renamed=((r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),),
     ignored=("*.attn.bias", "*.attn.masked_bias"),

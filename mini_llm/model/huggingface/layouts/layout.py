@@ -28,7 +28,17 @@ SIZES = (
     "tie_word_embeddings",
 )
 # Fields that no family restricts: they concern training, or a single classifier.
-FREE = ("dropout", "init", "initializer_range", "id2label", "cls_token_id", "sep_token_id", "decoder_start_token_id")
+FREE = (
+    "dropout",
+    "init",
+    "initializer_range",
+    "id2label",
+    "problem_type",
+    "cls_token_id",
+    "sep_token_id",
+    "decoder_start_token_id",
+)
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 ACTIVATION_FIELDS = ("hidden_act", "head_act")
 ACTIVATION_NAMES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
 
@@ -72,6 +82,7 @@ class Layout:
         that read and write them.
     renamed: (pattern, replacement) applied to the names in a file: old spellings, and prefixes that files without a
         head omit.
+    prefixes: our head -> {prefix in `tensors`: prefix of the same tensors in their class with this head}.
     ignored: patterns of their tensors without a counterpart of ours (buffers, second copies of tied weights).
     """
 
@@ -86,7 +97,20 @@ class Layout:
     read_rest: Callable[[dict[str, Any]], dict[str, Any]] = lambda theirs: {}
     write_rest: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
     renamed: tuple[tuple[str, str], ...] = ()
+    prefixes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+
+    def for_head(self, head: str | None) -> "Layout":
+        """This layout with the tensor names of their class with `head`."""
+        changed = {
+            new + theirs.removeprefix(old): (theirs, ours)
+            for old, new in self.prefixes.get(head or "", {}).items()
+            for theirs, ours in self.tensors.items()
+            if theirs.startswith(old)
+        }
+        replaced = {theirs for theirs, _ in changed.values()}
+        kept = {theirs: ours for theirs, ours in self.tensors.items() if theirs not in replaced}
+        return replace(self, tensors={**kept, **{name: ours for name, (_, ours) in changed.items()}})
 
     def conflicts(self, config: ModelConfig) -> list[str]:
         """Where `config` differs from what the family needs, as 'key = value (not other)' texts."""
@@ -139,6 +163,8 @@ class Layout:
                 )
         labels = theirs.get("id2label") or {}
         values["id2label"] = {int(i): str(name) for i, name in labels.items()}
+        if theirs.get("problem_type") in PROBLEM_TYPES:
+            values["problem_type"] = theirs["problem_type"]
         return {**values, **self.read_rest(theirs)}
 
     def write_config(self, config: ModelConfig, head: str) -> dict[str, Any]:
@@ -150,10 +176,13 @@ class Layout:
         theirs: dict[str, Any] = {"architectures": [name], "model_type": self.model_type}
         theirs.update({key: getattr(config, ours) for key, ours in self.keys.items()})
         theirs.update(self.write_rest(config))
-        if head == "classifier":
+        if head != "masked":
+            theirs["architectures"] = [name]
+        if head in ("classifier", "tokens"):
             theirs["id2label"] = {str(i): name for i, name in config.id2label.items()}
             theirs["label2id"] = {name: i for i, name in config.id2label.items()}
-            theirs["problem_type"] = "single_label_classification"
+        if head == "classifier":
+            theirs["problem_type"] = config.problem_type
         return theirs
 
     def names(self, config: ModelConfig) -> Iterator[tuple[str, Stored]]:

@@ -91,13 +91,21 @@ TENSORS = {
     "model.norm.weight": "trunk.norm.weight",
     "lm_head.weight": "lm_head.weight",
     "score.weight": "score.weight",
+    **with_biases({"classifier": "classifier", "qa_outputs": "qa_outputs"}),
 }
+# Their class for questions calls the trunk "transformer".
+PREFIXES = {"tokens": {"classifier.": "score."}, "questions": {"model.": "transformer."}}
 # Files of the model without head have no prefix.
 RENAMED = ((r"^(embed_tokens|layers|norm)\.", r"model.\1."),)
 
 LAYOUT = Layout(
     model_type="llama",
-    architectures={"LlamaForCausalLM": "causal", "LlamaForSequenceClassification": "classifier"},
+    architectures={
+        "LlamaForCausalLM": "causal",
+        "LlamaForSequenceClassification": "classifier",
+        "LlamaForTokenClassification": "tokens",
+        "LlamaForQuestionAnswering": "questions",
+    },
     keys={**KEYS, "mlp_bias": "mlp_bias"},
     defaults={**DEFAULTS, "mlp_bias": False},
     fixed={**FIXED, "qk_norm": False, "layer_types": only_full_attention},
@@ -106,5 +114,6 @@ LAYOUT = Layout(
     read_rest=read_rest,
     write_rest=write_rest,
     renamed=RENAMED,
+    prefixes=PREFIXES,
     ignored=("*.rotary_emb.inv_freq",),
 )

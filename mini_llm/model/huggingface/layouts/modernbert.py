@@ -54,7 +54,12 @@ _ATTENTION = "trunk.blocks.{i}.attn"
 
 LAYOUT = Layout(
     model_type="modernbert",
-    architectures={"ModernBertForMaskedLM": "masked", "ModernBertForSequenceClassification": "classifier"},
+    architectures={
+        "ModernBertForMaskedLM": "masked",
+        "ModernBertForSequenceClassification": "classifier",
+        "ModernBertForTokenClassification": "tokens",
+        "ModernBertForQuestionAnswering": "questions",
+    },
     keys={
         **{key: key for key in (*SIZES, *TOKEN_IDS)},
         "attention_bias": "attention_bias",
@@ -117,8 +122,9 @@ LAYOUT = Layout(
         **{f"head.dense.{p}": f"head.dense.{p}" for p in ("weight", "bias")},
         **{f"head.norm.{p}": f"head.norm.{p}" for p in ("weight", "bias")},
         **{f"decoder.{p}": f"lm_head.{p}" for p in ("weight", "bias")},
-        **{f"classifier.{p}": f"classifier.{p}" for p in ("weight", "bias")},
+        **{f"{x}.{p}": f"{x}.{p}" for x in ("classifier", "qa_outputs") for p in ("weight", "bias")},
     },
+    prefixes={"questions": {"qa_outputs.": "classifier."}},
     read_rest=_read_rest,
     write_rest=_write_rest,
     # Files of the model without head have no prefix.

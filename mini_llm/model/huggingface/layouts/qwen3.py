@@ -28,7 +28,12 @@ def _write_rest(config: ModelConfig) -> dict[str, Any]:
 
 LAYOUT = Layout(
     model_type="qwen3",
-    architectures={"Qwen3ForCausalLM": "causal", "Qwen3ForSequenceClassification": "classifier"},
+    architectures={
+        "Qwen3ForCausalLM": "causal",
+        "Qwen3ForSequenceClassification": "classifier",
+        "Qwen3ForTokenClassification": "tokens",
+        "Qwen3ForQuestionAnswering": "questions",
+    },
     keys=llama.KEYS,
     defaults={**llama.DEFAULTS, "head_dim": 128},
     fixed={**llama.FIXED, "qk_norm": True},
@@ -40,5 +45,6 @@ LAYOUT = Layout(
     read_rest=_read_rest,
     write_rest=_write_rest,
     renamed=llama.RENAMED,
+    prefixes=llama.PREFIXES,
     ignored=llama.LAYOUT.ignored,
 )

@@ -1,0 +1,1 @@
+"""Scores of one kind of prediction, one file each: statistics of each row, and scores from their means."""

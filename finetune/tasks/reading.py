@@ -1,0 +1,135 @@
+"""Read the rows of a task from tables, CoNLL files and SQuAD's JSON, and divide them into parts."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mini_llm.corpus.hub import iter_dataset, load_hub, load_saved
+from mini_llm.corpus.paths import is_hub_name, table_format
+from mini_llm.corpus.report import ReadReport
+from mini_llm.corpus.tables import iter_file_rows
+from mini_llm.corpus.text import head
+from mini_llm.engine.errors import DataError
+
+from ..data_config import BY_FILE
+from ..examples import Example
+from ..quality.labels import listed
+from ..quality.normal_form import normal_form
+from ..quality.sources import Source, find_sources
+from ..quality.splitting import split_validation
+from .conll import iter_sentences
+from .squad import iter_questions
+from .task import Parts, Row, Task
+
+
+def read_parts(task: Task) -> Parts:
+    """Read training, validation and test rows and teach `task` its labels.
+
+    Holds out data.validation_fraction where no validation data is given, and drops training rows whose texts stand in
+    the validation or test data too. Raises DataError.
+    """
+    config = task.config
+    sources = find_sources(config)
+    notes = list(sources["train"].notes)
+    train = read_rows(task, sources["train"], notes)
+    others = {part: read_rows(task, sources[part], notes) for part in ("validation", "test") if part in sources}
+    notes += task.fit(train, config.path)
+    for part, rows in others.items():
+        task.check(rows, sources[part].path, config.path)
+    if config.leaks == "drop":
+        train = without_leaks(train, [row for rows in others.values() for row in rows], notes, config.path)
+    validation = others.get("validation", [])
+    if not validation:
+        train, validation = hold_out(task, train)
+    return Parts(train, validation, others.get("test"), notes)
+
+
+def read_rows(task: Task, source: Source, notes: list[str]) -> list[Row]:
+    """Read all rows of one source. Raises DataError for empty ones, unless data.on_null = skip, and for no rows."""
+    config = task.config
+    rows: list[Row] = []
+    missing: dict[str, list[str]] = defaultdict(list)
+    total = 0
+    for place, values in iter_values(task, source):
+        total += 1
+        row = task.parse(values, place)
+        if isinstance(row, str):
+            missing[row].append(place)
+        else:
+            rows.append(row)
+    for column, places in missing.items():
+        if config.on_null == "stop":
+            raise DataError(
+                f"{source.path}: '{column}' is empty in {len(places):,} of {total:,} rows: {listed(places, kind='')}. "
+                "Fill or remove them, or skip such rows with data.on_null=skip"
+            )
+        notes.append(f"{source.path}: {len(places):,} rows without '{column}' skipped")
+    if not rows:
+        wanted = ", ".join(f"'{column}'" for column in task.columns if column)
+        raise DataError(f"{source.path}: no labelled rows. It needs the columns {wanted}")
+    return rows
+
+
+def iter_values(task: Task, source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, {column: value}) for every row of a source: 'train.csv row 3'."""
+    config, columns = task.config, [column for column in task.columns if column]
+    if config.group not in (None, BY_FILE):
+        columns.append(str(config.group))
+    if source.files is None:
+        hub = is_hub_name(source.path)
+        dataset = load_hub(source.path, source.split, False) if hub else load_saved(source.path, source.split)
+        for number, values in enumerate(iter_dataset(dataset, columns, source.path), 1):
+            yield f"{source.path} row {number}", values
+        return
+    for path in source.files:
+        if task.head == "tokens" and table_format(path) is None:
+            yield from iter_sentences(path, task.columns.text, task.columns.label, config.encoding)
+        elif task.head == "questions" and is_squad(path):
+            yield from iter_questions(path, *task.columns)
+        else:
+            rows = iter_file_rows(path, columns, "replace", ReadReport(), nested=True, encoding=config.encoding)
+            for number, values in enumerate(rows, 1):
+                if config.group == BY_FILE:
+                    values = {**values, BY_FILE: str(path)}
+                yield f"{path} row {number}", values
+
+
+def is_squad(path: Path) -> bool:
+    """Return whether a file is one JSON object of articles and their paragraphs, and not a table of rows."""
+    if path.suffix.lower() != ".json":
+        return False
+    start = head(path)
+    return start.lstrip().startswith("{") and re.search(r'"(paragraphs|qas)"\s*:', start) is not None
+
+
+def without_leaks(train: list[Row], others: Sequence[Row], notes: list[str], path: str) -> list[Row]:
+    """Return the training rows whose text, with its pair, is not among `others`. Raises DataError if none is left."""
+    known = {key_of(row) for row in others}
+    kept = [row for row in train if key_of(row) not in known]
+    if len(kept) < len(train):
+        notes.append(
+            f"{len(train) - len(kept):,} training rows dropped whose texts are in the validation or test data too "
+            "(data.leaks=keep keeps them)"
+        )
+    if not kept:
+        raise DataError(f"{path}: every training row stands in the validation or test data too. Give other files")
+    return kept
+
+
+def hold_out(task: Task, rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Return (training, validation). Equal texts, or rows of one group, stay together. Raises DataError."""
+    proxies = [Example(key_of(row), task.stratum(row), str(index), row.group) for index, row in enumerate(rows)]
+    train, validation = split_validation(proxies, task.config.validation_fraction, task.config.seed)
+    if not train or not validation:
+        raise DataError(
+            f"{task.config.path}: {len(rows):,} rows are too few to hold out some for validation. "
+            "Add rows, or give data.validation=FILE"
+        )
+    return [rows[int(proxy.source)] for proxy in train], [rows[int(proxy.source)] for proxy in validation]
+
+
+def key_of(row: Row) -> str:
+    return json.dumps([normal_form(row.text), row.pair and normal_form(row.pair)])
