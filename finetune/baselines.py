@@ -11,7 +11,6 @@ import numpy as np
 from .examples import Example, Splits
 from .linear import LinearClassifier
 from .metrics import Scores, compute_scores
-from .teacher import pool
 
 # The vectorizer reads about 1.5 MB/s, so this limits it to about a minute.
 MAXIMUM_CHARACTERS = 64_000_000
@@ -81,13 +80,12 @@ def tfidf_baseline(splits: Splits, seed: int = 0) -> Baseline:
     return Baseline(name, score(scored, predictions, splits.names), seconds_since(started))
 
 
-def teacher_baseline(splits: Splits, members: list[LinearClassifier]) -> Baseline:
-    """The linear models that taught the Transformer, pooled; with unlabelled text these know LSA coordinates."""
-    started = time.perf_counter()
+def teacher_baseline(splits: Splits, members: list[LinearClassifier], probabilities: np.ndarray) -> Baseline:
+    """The linear models that taught the Transformer, with their pooled `probabilities` of the scored rows (N, C)."""
     scored = splits.validation if splits.test is None else splits.test
-    probabilities = pool([member.probabilities([example.text for example in scored]) for member in members])
     scores = score(scored, probabilities.argmax(-1), splits.names)
-    return Baseline(f"teacher: {' and '.join(member.name for member in members)}", scores, seconds_since(started))
+    seconds = sum(member.seconds for member in members)
+    return Baseline(f"teacher: {' and '.join(member.name for member in members)}", scores, seconds)
 
 
 def bounded_sample(examples: list[Example], seed: int) -> list[Example]:

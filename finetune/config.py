@@ -10,7 +10,31 @@ from mini_llm.engine.settings import LoopConfig, OptimConfig, ScheduleConfig, Tr
 
 from .data_config import DataConfig
 
-Metric = Literal["accuracy", "macro_f1", "mcc", "loss"]
+Metric = Literal[
+    "accuracy",
+    "macro_f1",
+    "mcc",
+    "loss",
+    "log_loss",
+    "micro_f1",
+    "exact_match",
+    "hamming_loss",
+    "rmse",
+    "mae",
+    "r2",
+    "pearson",
+    "rank_mae",
+    "kappa",
+    "entity_f1",
+    "entity_precision",
+    "entity_recall",
+    "word_accuracy",
+    "answer_f1",
+]
+TaskName = Literal["auto", "single_label", "multi_label", "regression", "ordinal", "pairs", "tokens", "questions"]
+
+
+DROPOUT = 0.1
 
 
 class FinetuneOptimConfig(OptimConfig):
@@ -49,6 +73,11 @@ class FinetuneConfig(LoopConfig):
         "pretrained", description="random: train the same architecture from scratch, for comparison."
     )
     run: RunName | None = Field(None, description="Name under runs/; null: MODEL-classifier, with -NAME of the data.")
+    task: TaskName = Field(
+        "auto",
+        description="What to learn; tokens: named entities, questions: answers in a text (docs/tasks.md); auto: by the "
+        "data, else single_label.",
+    )
     data: DataConfig = Field(DataConfig(), description="Labelled texts.")
     epochs: float = Field(8.0, gt=0, description="Passes over the training examples, at most.")
     budget: str | None = Field("2m", description="Wall time of training (30s, 10m, 4h); null: no limit.")
@@ -61,7 +90,9 @@ class FinetuneConfig(LoopConfig):
         "none", description="balanced: weight the loss so that every class has the same total weight."
     )
     metric: Metric = Field(
-        "accuracy", description="Validation metric for choosing the best weights and early stopping."
+        "accuracy",
+        description="Validation metric for choosing the best weights and early stopping; accuracy: with another task, "
+        "its first metric.",
     )
     patience: int | None = Field(
         4, ge=1, description="Stop after this many evaluations without improvement; null: never."
@@ -71,16 +102,31 @@ class FinetuneConfig(LoopConfig):
         description="auto: learn from the labels and from a linear model (TF-IDF; LSA with enough text), which also "
         "labels data.unlabelled; none: from the labels alone.",
     )
+    ensemble: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: store the linear teacher beside the model and pool both in predictions if validation gains; "
+        "none: the model alone.",
+    )
     pooling: Literal["auto", "cls", "mean"] = Field(
         "auto", description="State that the classifier reads, where the family has a choice (ModernBERT); auto: mean."
     )
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability.")
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Dropout probability; null: 0 with a linear teacher, whose targets are soft, else 0.1.",
+    )
     # Settings are replaced, never assigned to, so that the narrower class is safe.
     optim: FinetuneOptimConfig = Field(  # ty: ignore[incompatible-mutable-override]
         FinetuneOptimConfig(), description="Optimizer and learning rates."
     )
     schedule: ScheduleConfig = Field(ScheduleConfig(decay_ratio=0.9), description="Learning-rate schedule.")
     tracking: TrackingConfig = Field(TrackingConfig(), description="Weights & Biases.")
+
+    @property
+    def dropout_or_default(self) -> float:
+        """The dropout probability of a run without a teacher."""
+        return DROPOUT if self.dropout is None else self.dropout
 
     @property
     def run_name(self) -> str:

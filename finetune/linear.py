@@ -4,7 +4,8 @@ They are the baselines that a Transformer has to beat, and the teachers it can l
 cross-validation on the training labels alone; no validation or test row is read.
 
 LSA (Deerwester et al. 1990) is a truncated SVD of the TF-IDF matrix. Fitted on unlabelled text, its leading coordinates
-say what a document is about, and a few labels are enough to use them.
+say what a document is about, and a few labels are enough to use them. How many coordinates are best depends on the
+number of labels, and too few labels cannot tell: the log-odds of models with 10 to 100 coordinates are averaged.
 """
 
 import time
@@ -17,23 +18,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
-from mini_llm.engine.run.files import read_json, write_atomic, write_json
+from mini_llm.engine.errors import DataError
+from mini_llm.engine.run.files import open_regular, write_atomic, write_json
+from mini_llm.engine.run.state import describe, read_state
 
 # Words, and single punctuation marks: '?' and '!' tell questions and opinions apart.
 TOKENS = r"\w+|[^\w\s]"
 # Inverse regularization of the logistic regression.
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-DIMENSIONS = (20, 50, 100)
+# Coordinates of the averaged LSA models, for up to MANY_TEXTS training texts and for more.
+DIMENSIONS, DIMENSIONS_FOR_MANY = (10, 20, 50, 100), (100,)
 FOLDS = 5
+# Cross-validation of this much text takes minutes, so it has fewer folds and fewer strengths.
+MUCH_TEXT, FEW_FOLDS, FEW_STRENGTHS = 8_000_000, 3, (3.0, 10.0)
 # LSA needs far more texts than coordinates.
 LEAST_TEXTS = 1000
-# The SVD of 20,000 reviews takes a quarter of a minute on two cores.
-MOST_UNLABELLED = 20_000
-MOST_FEATURES = 200_000
+# The SVD of 50,000 reviews takes a minute on two cores.
+MOST_UNLABELLED = 50_000
+MOST_FEATURES = 60_000
 # Texts above this count are vectorized without tokens that occur in one text only, half of the vocabulary.
 MANY_TEXTS = 2000
 LEAST_PROBABILITY = 1e-4
+
+
+class LinearFile(BaseModel):
+    """linear.json."""
+
+    name: str
+    vocabulary: list[str]
+    dimensions: list[int] = []
 
 
 @dataclass
@@ -41,7 +56,8 @@ class LinearClassifier:
     """Logistic regression, one class against the rest, on TF-IDF or on the LSA coordinates made of it.
 
     vocabulary: tokens and token pairs in the order of the features. idf: (V,). components: (D, V), or None without LSA.
-    coefficients: (C or 1, V or D) and intercepts (C or 1,); one row for two classes.
+    dimensions: the features of LSA are the first d coordinates, normalized, for each of these d, side by side (F).
+    coefficients: (C or 1, V or F) and intercepts (C or 1,); one row for two classes.
     out_of_fold: probabilities of the training texts (N, C) by models that were not trained on them; log_loss: of those.
     """
 
@@ -54,12 +70,15 @@ class LinearClassifier:
     out_of_fold: np.ndarray
     log_loss: float = float("nan")
     seconds: float = 0.0
+    dimensions: tuple[int, ...] = ()
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Class probabilities (len(texts), C)."""
+        if not texts:
+            return np.zeros((0, max(2, len(self.intercepts))))
         features = self._vectorizer.transform(texts)
         if self.components is not None:
-            features = _normalized(np.asarray(features @ self.components.T))
+            features = _prefixes(np.asarray(features @ self.components.T), self.dimensions)
         return _probabilities(features @ self.coefficients.T + self.intercepts)
 
     def save(self, directory: Path) -> None:
@@ -70,27 +89,48 @@ class LinearClassifier:
         if self.components is not None:
             arrays["components"] = self.components
         directory.mkdir(parents=True, exist_ok=True)
-        arrays = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
+        arrays = {
+            name: np.ascontiguousarray(array, dtype=np.float16 if name == "components" else np.float32)
+            for name, array in arrays.items()
+        }
         write_atomic(directory / "linear.safetensors", save(arrays))
-        write_json(directory / "linear.json", {"name": self.name, "vocabulary": self.vocabulary})
+        write_json(
+            directory / "linear.json",
+            {"name": self.name, "vocabulary": self.vocabulary, "dimensions": self.dimensions},
+        )
 
     @classmethod
     def load(cls, directory: Path) -> "LinearClassifier | None":
-        """What `save` wrote, or None if there is nothing."""
-        from safetensors.numpy import load_file
-
-        settings = read_json(directory / "linear.json")
-        if not isinstance(settings, dict):
+        """What `save` wrote, or None if linear.json is missing or damaged. Raises DataError for damaged arrays."""
+        settings = read_state(directory / "linear.json", LinearFile)
+        if settings is None:
             return None
-        arrays = load_file(directory / "linear.safetensors")
+        arrays = read_arrays(directory / "linear.safetensors")
+        components = arrays.get("components")
+        try:
+            idf, coefficients, intercepts = arrays["idf"], arrays["coefficients"], arrays["intercepts"]
+            features = len(settings.vocabulary)
+            # Files of older runs have one number of coordinates, all of them.
+            dimensions = tuple(settings.dimensions) or (() if components is None else (len(components),))
+            width = features if components is None else sum(dimensions)
+            shapes = [idf.shape, coefficients.shape, *([] if components is None else [components.shape])]
+            if shapes != [
+                (features,),
+                (len(intercepts), width),
+                *([] if components is None else [(max(dimensions), features)]),
+            ]:
+                raise ValueError(f"shapes {shapes} for {features} tokens")
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{directory / 'linear.safetensors'}: damaged ({error})") from None
         return cls(
-            settings["name"],
-            settings["vocabulary"],
-            arrays["idf"],
-            arrays.get("components"),
-            arrays["coefficients"],
-            arrays["intercepts"],
+            settings.name,
+            settings.vocabulary,
+            idf,
+            components,
+            coefficients,
+            intercepts,
             np.zeros((0, 0)),
+            dimensions=dimensions,
         )
 
     @cached_property
@@ -100,18 +140,31 @@ class LinearClassifier:
         return vectorizer
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file. Raises DataError if it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        with open_regular(path) as file:
+            return load(file.read())
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise DataError(f"{path}: damaged ({describe(error)})") from None
+
+
 def fit_tfidf(texts: Sequence[str], labels: np.ndarray, classes: int, seed: int = 0) -> LinearClassifier:
     """Logistic regression on TF-IDF of words, punctuation and their pairs; regularization by cross-validation."""
     started = time.perf_counter()
     vectorizer = _vectorizer(min_df=1 + (len(texts) > MANY_TEXTS))
     features = vectorizer.fit_transform(texts)
-    strength, out_of_fold, loss = _choose(features, labels, classes, seed)
+    much = sum(map(len, texts)) > MUCH_TEXT
+    strength, out_of_fold, loss = _choose(features, (), labels, classes, seed, much)
     return LinearClassifier(
         "TF-IDF + logistic regression",
         vectorizer.get_feature_names_out().tolist(),
         vectorizer.idf_,
         None,
-        *_fit(features, labels, classes, strength, seed),
+        *_fit(features, (), labels, classes, strength, seed),
         out_of_fold,
         loss,
         time.perf_counter() - started,
@@ -123,7 +176,7 @@ def fit_lsa(
 ) -> LinearClassifier | None:
     """Logistic regression on LSA coordinates of unlabelled and training texts together; None with too few texts.
 
-    The number of coordinates and the regularization are chosen by cross-validation on the labels.
+    The regularization is chosen by cross-validation on the labels.
     """
     from sklearn.decomposition import TruncatedSVD
 
@@ -133,24 +186,25 @@ def fit_lsa(
         return None
     vectorizer = _vectorizer(min_df=3, max_features=MOST_FEATURES)
     matrix = vectorizer.fit_transform(everything)
-    svd = TruncatedSVD(min(max(DIMENSIONS), matrix.shape[1] - 1), n_iter=3, random_state=seed).fit(matrix)
-    coordinates = svd.transform(matrix[-len(texts) :])
-    best: tuple[float, int, float, np.ndarray] | None = None
-    for dimensions in DIMENSIONS:
-        strength, out_of_fold, loss = _choose(_normalized(coordinates[:, :dimensions]), labels, classes, seed)
-        if best is None or loss < best[0]:
-            best = loss, dimensions, strength, out_of_fold
-    assert best is not None
-    loss, dimensions, strength, out_of_fold = best
+    largest = min(max(DIMENSIONS), matrix.shape[1] - 1)
+    svd = TruncatedSVD(largest, n_iter=3, random_state=seed).fit(matrix)
+    # As they are saved, so that a loaded model gives the same probabilities.
+    components = svd.components_.astype(np.float16).astype(np.float32)
+    coordinates = np.asarray(matrix[-len(texts) :] @ components.T)
+    wanted = DIMENSIONS if len(texts) <= MANY_TEXTS else DIMENSIONS_FOR_MANY
+    dimensions = tuple(sorted({min(d, largest) for d in wanted}))
+    features = _prefixes(coordinates, dimensions)
+    strength, out_of_fold, loss = _choose(features, dimensions, labels, classes, seed)
     return LinearClassifier(
-        f"LSA ({dimensions}) + logistic regression",
+        "LSA + logistic regression",
         vectorizer.get_feature_names_out().tolist(),
         vectorizer.idf_,
-        svd.components_[:dimensions],
-        *_fit(_normalized(coordinates[:, :dimensions]), labels, classes, strength, seed),
+        components,
+        *_fit(features, dimensions, labels, classes, strength, seed),
         out_of_fold,
         loss,
         time.perf_counter() - started,
+        dimensions,
     )
 
 
@@ -165,8 +219,23 @@ def _vectorizer(**settings: Any) -> Any:
     return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS, dtype=np.float32, **settings)
 
 
-def _fit(features: Any, labels: np.ndarray, classes: int, strength: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients and intercepts. A class without a label gets a probability near 0."""
+def _fit(
+    features: Any, dimensions: Sequence[int], labels: np.ndarray, classes: int, strength: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients and intercepts. A class without a label gets a probability near 0.
+
+    `dimensions`: the widths of feature blocks, each of which has a model of its own; their log-odds are averaged.
+    """
+    if not dimensions:
+        return _fit_one(features, labels, classes, strength, seed)
+    blocks = np.split(features, np.cumsum(dimensions)[:-1], axis=1)
+    fits = [_fit_one(block, labels, classes, strength, seed) for block in blocks]
+    return np.hstack([fit[0] for fit in fits]) / len(fits), np.mean([fit[1] for fit in fits], axis=0)
+
+
+def _fit_one(
+    features: Any, labels: np.ndarray, classes: int, strength: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression
 
     # One class against the rest with liblinear is ten times faster here than the multinomial loss, and as good.
@@ -192,25 +261,32 @@ def _probabilities(scores: np.ndarray) -> np.ndarray:
     return positive / positive.sum(1, keepdims=True)
 
 
-def _choose(features: Any, labels: np.ndarray, classes: int, seed: int) -> tuple[float, np.ndarray, float]:
+def _choose(
+    features: Any, dimensions: Sequence[int], labels: np.ndarray, classes: int, seed: int, much: bool = False
+) -> tuple[float, np.ndarray, float]:
     """The regularization with the smallest cross-validated log loss, its out-of-fold probabilities, and that loss."""
     from sklearn.model_selection import KFold, StratifiedKFold
 
-    folds = min(FOLDS, len(labels))
+    folds = min(FEW_FOLDS if much else FOLDS, len(labels))
     stratified = min(Counter(labels.tolist()).values()) >= folds
     splitter = (StratifiedKFold if stratified else KFold)(folds, shuffle=True, random_state=seed)
     splits = list(splitter.split(np.zeros(len(labels)), labels))
     best: tuple[float, np.ndarray, float] | None = None
-    for strength in STRENGTHS:
+    for strength in FEW_STRENGTHS if much else STRENGTHS:
         found = np.empty((len(labels), classes))
         for train, held_out in splits:
-            coefficients, intercepts = _fit(features[train], labels[train], classes, strength, seed)
+            coefficients, intercepts = _fit(features[train], dimensions, labels[train], classes, strength, seed)
             found[held_out] = _probabilities(features[held_out] @ coefficients.T + intercepts)
         loss = log_loss(found, labels)
         if best is None or loss < best[2]:
             best = strength, found, loss
     assert best is not None
     return best
+
+
+def _prefixes(coordinates: np.ndarray, dimensions: Sequence[int]) -> np.ndarray:
+    """The first d coordinates of (N, D), normalized, for each d of `dimensions`, side by side: (N, sum)."""
+    return np.hstack([_normalized(coordinates[:, :d]) for d in dimensions])
 
 
 def _normalized(rows: np.ndarray) -> np.ndarray:

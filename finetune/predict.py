@@ -18,16 +18,18 @@ from mini_llm.engine.device import default_device
 from mini_llm.engine.errors import CheckpointError, ConfigError, DataError
 from mini_llm.engine.run.directory import find_model
 from mini_llm.engine.run.files import read_json
+from mini_llm.engine.run.partial import PartialOutput, model_hash
 from mini_llm.model import load_model
 from mini_llm.model.huggingface.directory import read_config
 from mini_llm.tokenization.load import load_tokenizer
 
 from .encode import collate, encode_texts, padding_id
-from .predicting.output import OutputFormat, RowWriter, Writable
-from .predicting.partial import PartialOutput, model_hash
+from .predicting.output import LabelState, OutputFormat, RowWriter, Writable
 from .predicting.progress import BatchTimes, RowProgress
 from .predicting.rows import InputFormat, InputRow, OnNull, characters, is_stream, iter_chunks, iter_input
+from .recipe.ensemble import read_ensemble
 from .scores.calibration import Calibration, read_calibration
+from .tasks.registry import SINGLE_LABEL, model_task
 
 # Batches sorted by length together. More batches need less padding, but more memory.
 BATCHES_PER_CHUNK = 16
@@ -40,21 +42,18 @@ class Classifier:
     Raises CheckpointError or ModelDirectoryError for a directory without a classifier.
     """
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: Path | str, alone: bool = False) -> None:
         self.directory = find_classifier(Path(directory))
-        self.tokenizer = load_tokenizer(self.directory)
         self.model = load_model(self.directory, head="classifier")
         config = self.model.config
-        if self.tokenizer.vocab_size > config.vocab_size:
-            raise CheckpointError(
-                f"{self.directory}: the tokenizer has {self.tokenizer.vocab_size:,} tokens, the model "
-                f"only {config.vocab_size:,}: they do not match. Copy the directory again"
-            )
+        self.tokenizer = load_tokenizer(self.directory, config.vocab_size)
         self.device = default_device()
         self.model.to(self.device)
         self.names = [config.id2label[index] for index in range(config.num_labels)]
         self.max_length = min(config.max_position_embeddings, recorded_length(self.directory))
-        self.calibration = read_calibration(self.directory) or Calibration()
+        self.ensemble = None if alone else read_ensemble(self.directory)
+        own = read_calibration(self.directory) or Calibration()
+        self.calibration = self.ensemble.calibration if self.ensemble else own
         self.truncated = 0
         self.batch_times = BatchTimes()
 
@@ -62,7 +61,7 @@ class Classifier:
     def probabilities(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
         """Return the probability of each label for each text, float32 (texts, labels), in the order of `texts`.
 
-        They are the softmax of the model's logits, without calibration.
+        They are the softmax of the model's logits, without calibration and without the linear models stored beside it.
         """
         config = self.model.config
         encoded = encode_texts(self.tokenizer, texts, config.causal, self.max_length, config.is_encoder_decoder)
@@ -78,11 +77,12 @@ class Classifier:
         return result
 
     def calibrated(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
-        """Return `probabilities` after the temperature scaling stored with the model, float64; see scores/calibration.
-
-        Without a stored calibration, they are the same numbers.
+        """Return the probabilities of predictions, float64 (texts, labels): those of the model, pooled with the linear
+        models stored beside it (recipe/ensemble.py), after the stored temperature scaling (scores/calibration.py).
         """
         found = self.probabilities(texts, batch_size)
+        if self.ensemble:
+            found = self.ensemble.pool(found, texts)
         return found.astype(np.float64) if self.calibration.temperature == 1 else self.calibration.apply(found)
 
     def threshold(self, precision: float) -> float:
@@ -111,13 +111,15 @@ def predict(
     precision: float | None = None,
     on_null: OnNull | None = None,
     encoding: str | None = None,
+    alone: bool = False,
 ) -> int:
     """Label every row of `source` and write one row each, in order, as they arrive. Return the number of rows written.
 
     Writes to `output` (default: standard output), by default as CSV if its name ends in .csv, else as JSONL. An output
-    file whose input is a file is written as predicting/partial.py says, so that the same call continues after a kill.
+    file whose input is a file is written as mini_llm/engine/run/partial.py says: the same call continues after a kill.
     A row whose best calibrated probability is below `min_probability`, or below the threshold stored for `precision`,
-    gets no label. `on_null`: rows without text; see iter_input. Raises CheckpointError, ConfigError, DataError.
+    gets no label. `on_null`: rows without text; see iter_input. `alone`: without the
+    linear models stored beside the model. Raises CheckpointError, ConfigError, DataError.
     """
     if min_probability is not None and precision is not None:
         raise ConfigError("--min-probability and --precision both set the threshold; give one of them")
@@ -127,10 +129,12 @@ def predict(
     rows = iter_input(source, column, input_format, on_null, report, encoding)
     if output is not None and not is_stream(source) and output.exists() and output.samefile(os.path.expanduser(source)):
         raise ConfigError(f"--output {output} is the input file; choose another name")
-    classifier = Classifier(directory)
+    classifier = Classifier(directory, alone)
+    if classifier.tokenizer.remark:
+        print(classifier.tokenizer.remark, file=sys.stderr)
     threshold = min_probability if precision is None else classifier.threshold(precision)
-    options = [column, output_format, top_k, threshold, on_null, encoding]
-    with open_output(output, is_stream(source), classifier, source, options) as (file, partial):
+    options = [column, output_format, top_k, threshold, on_null, encoding, alone]
+    with open_output(output, is_stream(source), classifier.directory, source, options) as (file, partial):
         writer = RowWriter(file, output_format, classifier.names, top_k, threshold)
         if partial is not None and partial.state.written:
             print(f"{partial.partial}: continues after row {partial.state.row:,}", file=sys.stderr)
@@ -148,7 +152,7 @@ def label_rows(
     rows: Iterator[InputRow],
     classifier: Classifier,
     writer: RowWriter,
-    partial: PartialOutput | None,
+    partial: PartialOutput[LabelState] | None,
     batch_size: int,
     source: str,
     report: ReadReport,
@@ -195,15 +199,15 @@ def print_summary(
     if report.replaced_bytes:
         lines.append(
             f"{report.replaced_bytes:,} bytes that are not valid in the encoding of the input were replaced by U+FFFD. "
-            "If that is wrong, run again with --encoding NAME"
+            f"If that is wrong: {report.advice()}"
         )
     print("\n".join(lines), file=sys.stderr)
 
 
 @contextmanager
 def open_output(
-    path: Path | None, streamed: bool, classifier: Classifier, source: str, options: list[Any]
-) -> Iterator[tuple[Writable, PartialOutput | None]]:
+    path: Path | None, streamed: bool, model: Path, source: str, options: list[Any]
+) -> Iterator[tuple[Writable, PartialOutput[LabelState] | None]]:
     """Open the output for writing UTF-8: a PartialOutput if it can be continued, else a file or standard output.
 
     Raises ConfigError, DataError.
@@ -214,9 +218,9 @@ def open_output(
         yield sys.stdout, None
         return
     if not streamed and (path.is_file() or not path.exists()):
-        key = {"model": model_hash(classifier.directory), "input": str(Path(source).resolve()), "options": str(options)}
+        key = {"model": model_hash(model), "input": str(Path(source).resolve()), "options": str(options)}
         # A symbolic link stays one.
-        with PartialOutput(path.resolve() if path.is_symlink() else path, key) as partial:
+        with PartialOutput(path.resolve() if path.is_symlink() else path, key, LabelState) as partial:
             yield partial.file, partial
         return
     # A stream cannot be read again, and an output that is a pipe or device cannot be cut.
@@ -243,6 +247,11 @@ def find_classifier(path: Path) -> Path:
     if not names or not str(names[0]).endswith("ForSequenceClassification"):
         kind = names[0] if names else "unknown"
         raise CheckpointError(f"{directory}: not a classifier but a {kind}. {advice}: python -m finetune model={path}")
+    if (task := model_task(directory)) != SINGLE_LABEL:
+        raise CheckpointError(
+            f"{directory}: a model of task={task}, not a classifier with single labels. Use `python -m finetune "
+            "predict` or `score`, or TaskModel of finetune/tasks/model.py"
+        )
     return directory
 
 

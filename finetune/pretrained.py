@@ -5,14 +5,14 @@ from typing import Any
 
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.engine.run.directory import find_model
-from mini_llm.model import SequenceClassifier, load_model
+from mini_llm.model import Model, SequenceClassifier, load_model
 from mini_llm.model.huggingface.directory import read_config
 from mini_llm.model.huggingface.layouts import LAYOUTS
 
 from .config import FinetuneConfig
 from .encode import padding_id
 
-# Families whose positions are rotations.
+# Families whose positions are rotations. These have no weights, so the model can read further than in pretraining.
 ROTARY = ("llama", "qwen3", "modernbert")
 
 
@@ -34,20 +34,21 @@ def find_pretrained(path: Path) -> Path:
     return directory
 
 
-def load_classifier(config: FinetuneConfig, source: Path, names: list[str], tokenizer: Any) -> SequenceClassifier:
+def load_classifier(
+    config: FinetuneConfig, source: Path, names: list[str], tokenizer: Any, max_length: int | None = None
+) -> SequenceClassifier:
     """Load the pretrained trunk with a new classification head, or build the same architecture untrained.
 
-    Sets the config's padding id to ours, because transformers uses it to find the end of a text. Raises CheckpointError
-    if the tokenizer has more tokens than the model.
+    Sets the config's padding id to ours, because transformers uses it to find the end of a text. `max_length`: tokens
+    of a text that the model shall read; more than in pretraining only if its positions have no weights.
     """
-    changes: dict[str, Any] = {"id2label": dict(enumerate(names)), "dropout": config.dropout}
+    changes: dict[str, Any] = {"id2label": dict(enumerate(names)), "dropout": config.dropout_or_default}
     changes["pad_token_id"] = padding_id(tokenizer)
     settings = read_config(source)
     if settings["model_type"] == "modernbert":
         changes["classifier_pooling"] = "mean" if config.pooling == "auto" else config.pooling
-    if config.data.max_length and settings["model_type"] in ROTARY:
-        # Rotary positions have no weights, so a model can read further than it was pretrained to.
-        changes["max_position_embeddings"] = max(config.data.max_length, settings["max_position_embeddings"])
+    if max_length is not None and settings["model_type"] in ROTARY:
+        changes["max_position_embeddings"] = max(max_length, settings["max_position_embeddings"])
     model = load_model(source, head="classifier", **changes)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(
@@ -57,7 +58,7 @@ def load_classifier(config: FinetuneConfig, source: Path, names: list[str], toke
     return SequenceClassifier(model.config) if config.weights == "random" else model
 
 
-def describe_start(source: Path, model: SequenceClassifier) -> list[str]:
+def describe_start(source: Path, model: Model) -> list[str]:
     """Return notes on newly initialized weights and on tensors of `source` that the classifier does not use."""
     notes = [f"{source}: newly initialized: {', '.join(model.newly_initialized) or 'nothing'}"]
     if model.left_behind:

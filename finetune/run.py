@@ -1,5 +1,6 @@
 """Run fine-tuning: load labelled texts, put a new head on a pretrained model, train, score against baselines."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -14,19 +15,22 @@ from mini_llm.engine.settings import HARMLESS
 from mini_llm.tokenization.load import load_tokenizer
 
 from .config import FinetuneConfig
-from .data import load_examples
 from .pretrained import find_pretrained
-from .quality.overlap import pretraining_overlap
+from .recipe.texts import load_texts
 from .scoring import score_run
+from .tasks.registry import SINGLE_LABEL, task_name
+from .tasks.run import run_task
 from .training import train_classifier
 
 RUNS = Path("runs")
 
 
-def finetune(config: FinetuneConfig, runs: Path = RUNS) -> dict[str, float]:
+def finetune(
+    config: FinetuneConfig, runs: Path = RUNS, train: Callable[..., None] = train_classifier
+) -> dict[str, float]:
     """Run or resume `config` in the folder `runs` and return the final scores.
 
-    Raises the errors of mini_llm.engine.errors.
+    `train` writes run.model; it has the arguments of train_classifier. Raises the errors of mini_llm.engine.errors.
     """
     processes = start_processes(config.runtime)
     main_process = processes.is_main_process
@@ -40,18 +44,22 @@ def finetune(config: FinetuneConfig, runs: Path = RUNS) -> dict[str, float]:
             console.print(run.describe_finished(), markup=False)
             return run.finished["scores"]
         tree = run.as_requested(tree, HARMLESS)
-        config = build_config(FinetuneConfig, tree, str(run.path))
+        config = build_config(type(config), tree, str(run.path))
+        name = task_name(config)
         run.record(tree, "finetune")
+        if name != SINGLE_LABEL:
+            scores = run_task(name, config, source, processes, run, tree, console)
+            processes.wait_for_everyone()
+            return scores
         # The main process downloads Hub datasets once for all.
         with processes.main_process_first():
-            splits = load_examples(config.data)
+            splits = load_texts(config)
         if main_process:
-            splits.notes += pretraining_overlap(config.model, splits)
             write_json(run.path / "data.json", splits.findings)
         for note in (splits.description, *splits.notes):
             console.print(note, markup=False)
         with Tracker(run.path, config.tracking, "finetune", tree, main_process) as tracker:
-            train_classifier(config, source, splits, processes, run, tracker, console)
+            train(config, source, splits, processes, run, tracker, console)
             scores: dict[str, float] = {}
             if main_process:
                 scores = score_run(config, splits, run, tracker, console)
@@ -66,8 +74,12 @@ def replay(path: Path, step: int, dump: Path | None) -> None:
     config = build_config(FinetuneConfig, run.requested(), str(path))
     processes = start_processes(config.runtime)
     source = find_pretrained(Path(config.model))
+    if (name := task_name(config)) != SINGLE_LABEL:
+        again = Replay(step, load_tokenizer(source).decode, dump)
+        run_task(name, config, source, processes, run, {}, Console(quiet=True), again)
+        return
     with processes.main_process_first():
-        splits = load_examples(config.data)
+        splits = load_texts(config)
     again = Replay(step, load_tokenizer(source).decode, dump)
     with Tracker(path, config.tracking, "finetune", {}, main_process=False) as tracker:
         train_classifier(config, source, splits, processes, run, tracker, Console(quiet=True), again)

@@ -11,7 +11,9 @@ from mini_llm.engine.run.tracker import Tracker
 
 from .config import FinetuneConfig
 from .examples import Example, Splits
+from .linear import LinearClassifier
 from .predict import Classifier
+from .recipe.ensemble import Ensemble, choose_weight, linear_probabilities, mix, write_ensemble
 from .scores.calibration import Calibration, fit_temperature, write_calibration
 from .teacher import FOLDER, read_members
 
@@ -26,7 +28,8 @@ def score_run(
 ) -> dict[str, float]:
     """Score the saved run.model and the baselines on the test split, or on validation if there is no test split.
 
-    Writes calibration.json into run.model: the temperature and the abstention thresholds, chosen on validation.
+    Writes calibration.json into run.model: the temperature and the abstention thresholds, chosen on validation. Where
+    validation gains by the linear teacher, writes the ensemble too (recipe/ensemble.py), which has a row of its own.
     """
     from .baselines import compute_baselines, teacher_baseline
     from .metrics import compute_scores
@@ -47,15 +50,28 @@ def score_run(
         console.print(note, markup=False)
     rows = [_row(run.path.name, own, False, **probability_intervals(labels, probabilities))]
     baselines = compute_baselines(splits, config.seed)
+    best_of_run = own.accuracy
     if members := read_members(run.path / FOLDER):
-        baselines.append(teacher_baseline(splits, members))
+        linear = linear_probabilities(members, [example.text for example in examples])
+        baselines.append(teacher_baseline(splits, members, linear))
+        if (ensemble := choose_ensemble(config, members, splits, held_out)) is not None:
+            write_ensemble(run.model, ensemble)
+            pooled = mix(probabilities, linear, ensemble.weight)
+            scores = compute_scores(labels, pooled.argmax(-1), splits.names, ensemble.calibration.apply(pooled))
+            console.print(
+                f"{part}, pooled with the linear models (weight {ensemble.weight:.2f}, chosen on validation): {scores}",
+                markup=False,
+            )
+            name = f"{run.path.name}, pooled with its linear teacher"
+            rows.append(_row(name, scores, False, **probability_intervals(labels, pooled)))
+            best_of_run = max(best_of_run, scores.accuracy)
     for baseline in baselines:
         console.print(f"{part}, {baseline.name}: {baseline.scores}", markup=False)
         rows.append(_row(baseline.name, baseline.scores, True))
     best = max(baselines, key=lambda baseline: baseline.scores.accuracy)
-    if best.scores.accuracy >= own.accuracy:
+    if best.scores.accuracy >= best_of_run:
         console.print(
-            f"{best.name} is as accurate here ({best.scores.accuracy:.1%} against {own.accuracy:.1%}) and far cheaper: "
+            f"{best.name} is as accurate here ({best.scores.accuracy:.1%} against {best_of_run:.1%}) and far cheaper: "
             "use it, or give this model a longer budget, data.unlabelled=FILE, or a better pretrained model",
             markup=False,
         )
@@ -83,6 +99,19 @@ def score_run(
     )
     tracker.artifact(run.path.name, "model", run.model, numbers)
     return numbers
+
+
+def choose_ensemble(
+    config: FinetuneConfig, members: list[LinearClassifier], splits: Splits, held_out: np.ndarray
+) -> Ensemble | None:
+    """The pool of the Transformer, with probabilities `held_out` (N, C) on validation, and `members`; None if the
+    Transformer alone is better there."""
+    if config.ensemble == "none":
+        return None
+    labels = _labels(splits.validation)
+    linear = linear_probabilities(members, [example.text for example in splits.validation])
+    weight = choose_weight(held_out, linear, labels)
+    return Ensemble(members, weight, calibrate(labels, mix(held_out, linear, weight))) if weight > 0 else None
 
 
 def calibrate(labels: np.ndarray, probabilities: np.ndarray, fitted_on: str = "validation") -> Calibration:

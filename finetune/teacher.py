@@ -11,14 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt
 
-from mini_llm.engine.run.files import content_hash, read_json, write_atomic, write_json
+from mini_llm.engine.errors import DataError
+from mini_llm.engine.run.files import content_hash, write_atomic, write_json
+from mini_llm.engine.run.state import read_state, say
 
-from .linear import LinearClassifier, fit_lsa, fit_tfidf, log_loss
+from .linear import LinearClassifier, fit_lsa, fit_tfidf, log_loss, read_arrays
 
 FOLDER = "teacher"
 # Weight of the label in the target of a training text; the rest is the teacher's.
 LABEL_WEIGHT = 0.5
+
+
+class TeacherFile(BaseModel):
+    """teacher.json."""
+
+    members: NonNegativeInt
+    seconds: FiniteFloat
+    description: str
+    fingerprint: str
 
 
 @dataclass
@@ -30,6 +42,11 @@ class Teacher:
     unlabelled: np.ndarray
     seconds: float
     description: str
+
+    @property
+    def knows_unlabelled(self) -> bool:
+        """Whether a member was fitted on unlabelled text, because cross-validation found that this helps."""
+        return any(member.components is not None for member in self.members)
 
 
 def fit_teacher(
@@ -62,9 +79,12 @@ def fit_teacher(
 
 def read_members(folder: Path) -> list[LinearClassifier]:
     """The linear models of the teacher saved in `folder`; none where a run had no teacher."""
-    settings = read_json(folder / "teacher.json")
-    count = settings["members"] if isinstance(settings, dict) else 0
-    return [member for i in range(count) if (member := LinearClassifier.load(folder / str(i))) is not None]
+    settings = read_state(folder / "teacher.json", TeacherFile)
+    try:
+        return [] if settings is None else load_members(folder, settings.members)
+    except DataError as error:
+        say(f"{error}; the teacher is left out")
+        return []
 
 
 def targets(teacher: Teacher, labels: np.ndarray) -> np.ndarray:
@@ -97,13 +117,22 @@ def _save(teacher: Teacher, folder: Path, fingerprint: str) -> None:
 
 
 def _load(folder: Path, fingerprint: str) -> Teacher | None:
-    from safetensors.numpy import load_file
-
-    settings = read_json(folder / "teacher.json")
-    if not isinstance(settings, dict) or settings.get("fingerprint") != fingerprint:
+    settings = read_state(folder / "teacher.json", TeacherFile)
+    if settings is None or settings.fingerprint != fingerprint:
         return None
-    members = [LinearClassifier.load(folder / str(index)) for index in range(settings["members"])]
-    arrays = load_file(folder / "targets.safetensors")
-    return Teacher(
-        [m for m in members if m], **arrays, seconds=settings["seconds"], description=settings["description"]
-    )
+    try:
+        members, arrays = load_members(folder, settings.members), read_arrays(folder / "targets.safetensors")
+        train, unlabelled = arrays["train"], arrays["unlabelled"]
+    except (DataError, KeyError) as error:
+        say(f"{error}; the teacher is fitted anew")
+        return None
+    return Teacher(members, train, unlabelled, settings.seconds, settings.description)
+
+
+def load_members(folder: Path, count: int) -> list[LinearClassifier]:
+    """The linear models 0 to count - 1. Raises DataError if one is missing or damaged."""
+    found = [LinearClassifier.load(folder / str(index)) for index in range(count)]
+    members = [member for member in found if member is not None]
+    if len(members) < count:
+        raise DataError(f"{folder}: {count - len(members)} of {count} models are missing or damaged")
+    return members

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.files import content_hash
 from mini_llm.engine.run.tracker import Tracker
 from mini_llm.model import SequenceClassifier
+from mini_llm.model.huggingface.directory import read_config
 from mini_llm.tokenization.load import load_tokenizer
 from mini_llm.tokenization.save import save_tokenizer
 
@@ -30,16 +32,17 @@ from .config import FinetuneConfig
 from .encode import EncodedTexts, collate, encode_texts, padding_id
 from .examples import Splits
 from .pretrained import describe_start, load_classifier
+from .recipe.head_start import fit_output_layer
+from .recipe.texts import CHARACTERS_PER_SECOND
+from .recipe.window import choose_length
 from .teacher import FOLDER, fit_teacher, targets
 
 # Tokens per rank in one training forward pass, if micro_batch_size is not set.
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 65_536}
 # Steps with a teacher, at least: a few labelled texts are a few steps an epoch.
 LEAST_STEPS = 300
-# Characters of labelled text above which a linear teacher adds little and takes minutes to cross-validate.
-MOST_CHARACTERS = 8_000_000
-# Unlabelled text that is read, per second of the budget: LSA and the teacher's labels then take a sixth of it.
-CHARACTERS_PER_SECOND = 100_000
+# Labelled text that a linear teacher is cross-validated on, in all and per second of the budget.
+MOST_CHARACTERS, LABELLED_CHARACTERS_PER_SECOND = 64_000_000, 50_000
 # Validation texts below which they do not choose the weights.
 FEW_HELD_OUT = 100
 
@@ -54,27 +57,42 @@ def train_classifier(
     console: Console,
     loop: Callable[..., dict[str, float]] = train,
 ) -> None:
-    tokenizer = load_tokenizer(source)
+    settings = read_config(source)
+    tokenizer = load_tokenizer(source, settings["vocab_size"])
+    if tokenizer.remark:
+        console.print(tokenizer.remark, markup=False)
     torch.manual_seed(config.seed)
     labels = np.array([example.label for example in splits.train])
     texts = [example.text for example in splits.train]
     started = time.perf_counter()
-    unlabelled = _within(splits.unlabelled, (config.budget_seconds or float("inf")) * CHARACTERS_PER_SECOND)
+    budget = config.budget_seconds or float("inf")
+    unlabelled = _within(splits.unlabelled, budget * CHARACTERS_PER_SECOND)
     teacher = None
-    if config.teacher == "auto" and sum(map(len, texts)) <= MOST_CHARACTERS:
+    if config.teacher == "auto" and sum(map(len, texts)) <= min(
+        MOST_CHARACTERS, budget * LABELLED_CHARACTERS_PER_SECOND
+    ):
         with processes.main_process_first():
             teacher = fit_teacher(run.path / FOLDER, texts, labels, len(splits.names), unlabelled, config.seed)
         console.print(teacher.description, markup=False)
+        if unlabelled and not config.data.unlabelled and not teacher.knows_unlabelled:
+            console.print("the pretraining corpus does not help the teacher, so its texts are not learned from")
+            unlabelled, teacher = [], replace(teacher, unlabelled=teacher.unlabelled[:0])
     elif config.teacher == "auto":
         unlabelled = []
-        console.print("no linear teacher: with this much labelled text it adds little and takes minutes to fit")
-    model = load_classifier(config, source, splits.names, tokenizer)
+        console.print("no linear teacher: with this much labelled text it takes too much of the budget to fit")
+    if teacher is not None and config.dropout is None:
+        # Its noise is multiplied by the weights of the fitted output layer, and soft labels of many texts regularize.
+        config = config.model_copy(update={"dropout": 0.0})
+    max_length, note = choose_length(config, settings, tokenizer, texts)
+    if note:
+        console.print(note, markup=False)
+    model = load_classifier(config, source, splits.names, tokenizer, max_length)
+    length = min(max_length or sys.maxsize, model.config.max_position_embeddings)
     for note in describe_start(source, model) if config.weights == "pretrained" else ():
         console.print(note, markup=False)
-    max_length = min(config.data.max_length or sys.maxsize, model.config.max_position_embeddings)
     unlabelled = unlabelled if teacher else []
-    training = _encode(tokenizer, [*texts, *unlabelled], model, max_length)
-    held_out = _encode(tokenizer, [example.text for example in splits.validation], model, max_length)
+    training = _encode(tokenizer, [*texts, *unlabelled], model, length)
+    held_out = _encode(tokenizer, [example.text for example in splits.validation], model, length)
     rows_of = [example.source for example in splits.train] + [f"unlabelled {i}" for i in range(len(unlabelled))]
     answers = labels if teacher is None else targets(teacher, labels)
     beginning = " ".join(tokenizer.id_to_token(i) for i in training.tokens[0][:8])
@@ -85,7 +103,7 @@ def train_classifier(
     if training.truncated:
         share = training.truncated / len(training.tokens)
         console.print(
-            f"{share:.0%} of the training texts are longer than {max_length} tokens: only their beginning is read"
+            f"{share:.0%} of the training texts are longer than {length} tokens: only their beginning is read"
         )
 
     ranks = processes.num_processes
@@ -102,9 +120,13 @@ def train_classifier(
 
     def batch(step: int) -> list[Batch]:
         return [
-            collate([training.tokens[i] for i in rows], answers[rows], pad, max_length) for rows in batches.batch(step)
+            collate([training.tokens[i] for i in rows], answers[rows], pad, length) for rows in batches.batch(step)
         ]
 
+    if config.weights == "pretrained" and (
+        note := fit_output_layer(model, training.tokens, answers, pad, length, config.budget_seconds, config.seed)
+    ):
+        console.print(note, markup=False)
     held_out_labels = np.array([example.label for example in splits.validation])
 
     def evaluate(model: nn.Module) -> dict[str, float]:
@@ -112,7 +134,7 @@ def train_classifier(
         from .metrics import compute_scores
 
         loss, predictions = _predict(
-            model, held_out, held_out_labels, pad, max_length, config.evaluation_batch_size, accelerator
+            model, held_out, held_out_labels, pad, length, config.evaluation_batch_size, accelerator
         )
         scores = compute_scores(held_out_labels, predictions, splits.names)
         return {
@@ -130,7 +152,7 @@ def train_classifier(
     optim = config.optim.for_width(model.config.hidden_size)
     max_steps = min(config.max_steps or steps, steps)
     chosen: dict[str, Any] = {"run": config.run_name, "micro_batch_size": micro_batch_size, "max_steps": max_steps}
-    chosen |= {"data": config.data.model_copy(update={"max_length": max_length}), "optim": optim.resolved()}
+    chosen |= {"data": config.data.model_copy(update={"max_length": length}), "optim": optim.resolved()}
     chosen["runtime"] = resolved_runtime(config.runtime, compiled=config.runtime.compile is True)
     resolved = config.model_copy(update=chosen).model_dump(mode="json")
     run.resolve(resolved)
@@ -150,7 +172,7 @@ def train_classifier(
         accelerator,
         run,
         tracker,
-        lambda directory: save_tokenizer(tokenizer, directory, kind, max_length, pad),
+        lambda directory: save_tokenizer(tokenizer, directory, kind, length, pad),
         metric=f"val/{config.metric}",
         larger_is_better=config.metric != "loss",
         seconds_used=time.perf_counter() - started,

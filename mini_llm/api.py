@@ -4,7 +4,6 @@ Everything runs the code of the stages, which import torch when they are first u
 error of mini_llm.engine.errors, or ModelDirectoryError for a damaged model directory.
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -173,7 +172,7 @@ def finetune_in(runs: Path, settings: dict[str, Any]) -> Run:
 def _config(stage: str, name: str, given: dict[str, Any], settings: dict[str, Any]) -> Any:
     """The stage's configuration. An argument left at None is not given; a setting of None is."""
     values = {key: value for key, value in given.items() if value is not None} | settings
-    overrides = [f"{key}={json.dumps(value, default=os.fspath, ensure_ascii=False)}" for key, value in values.items()]
+    overrides = [(key, os.fspath(value) if isinstance(value, os.PathLike) else value) for key, value in values.items()]
     return load_config(getattr(stages.load(stage, "config"), name), overrides=overrides)
 
 

@@ -63,11 +63,12 @@ def test_a_fine_tuned_run_classifies(runs):
 
 def test_probabilities_are_those_of_the_calibration(runs):
     directory = runs[1].path / "model"
-    calibration = json.loads((directory / "calibration.json").read_text())
+    folder = directory / "linear"  # the model is pooled with its linear teacher
+    calibration = json.loads((folder / "calibration.json").read_text())
     before = mini_llm.load(directory).classify("apple number 3")
-    (directory / "calibration.json").write_text(json.dumps({**calibration, "temperature": 20}))
+    (folder / "calibration.json").write_text(json.dumps({**calibration, "temperature": 20}))
     after = mini_llm.load(directory).classify("apple number 3")
-    (directory / "calibration.json").write_text(json.dumps(calibration))
+    (folder / "calibration.json").write_text(json.dumps(calibration))
     assert after.label == before.label and 0.5 < after.probability < before.probability
 
 

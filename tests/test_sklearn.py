@@ -110,7 +110,7 @@ def test_cross_validation_and_grid_search(model, tmp_path):
     assert scores.tolist() == [1, 1]
     losses = cross_val_score(classifier(model), TEXTS, LABELS, cv=2, scoring="neg_log_loss", error_score="raise")
     assert (losses > -0.7).all()
-    grid = {"settings": [{**FAST, "optim.lr": rate} for rate in (1e-6, 1e-2)]}
+    grid = {"settings": [{**FAST, "weights": "random", "optim.lr": rate} for rate in (1e-6, 1e-2)]}
     search = GridSearchCV(classifier(model), grid, cv=2, error_score="raise").fit(TEXTS, LABELS)
     assert search.best_params_["settings"]["optim.lr"] == 1e-2 and search.best_score_ == 1
     assert list(tmp_path.iterdir()) == []

@@ -6,18 +6,20 @@
 Thresholds apply to the calibrated probability of the predicted label. A precision that was not reached is absent.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, TypeAdapter
 
 from mini_llm.engine.errors import CheckpointError
-from mini_llm.engine.run.files import read_json, write_json
+from mini_llm.engine.run.files import open_regular, write_json
+from mini_llm.engine.run.state import describe, parse_json
 
 FILE = "calibration.json"
 TEMPERATURES = (0.05, 20.0)
+PRIOR = 0.25  # standard deviation of the log temperature
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
@@ -48,6 +50,17 @@ class Calibration:
         return scale(probabilities, self.temperature)
 
 
+class CalibrationFile(BaseModel):
+    """calibration.json."""
+
+    temperature: float
+    thresholds: dict[float, Threshold] = {}
+    fitted_on: str = "validation"
+    examples: int = 0
+    ece_before: float | None = None
+    ece_after: float | None = None
+
+
 def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Return softmax(log p / temperature), float64 (N, C) (Guo et al. 2017, equation 9).
 
@@ -62,7 +75,8 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the temperature that minimises the log loss of `probabilities` (N, C) on `labels` (N,).
 
     Targets are smoothed by 1 / (N + 2), as in Platt 1999, section 2.2: without that, a small validation set that is
-    classified without a mistake would ask for temperature 0, which is certainty.
+    classified without a mistake would ask for temperature 0, which is certainty. A normal prior on the log temperature
+    keeps a few rows, whose optimum is mostly chance, from making the calibration worse.
     """
     from scipy.optimize import minimize_scalar
 
@@ -78,7 +92,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
         inverse = np.exp(-log_temperature)
         top = (logs * inverse).max(-1)
         normaliser = top + np.log(np.exp(logs * inverse - top[:, None]).sum(-1))
-        return float(normaliser.mean() - target * inverse)
+        return float(normaliser.mean() - target * inverse) + log_temperature**2 / (2 * PRIOR**2 * count)
 
     bounds = (np.log(TEMPERATURES[0]), np.log(TEMPERATURES[1]))
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
@@ -96,17 +110,14 @@ def read_calibration(directory: Path | str) -> Calibration | None:
     path = Path(directory) / FILE
     if not path.is_file():
         return None
-    content = read_json(path)
     try:
-        if not isinstance(content, Mapping):
-            raise ValueError("not a JSON object")
-        temperature = float(content["temperature"])
-        if not TEMPERATURES[0] / 2 <= temperature <= TEMPERATURES[1] * 2:
-            raise ValueError(f"temperature {temperature}")
-        known = {key: content[key] for key in ("fitted_on", "examples", "ece_before", "ece_after") if key in content}
-        thresholds = {float(wanted): Threshold(**row) for wanted, row in content.get("thresholds", {}).items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        with open_regular(path) as file:
+            content = TypeAdapter(CalibrationFile).validate_python(parse_json(file.read()))
+        if not TEMPERATURES[0] / 2 <= content.temperature <= TEMPERATURES[1] * 2:
+            raise ValueError(f"temperature {content.temperature}")
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: not a calibration ({error!r}). Delete it to use uncalibrated probabilities, or train again"
+            f"{path}: not a calibration ({describe(error)}). Delete it to use uncalibrated probabilities, or train "
+            "again"
         ) from None
-    return Calibration(temperature, thresholds, **known)
+    return Calibration(**dict(content))

@@ -61,7 +61,10 @@ def read_predictions(run: Path) -> Predictions:
         probabilities = np.array([row["probabilities"] for row in rows], dtype=np.float64)
         if probabilities.shape != (len(rows), len(head["labels"])) or not rows:
             raise ValueError(f"{probabilities.shape} probabilities for {len(head['labels'])} labels")
+        names = [str(name) for name in head["labels"]]
         labels, sources = [str(row["label"]) for row in rows], [str(row["source"]) for row in rows]
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        if not np.isfinite(probabilities).all() or not set(labels) <= set(names):
+            raise ValueError("a probability that is no number, or an unknown label")
+    except (KeyError, TypeError, ValueError, StopIteration, RecursionError) as error:
         raise DataError(f"{path}: damaged ({error!r}). Train the run again, or compare with --data FILE") from None
-    return Predictions([str(name) for name in head["labels"]], labels, sources, probabilities)
+    return Predictions(names, labels, sources, probabilities)

@@ -1,0 +1,111 @@
+"""Fit the new output layer to frozen features before the first step (linear probing, then fine-tuning; Kumar et al.
+2022).
+
+A random output layer sends random gradients into the pretrained layers, and a short run spends most of its steps to
+undo that. The fit reads some of the texts once, which costs no more than a few steps.
+
+Shapes: N texts, C classes, H features.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mini_llm.engine.batch import ordered_batches
+from mini_llm.engine.device import default_device
+from mini_llm.model import SequenceClassifier
+
+from ..encode import collate
+
+MOST_TEXTS = 1000
+# Texts that are read, per second of the budget: about a twentieth of it on two cores.
+TEXTS_PER_SECOND = 8
+BATCH = 32
+# Of standardized features, per text; as scikit-learn's default C = 1.
+WEIGHT_DECAY = 1.0
+ITERATIONS = 100
+LEAST_DEVIATION = 0.1  # over the root mean square of all features
+
+
+def fit_output_layer(
+    model: SequenceClassifier,
+    tokens: Sequence[np.ndarray],
+    answers: np.ndarray,
+    pad: int,
+    max_length: int,
+    budget_seconds: float | None,
+    seed: int,
+) -> str | None:
+    """Fit the last linear layer of `model` to `answers`: labels (N,) or target distributions (N, C) of `tokens`.
+
+    Reads at most MOST_TEXTS texts, chosen by `seed`. Returns a note, or None where there is too little to fit.
+    """
+    most = min(MOST_TEXTS, int((budget_seconds or np.inf) * TEXTS_PER_SECOND) if budget_seconds else MOST_TEXTS)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(tokens))[:most])
+    if len(chosen) < 2 * model.config.num_labels:
+        return None
+    features = _features(model, [tokens[i] for i in chosen], pad, max_length)
+    targets = torch.from_numpy(answers[chosen])
+    if not targets.is_floating_point():
+        targets = F.one_hot(targets, model.config.num_labels).float()
+    layer = model.score if model.config.classifier_head == "linear" else model.classifier
+    weight, bias = fit_logistic_regression(features, targets.float(), layer.bias is not None)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if layer.bias is not None:
+            layer.bias.copy_(bias)
+        loss = F.cross_entropy(layer(features.to(layer.weight.device)).cpu(), targets)
+    floor = -(targets * targets.clamp(min=1e-9).log()).sum(-1).mean()
+    return (
+        f"output layer fitted to the features of {len(chosen):,} texts: divergence from their targets "
+        f"{loss - floor:.3f} nats"
+    )
+
+
+def fit_logistic_regression(features: Tensor, targets: Tensor, with_bias: bool) -> tuple[Tensor, Tensor]:
+    """Weights (C, H) and biases (C,) of multinomial logistic regression on target distributions (N, C), with L2."""
+    mean = features.mean(0) if with_bias else torch.zeros(features.size(1))
+    deviations = features - mean
+    # A feature that hardly varies would get a weight that multiplies every rounding error.
+    least = LEAST_DEVIATION * features.square().mean().sqrt().clamp(min=1e-6)
+    scale = deviations.square().mean(0).sqrt().clamp(min=least)
+    standardized = deviations / scale
+    weight = torch.zeros(targets.size(1), features.size(1), requires_grad=True)
+    bias = torch.zeros(targets.size(1), requires_grad=with_bias)
+    parameters = [weight, bias] if with_bias else [weight]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(standardized, weight, bias), targets)
+        loss = loss + WEIGHT_DECAY / (2 * len(features)) * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    found = (weight / scale).detach()
+    return found, bias.detach() - found @ mean
+
+
+@torch.no_grad()
+def _features(model: SequenceClassifier, tokens: Sequence[np.ndarray], pad: int, max_length: int) -> Tensor:
+    """The input (N, H) of the last layer, in fp32 on the CPU, without dropout."""
+    layer: nn.Module = model.score if model.config.classifier_head == "linear" else model.classifier
+    found: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float().cpu()))
+    training, device = model.training, default_device()
+    model.eval().to(device)
+    batches = ordered_batches(np.array([len(row) for row in tokens]), BATCH)
+    try:
+        for rows in batches:
+            batch = collate([tokens[i] for i in rows], None, pad, max_length)
+            model(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+    finally:
+        hook.remove()
+        model.train(training)
+    result = torch.empty(len(tokens), found[0].size(-1))
+    result[torch.from_numpy(np.concatenate(batches))] = torch.cat(found)
+    return result

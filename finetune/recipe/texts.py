@@ -1,0 +1,30 @@
+"""All texts of a run: the labelled splits, and unlabelled ones, by default those of the pretraining corpus."""
+
+from ..config import FinetuneConfig
+from ..data import load_examples
+from ..examples import Splits
+from ..quality.overlap import pretraining_overlap, pretraining_sources
+from ..quality.unlabelled import read_pretraining_texts
+
+# Unlabelled text that is read, per second of the budget: LSA and the teacher's labels then take a sixth of it.
+CHARACTERS_PER_SECOND, MOST_CHARACTERS = 100_000, 60_000_000
+# A corpus that holds more of the scored texts than this share would teach from them.
+MOST_SHARED = 0.02
+
+
+def load_texts(config: FinetuneConfig) -> Splits:
+    """Load the splits and unlabelled texts of `config`. Raises DataError."""
+    splits = load_examples(config.data)
+    splits.notes += pretraining_overlap(config.model, splits)
+    if config.data.unlabelled or config.data.pretraining_text == "none" or config.teacher == "none":
+        return splits
+    found = splits.findings.get("in_pretraining")
+    if not found or config.weights == "random":
+        return splits
+    if found["shared"] > MOST_SHARED * found["texts"]:
+        splits.notes.append("the pretraining corpus holds texts to be scored, so it is not read as unlabelled text")
+        return splits
+    sources = pretraining_sources(config.model)
+    characters = min(MOST_CHARACTERS, (config.budget_seconds or float("inf")) * CHARACTERS_PER_SECOND)
+    splits.unlabelled = read_pretraining_texts(sources or [], config.data, splits, characters)
+    return splits
