@@ -18,6 +18,10 @@ from mini_llm.engine.cli import (
     settings_command,
 )
 
+from .attributions.commands import register as register_errors
+from .smaller.commands import register as register_smaller
+from .sweeping.commands import register as register_sweep
+
 ME = program("finetune")
 TRAIN_HELP = f"""Fine-tune a pretrained model into a text classifier, scored beside its baselines.
 
@@ -114,6 +118,10 @@ def train(
     flags = {"model": model, "data.path": data, "run": run, "budget": budget}
     config = read_settings(arguments or [], flags)
 
+    from mini_llm.engine.run.wandb_runs import run_of_its_own
+
+    config = run_of_its_own(config, config.run_name, named=config.run is not None)
+
     from .run import finetune
 
     finetune(config)
@@ -140,7 +148,10 @@ Encoding = Annotated[
 def predict(
     model_dir: ModelDirectory,
     source: Annotated[str, typer.Argument(metavar="FILE|-", help="Texts to label.")],
-    text: Annotated[str, typer.Option(help="Column that holds the text; tables only.")] = "text",
+    text: Annotated[
+        str, typer.Option(help="Column that holds the text; tables only. [default: as in training with other tasks]")
+    ] = "text",
+    text_pair: Annotated[str | None, typer.Option(help="Column of the second text, or of the question.")] = None,
     input_format: Annotated[str | None, typer.Option(help="Format of standard input: lines, jsonl, csv, tsv.")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write. [default: standard output]")] = None,
     output_format: Annotated[str | None, typer.Option("--format", help="jsonl or csv. [default: by --output]")] = None,
@@ -161,17 +172,32 @@ def predict(
         ),
     ] = None,
     encoding: Encoding = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Use the model without the linear models beside it.")] = False,
     debug: Debug = False,
 ) -> None:
     check_choice(input_format, ("lines", "jsonl", "csv", "tsv"), "--input-format")
     check_choice(output_format, ("jsonl", "csv"), "--format")
     check_choice(on_null, ("stop", "empty", "skip"), "--on-null")
 
+    from .tasks.registry import SINGLE_LABEL, model_task
+
+    if model_task(model_dir) != SINGLE_LABEL:
+        given = {"--top-k": top_k, "--min-probability": min_probability, "--precision": precision}
+        refuse(model_task(model_dir), [flag for flag, value in given.items() if value is not None])
+
+        from .tasks.commands import predict_task
+
+        columns: dict[str, Any] = {"text": None if text == "text" else text, "text_pair": text_pair}
+        columns |= {"input_format": input_format, "output_format": output_format, "on_null": on_null}
+        predict_task(model_dir, source, output=output, batch_size=batch_size, encoding=encoding, **columns)
+        return
+    refuse(SINGLE_LABEL, ["--text-pair"] if text_pair else [])
+
     from .predict import predict as label
 
     options: dict[str, Any] = {"input_format": input_format, "output_format": output_format, "on_null": on_null}
     options |= {"batch_size": batch_size, "top_k": top_k, "min_probability": min_probability, "precision": precision}
-    label(model_dir, source, text, output=output, encoding=encoding, **options)
+    label(model_dir, source, text, output=output, encoding=encoding, alone=alone, **options)
 
 
 @app.command(help=SCORE_HELP, short_help="Score a trained classifier on labelled rows.")
@@ -179,21 +205,33 @@ def score(
     model_dir: ModelDirectory,
     source: Annotated[str, typer.Argument(metavar="FILE", help="Labelled rows: file, folder, glob or dataset.")],
     text: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    text_pair: Annotated[str | None, typer.Option(help="Column of the second text, or of the question.")] = None,
     label: Annotated[str, typer.Option(help="Column that holds the label.")] = "label",
     split: Annotated[str, typer.Option(help="Split of a dataset.")] = "train",
     on_null: Annotated[str, typer.Option(help="Rows without text or label: stop with an error, or skip.")] = "stop",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 64,
     encoding: Encoding = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Use the model without the linear models beside it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
     check_choice(on_null, ("stop", "skip"), "--on-null")
 
+    from .tasks.registry import SINGLE_LABEL, model_task
+
+    if model_task(model_dir) != SINGLE_LABEL:
+        from .tasks.commands import print_task_scores, score_task
+
+        columns = None if text == "text" else text, text_pair, None if label == "label" else label
+        print_task_scores(score_task(model_dir, source, *columns, split, on_null, batch_size, encoding), as_json)
+        return
+    refuse(SINGLE_LABEL, ["--text-pair"] if text_pair else [])
+
     from .predicting.score import print_scores
     from .predicting.score import score as compute
 
     skip_or_stop: Any = on_null
-    print_scores(compute(model_dir, source, text, label, split, skip_or_stop, batch_size, encoding), as_json)
+    print_scores(compute(model_dir, source, text, label, split, skip_or_stop, batch_size, encoding, alone), as_json)
 
 
 @app.command(help=COMPARE_HELP, short_help="Compare classifiers on the same rows: is the difference chance?")
@@ -219,10 +257,19 @@ def compare(
     print_comparisons(*compare_classifiers(classifiers, data, text, label, batch_size), as_json)
 
 
+def refuse(task: str, flags: list[str]) -> None:
+    """Raise BadParameter for flags that do not apply to models of a task."""
+    if flags:
+        raise typer.BadParameter(f"does not apply to a model of task={task}", param_hint=flags[0])
+
+
 def check_choice(value: str | None, allowed: tuple[str, ...], flag: str) -> None:
     if value is not None and value not in allowed:
         raise typer.BadParameter(f"{value}: choose {', '.join(allowed)}", param_hint=flag)
 
+
+for register in (register_smaller, register_sweep, register_errors):
+    register(app)
 
 if __name__ == "__main__":
     run_app(app, "finetune")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from finetune.predict import predict
-from finetune.predicting import partial
 from mini_llm.engine.errors import ConfigError, DataError
+from mini_llm.engine.run import partial
 from mini_llm.model import ModelConfig, SequenceClassifier, save_model
 from mini_llm.tokenization.save import save_tokenizer
 from tests.models import randomized
@@ -162,9 +162,9 @@ def test_rows_without_text_are_neither_lost_nor_repeated(model, tmp_path):
 def test_two_commands_do_not_write_one_file(model, stopped):
     source, output, wanted = stopped
     with (
-        partial.PartialOutput(output.with_name("other.csv"), {}),
+        partial.PartialOutput(output.with_name("other.csv"), {}, partial.State),
         pytest.raises(ConfigError, match="another command is writing"),
-        partial.PartialOutput(output.with_name("other.csv"), {}),
+        partial.PartialOutput(output.with_name("other.csv"), {}, partial.State),
     ):
         pass
     label(model, source, output, top_k=1)

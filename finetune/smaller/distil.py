@@ -1,0 +1,251 @@
+"""Distil a classifier into a smaller one (Hinton et al. 2015): the student learns the teacher's probabilities.
+
+Both distributions are softmax(logits / temperature). Labels are not read: what the teacher has learned from them is in
+its probabilities, and unlabelled texts count as much as labelled ones.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from torch import Tensor, nn
+
+from mini_llm.engine.batch import Batch, LengthBatches, ordered_batches, to_device
+from mini_llm.engine.distributed.processes import make_accelerator, resolved_runtime
+from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.flops import flops_per_token
+from mini_llm.engine.loop import train
+from mini_llm.engine.run.directory import RunDirectory
+from mini_llm.engine.run.files import content_hash, read_json, write_atomic
+from mini_llm.engine.run.tracker import Tracker
+from mini_llm.model import SequenceClassifier
+from mini_llm.tokenization.save import save_tokenizer
+
+from ..encode import EncodedTexts, collate, encode_texts, padding_id
+from ..examples import Example, Splits
+from ..predict import Classifier, find_classifier
+from ..requested import check_single_label
+from ..run import RUNS, finetune
+from ..scores.calibration import scale
+from ..tasks.registry import model_task
+from .config import DistilConfig, StudentConfig
+from .importance import Importance, importance
+from .shape import choose_shape, count_parameters, keep_for
+from .subnetwork import subnetwork
+
+# Tokens per rank in one training forward pass.
+MICRO_BATCH_TOKENS = 16_384
+# Validation texts from which the importance of heads, neurons and channels is estimated, and how many at a time.
+IMPORTANCE_TEXTS, IMPORTANCE_BATCH = 256, 4
+LABELS_FILE = "soft_labels.safetensors"
+
+
+class Student(SequenceClassifier):
+    """A classifier whose logits are divided by `temperature` in training alone."""
+
+    temperature = 1.0
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        logits = super().forward(input_ids, attention_mask, token_type_ids)
+        return logits / self.temperature if self.training else logits
+
+
+def distil(config: DistilConfig, runs: Path = RUNS) -> dict[str, float]:
+    """Run or resume a distillation in the folder `runs`, and return the student's scores.
+
+    Raises the errors of mini_llm.engine.errors.
+    """
+    check_single_label(model_task(Path(config.model)), config.model)
+    find_classifier(Path(config.model))
+    scores = finetune(config, runs, train_student)
+    before = (read_json(Path(config.model) / "finished.json") or {}).get("scores", {})
+    console = Console(stderr=True, quiet=not PartialState().is_main_process, soft_wrap=True)
+    for name in ("test/accuracy", "validation/accuracy"):
+        if name in scores and before.get(name):
+            console.print(
+                f"student {scores[name]:.1%}, teacher {before[name]:.1%} ({name}): the student has "
+                f"{scores[name] / before[name]:.1%} of the teacher's accuracy"
+            )
+    return scores
+
+
+def train_student(
+    config: DistilConfig,
+    source: Path,
+    splits: Splits,
+    processes: PartialState,
+    run: RunDirectory,
+    tracker: Tracker,
+    console: Console,
+) -> None:
+    """Train a student of the classifier `source` and write run.model. Raises ConfigError."""
+    started = time.perf_counter()
+    teacher = Classifier(source)
+    check_teacher(teacher, splits.names)
+    torch.manual_seed(config.seed)
+    tokenizer, pad, max_length = teacher.tokenizer, padding_id(teacher.tokenizer), teacher.max_length
+    texts = [*(example.text for example in splits.train), *splits.unlabelled]
+    with processes.main_process_first():
+        answers = soft_labels(run.path / LABELS_FILE, teacher, texts, config.student.temperature)
+    student = build_student(teacher.model, measure_importance(teacher, splits.validation), config.student)
+    student = student.cpu()
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = config.dropout_or_default
+    console.print(describe(student, teacher.model), markup=False)
+    training = encode(teacher, texts)
+    held_out = encode(teacher, [example.text for example in splits.validation])
+    truth = np.array([example.label for example in splits.validation])
+
+    ranks = processes.num_processes
+    tokens = config.batch_size / ranks * float(np.quantile(training.lengths, 0.9))
+    accumulation = max(1, min(config.batch_size // ranks, round(tokens / MICRO_BATCH_TOKENS)))
+    batches = LengthBatches(
+        training.lengths, config.batch_size, config.seed, ranks, processes.process_index, accumulation
+    )
+    micro_batch_size = max(1, config.batch_size // (accumulation * ranks))
+    accelerator = make_accelerator(config.runtime, accumulation, micro_batch_size, config.optim.max_grad_norm)
+
+    def batch(step: int) -> list[Batch]:
+        return [
+            collate([training.tokens[i] for i in rows], answers[rows], pad, max_length) for rows in batches.batch(step)
+        ]
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        # Every rank computes all rows: ZeRO-3 needs equally many forward passes on each.
+        model.eval()
+        with torch.no_grad(), accelerator.autocast():
+            probabilities = predict(model, held_out, pad, max_length, config.evaluation_batch_size)
+        model.train()
+        return scores_of(truth, probabilities, splits.names)
+
+    steps = max(1, round(config.epochs * batches.steps_per_epoch))
+    steps = min(config.max_steps or steps, steps)
+    optim = config.optim.for_width(student.config.hidden_size)
+    resolved = config.model_copy(
+        update={
+            "run": config.run_name,
+            "max_steps": steps,
+            "micro_batch_size": micro_batch_size,
+            "optim": optim.resolved(),
+            "runtime": resolved_runtime(config.runtime, compiled=config.runtime.compile is True),
+        }
+    ).model_dump(mode="json")
+    run.resolve(resolved)
+    tracker.config(resolved)
+    mean_length = float(training.lengths.mean())
+    kind = "causal" if student.config.causal else "masked"
+    train(
+        student,
+        batch,
+        evaluate,
+        config.model_copy(update={"max_steps": steps, "optim": optim}),
+        accelerator,
+        run,
+        tracker,
+        lambda directory: save_tokenizer(tokenizer, directory, kind, max_length, pad),
+        metric=f"val/{config.metric}",
+        larger_is_better=config.metric != "loss",
+        seconds_used=time.perf_counter() - started,
+        evaluation_in_steps=held_out.lengths.sum() / (config.batch_size * mean_length),
+        flops_per_token=lambda head_share: flops_per_token(student.config, round(mean_length), 0.0),
+        metadata={
+            "tokenizer_sha256": tokenizer.sha256,
+            "data_fingerprint": content_hash([*texts, *(row.text for row in splits.validation)]),
+            "global_batch_size": config.batch_size,
+        },
+    )
+    sizes = {
+        "parameters": count_parameters(student.config),
+        "teacher_parameters": count_parameters(teacher.model.config),
+    }
+    tracker.summary({"teacher": str(source), **sizes})
+
+
+def check_teacher(teacher: Classifier, names: Sequence[str]) -> None:
+    """Raise ConfigError if the classifier has other labels than the data, or an architecture that cannot be cut."""
+    if list(teacher.names) != list(names):
+        raise ConfigError(
+            f"{teacher.directory}: the teacher's labels are {', '.join(teacher.names[:5])}, those of the data "
+            f"{', '.join(names[:5])}. Distil on the data that the teacher was trained on"
+        )
+    if teacher.model.config.is_encoder_decoder:
+        raise ConfigError(
+            f"{teacher.directory}: an encoder-decoder can be packed (int8, int4), but not pruned or distilled"
+        )
+
+
+def soft_labels(path: Path, teacher: Classifier, texts: list[str], temperature: float) -> np.ndarray:
+    """The teacher's probabilities (N, classes) at `temperature`, float32; read from `path` when a run is resumed."""
+    from safetensors.numpy import load, save
+
+    fingerprint = content_hash([*texts, temperature])
+    if path.is_file():
+        stored = load(path.read_bytes())
+        if bytes(stored["fingerprint"]).decode() == fingerprint:
+            return stored["probabilities"]
+    found = scale(teacher.probabilities(texts), temperature).astype(np.float32)
+    stamp = np.frombuffer(fingerprint.encode(), dtype=np.uint8)
+    write_atomic(path, save({"probabilities": found, "fingerprint": stamp}))
+    return found
+
+
+def measure_importance(classifier: Classifier, examples: Sequence[Example]) -> Importance:
+    """The importance of heads, neurons and channels for the labels of up to IMPORTANCE_TEXTS examples."""
+    chosen = examples[:: max(1, len(examples) // IMPORTANCE_TEXTS)][:IMPORTANCE_TEXTS]
+    encoded = encode(classifier, [example.text for example in chosen])
+    pad, labels = padding_id(classifier.tokenizer), np.array([example.label for example in chosen])
+    rows = ordered_batches(encoded.lengths, IMPORTANCE_BATCH)
+    batches = (collate([encoded.tokens[i] for i in r], labels[r], pad, classifier.max_length) for r in rows)
+    return importance(classifier.model, (to_device(batch, classifier.device) for batch in batches))
+
+
+def build_student(teacher: SequenceClassifier, found: Importance, options: StudentConfig) -> Student:
+    """A student of the size that `options` ask for, made of the most important parts of the teacher."""
+    shape = choose_shape(teacher.config, options.share, options.layers, options.hidden_size)
+    part = subnetwork(teacher, keep_for(shape, teacher.config, found))
+    student = Student(replace(part.config))
+    student.load_state_dict(part.state_dict())
+    student.temperature = options.temperature
+    return student
+
+
+def describe(student: SequenceClassifier, teacher: SequenceClassifier) -> str:
+    config, small, large = student.config, count_parameters(student.config), count_parameters(teacher.config)
+    return (
+        f"student: {config.num_hidden_layers} layers of {config.hidden_size} channels, {config.num_attention_heads} "
+        f"heads of {config.head_dim}: {small:,} parameters, {small / large:.0%} of the teacher's {large:,}"
+    )
+
+
+def encode(classifier: Classifier, texts: list[str]) -> EncodedTexts:
+    config = classifier.model.config
+    return encode_texts(classifier.tokenizer, texts, config.causal, classifier.max_length, config.is_encoder_decoder)
+
+
+def predict(model: nn.Module, texts: EncodedTexts, pad: int, max_length: int, batch_size: int) -> np.ndarray:
+    """Probabilities (N, classes) in the order of `texts`."""
+    device = next(model.parameters()).device
+    found: dict[int, Any] = {}
+    for rows in ordered_batches(texts.lengths, batch_size):
+        batch = collate([texts.tokens[i] for i in rows], None, pad, max_length)
+        logits = model(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+        found.update(zip(rows.tolist(), logits.float().softmax(-1).cpu().numpy(), strict=True))
+    return np.stack([found[row] for row in range(len(found))])
+
+
+def scores_of(truth: np.ndarray, probabilities: np.ndarray, names: list[str]) -> dict[str, float]:
+    """What training logs on validation."""
+    from ..metrics import compute_scores
+
+    scores = compute_scores(truth, probabilities.argmax(-1), names, probabilities)
+    values = {"loss": scores.log_loss or 0.0, "accuracy": scores.accuracy}
+    return {f"val/{name}": value for name, value in (values | {"macro_f1": scores.macro_f1, "mcc": scores.mcc}).items()}
