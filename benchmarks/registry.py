@@ -51,7 +51,16 @@ BENCHMARKS = (
         "reviews", "bits per byte of reviews after 300 s", 45, DATA, True, ("transformers",), checkouts=("NANOGPT",)
     ),
     Benchmark("budget", "whether runs keep their budget and improve with it", 20, DATA, True),
+    Benchmark(
+        "few_labels",
+        "accuracy on reviews with 1,000 labels",
+        60,
+        (*DATA, "--folder", "{out}/few-labels"),
+        True,
+        json=False,
+    ),
     Benchmark("decoding", "generated tokens/s at batch sizes 1 and 16", 15, peers=("transformers", "llama_cpp")),
+    Benchmark("busy", "speed beside other work, and the share of the fair share", 5),
     Benchmark("startup", "seconds to the first token and the first step", 3, peers=("transformers",)),
     Benchmark(
         "training",

@@ -24,7 +24,7 @@ _mini_llm_reply() {
 }
 
 _mini_llm() {
-  local words current program answers stages="tokenizer pretrain finetune generate" commands=""
+  local words current program answers stages="tokenizer pretrain finetune generate scoring" commands=""
   _mini_llm_words
   if [[ ${words[0]##*/} == python* ]]; then
     if [[ ${words[1]} == -m && ${#words[@]} -eq 3 ]]; then

@@ -112,7 +112,7 @@ def test_folders_called_as_stages_do_not_confuse_an_installation(installed, tmp_
     for stage in STAGES:
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "__init__.py").write_text("raise SystemExit('the wrong package')")
-    for stage in ("tokenizer", "generate"):
+    for stage in ("tokenizer", "generate", "scoring"):
         result = run_installed(installed, tmp_path, "-m", "mini_llm", stage, "--help")
         assert result.returncode == 0, result.stderr
         assert f"mini-llm {stage}" in result.stdout and f"python -m {stage}" not in result.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STAGES = {"tokenizer", "pretrain", "finetune", "generate"}
+STAGES = {"tokenizer", "pretrain", "finetune", "generate", "scoring"}
 # Packages of the library, and which others each may import. `engine.run` and what stands in GROUND need no torch.
 ALLOWED = {
     "model": set(),
@@ -154,7 +154,7 @@ def loaded_by(code: str, folder: Path = ROOT) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", [*sorted(STAGES), "mini_llm", "mini_llm export", "finetune predict", "generate inspect"]
+    "command", [*sorted(STAGES), "mini_llm", "mini_llm export", "finetune predict", "generate inspect", "scoring compare"]
 )
 def test_help_does_not_import_torch(command):
     stage = command.split()[0]

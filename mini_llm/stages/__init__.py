@@ -1,6 +1,6 @@
-"""The four stages by name, in a checkout and in an installation.
+"""The stages by name, in a checkout and in an installation.
 
-In a checkout they are the folders tokenizer/, pretrain/, finetune/ and generate/ beside mini_llm/, and run as
+In a checkout they are the folders tokenizer/, pretrain/, finetune/, generate/ and scoring/ beside mini_llm/, and run as
 `python -m pretrain`. The build maps those folders to mini_llm.stages.pretrain and so on (pyproject.toml), so that an
 installation adds one name, mini_llm, to the top of site-packages. Imports inside a stage are relative, so both layouts
 run the same files. A stage never imports another stage: it loads one here, as the command line does.
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-STAGES = ("tokenizer", "pretrain", "finetune", "generate")
+STAGES = ("tokenizer", "pretrain", "finetune", "generate", "scoring")
 INSTALLED = find_spec(f"{__name__}.{STAGES[0]}") is not None
 _PACKAGE = Path(__file__).parents[1]
 # The folder of YAML files for models and runs.
