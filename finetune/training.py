@@ -35,7 +35,7 @@ from .pretrained import describe_start, load_classifier
 from .recipe.head_start import fit_output_layer
 from .recipe.texts import CHARACTERS_PER_SECOND
 from .recipe.window import choose_length
-from .teacher import FOLDER, fit_teacher, targets
+from .teacher import FOLDER, Teacher, fit_teacher, targets
 
 # Tokens per rank in one training forward pass, if micro_batch_size is not set.
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 65_536}
@@ -65,21 +65,7 @@ def train_classifier(
     labels = np.array([example.label for example in splits.train])
     texts = [example.text for example in splits.train]
     started = time.perf_counter()
-    budget = config.budget_seconds or float("inf")
-    unlabelled = _within(splits.unlabelled, budget * CHARACTERS_PER_SECOND)
-    teacher = None
-    if config.teacher == "auto" and sum(map(len, texts)) <= min(
-        MOST_CHARACTERS, budget * LABELLED_CHARACTERS_PER_SECOND
-    ):
-        with processes.main_process_first():
-            teacher = fit_teacher(run.path / FOLDER, texts, labels, len(splits.names), unlabelled, config.seed)
-        console.print(teacher.description, markup=False)
-        if unlabelled and not config.data.unlabelled and not teacher.knows_unlabelled:
-            console.print("the pretraining corpus does not help the teacher, so its texts are not learned from")
-            unlabelled, teacher = [], replace(teacher, unlabelled=teacher.unlabelled[:0])
-    elif config.teacher == "auto":
-        unlabelled = []
-        console.print("no linear teacher: with this much labelled text it takes too much of the budget to fit")
+    teacher, unlabelled = _fit_teacher(config, splits, texts, labels, processes, run, console)
     if teacher is not None and config.dropout is None:
         # Its noise is multiplied by the weights of the fitted output layer, and soft labels of many texts regularize.
         config = config.model_copy(update={"dropout": 0.0})
@@ -90,7 +76,6 @@ def train_classifier(
     length = min(max_length or sys.maxsize, model.config.max_position_embeddings)
     for note in describe_start(source, model) if config.weights == "pretrained" else ():
         console.print(note, markup=False)
-    unlabelled = unlabelled if teacher else []
     training = _encode(tokenizer, [*texts, *unlabelled], model, length)
     held_out = _encode(tokenizer, [example.text for example in splits.validation], model, length)
     rows_of = [example.source for example in splits.train] + [f"unlabelled {i}" for i in range(len(unlabelled))]
@@ -119,9 +104,7 @@ def train_classifier(
     pad = padding_id(tokenizer)
 
     def batch(step: int) -> list[Batch]:
-        return [
-            collate([training.tokens[i] for i in rows], answers[rows], pad, length) for rows in batches.batch(step)
-        ]
+        return [collate([training.tokens[i] for i in rows], answers[rows], pad, length) for rows in batches.batch(step)]
 
     if config.weights == "pretrained" and (
         note := fit_output_layer(model, training.tokens, answers, pad, length, config.budget_seconds, config.seed)
@@ -189,6 +172,32 @@ def train_classifier(
             "global_batch_size": config.batch_size,
         },
     )
+
+
+def _fit_teacher(
+    config: FinetuneConfig,
+    splits: Splits,
+    texts: list[str],
+    labels: np.ndarray,
+    processes: PartialState,
+    run: RunDirectory,
+    console: Console,
+) -> tuple[Teacher | None, list[str]]:
+    """The linear teacher, if the run has one, and the unlabelled texts that it labels."""
+    budget = config.budget_seconds or float("inf")
+    if config.teacher == "none":
+        return None, []
+    if sum(map(len, texts)) > min(MOST_CHARACTERS, budget * LABELLED_CHARACTERS_PER_SECOND):
+        console.print("no linear teacher: with this much labelled text it takes too much of the budget to fit")
+        return None, []
+    unlabelled = _within(splits.unlabelled, budget * CHARACTERS_PER_SECOND)
+    with processes.main_process_first():
+        teacher = fit_teacher(run.path / FOLDER, texts, labels, len(splits.names), unlabelled, config.seed)
+    console.print(teacher.description, markup=False)
+    if unlabelled and not config.data.unlabelled and not teacher.knows_unlabelled:
+        console.print("the pretraining corpus does not help the teacher, so its texts are not learned from")
+        return replace(teacher, unlabelled=teacher.unlabelled[:0]), []
+    return teacher, unlabelled
 
 
 def _within(texts: list[str], characters: float) -> list[str]:
