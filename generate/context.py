@@ -17,8 +17,18 @@ class Window:
     continues from there, so the model never sees a position that it was not trained on. `slides` counts these events.
     """
 
-    def __init__(self, model: CausalLM, ids: list[int], new_tokens: int, step: CompiledStep | None = None) -> None:
-        """`ids` is the prompt, at most one context long. At most `new_tokens` are appended, with `step` if given."""
+    def __init__(
+        self,
+        model: CausalLM,
+        ids: list[int],
+        new_tokens: int,
+        step: CompiledStep | None = None,
+        beginning: "Window | None" = None,
+    ) -> None:
+        """`ids` is the prompt, at most one context long. At most `new_tokens` are appended, with `step` if given.
+
+        `beginning` may hold the keys of tokens that the prompt begins with, which are then not computed again.
+        """
         weight = model.lm_head.weight
         self.model, self.prompt, self.step, self.device = model, ids, step, weight.device
         self.context = model.config.max_position_embeddings
@@ -26,7 +36,9 @@ class Window:
         self.capacity = min(self.context, len(ids) + new_tokens)
         self.cache = KVCache(model.config, 1, self.capacity, device=self.device, dtype=weight.dtype)
         self.ids, self.slides, self.history = list(ids), 0, ids
-        self.prompt_logits = self._compute(self.ids)
+        begins = beginning is not None and len(beginning.ids) < len(ids) and ids[: len(beginning.ids)] == beginning.ids
+        self.beginning = beginning if begins else None
+        self.prompt_logits = self._read_prompt()
 
     @property
     def full(self) -> bool:
@@ -42,7 +54,7 @@ class Window:
         """Go back to the prompt. Return the logits (V,) after it. Reuses its cached keys unless the window has slid."""
         if self.slides:
             self.cache.truncate(0)
-            self.prompt_logits = self._compute(self.prompt)
+            self.prompt_logits = self._read_prompt()
         self.cache.truncate(len(self.prompt))
         self.ids, self.slides = list(self.prompt), 0
         return self.prompt_logits
@@ -58,6 +70,17 @@ class Window:
         self.ids = self.ids[-max(1, self.context // 2) :]
         self.cache.truncate(0)
         return self._compute(self.ids)
+
+    def _read_prompt(self) -> Tensor:
+        """Fill the empty cache with the prompt. Return the logits (V,) after it."""
+        known = 0
+        if self.beginning is not None:
+            known = self.beginning.cache.length
+            for own, shared in zip(self.cache.layers, self.beginning.cache.layers, strict=True):
+                for target, source in zip(own, shared, strict=True):
+                    target[:, :, :known] = source[:, :, :known]
+            self.cache.length = known
+        return self._compute(self.prompt[known:])
 
     def _compute(self, ids: list[int]) -> Tensor:
         hidden = self.model.trunk(torch.tensor([ids], device=self.device), None, self.cache)
@@ -81,6 +104,12 @@ class Answer:
         self.cache = KVCache(model.config, 1, new_tokens + 1, device=self.device, dtype=weight.dtype)
         self.memory = model.trunk.encoder(torch.tensor([ids], device=self.device))
         self.prompt_logits = self.append(self.history[0])
+
+    def copy(self) -> "Answer":
+        """Return an equal answer with its own KV cache."""
+        other = copy(self)
+        other.cache = self.cache.copy()
+        return other
 
     def restart(self) -> Tensor:
         """Go back to the start of the answer. Return the logits (V,) of its first token."""

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,17 @@ from mini_llm.engine.errors import CheckpointError, ConfigError
 from mini_llm.engine.kernels.decode import CompiledStep
 from mini_llm.model import CausalLM, Seq2SeqLM
 from mini_llm.tokenization.fast import FastTokenizer
+from mini_llm.tokenization.framing import text_frame
 from mini_llm.tokenization.tokenizer import Tokenizer
 
+from .beams import Beam, search
 from .config import GenerateConfig
 from .context import Answer, Window, append_together
-from .sampling import next_token, random_stream
+from .sampling import NEVER, Controls, filter_scores, next_token, random_stream
 from .stop import StopFilter
+
+# Tokens; for less than this, reading every prompt as a whole is as fast.
+SHORTEST_BEGINNING = 32
 
 
 @dataclass
@@ -26,7 +32,8 @@ class Sample:
 
     `ids` are all generated tokens, including an eos token and the tokens of a stop string; `text` excludes both.
     `finish_reason`: "end" (the model ended the text), "stop" (a stop string), "length" (max_new_tokens) or
-    "interrupted" (not finished). `window_slides` counts how often the start of the text left the context.
+    "interrupted" (not finished). `window_slides` counts how often the start of the text left the context. `logprobs`
+    holds the model's own log-probability of each token, before any filter, if GenerateConfig asks for it.
     """
 
     index: int
@@ -39,6 +46,7 @@ class Sample:
     window_slides: int = 0
     seconds: float = 0.0
     seconds_to_first_token: float = 0.0
+    logprobs: list[float] = field(default_factory=list)
 
     @property
     def tokens_per_second(self) -> float:
@@ -59,12 +67,19 @@ class Continuation:
         size = self.count + self.config.max_new_tokens
         self.history = torch.zeros(size, dtype=torch.int64, device=logits.device)
         self.history[: self.count] = torch.tensor(window.history)
+        self.matcher = generator.grammar.start() if generator.grammar else None
         self.token, self.finished = -1, False
 
     def choose(self) -> str:
         """Sample the next token from `logits`. Return the text that is now final; the last token returns the rest."""
         sample, generator = self.sample, self.generator
-        token = next_token(self.logits, self.history[: self.count], generator.suppressed, self.config, self.rng)
+        allowed = self.matcher.allowed() if self.matcher else None
+        ids, written = self.history[: self.count], len(sample.ids)
+        token = next_token(
+            self.logits, ids, generator.suppressed, self.config, self.rng, generator.controls, written, allowed
+        )
+        if self.config.logprobs:
+            sample.logprobs.append(float(self.logits.float().log_softmax(-1)[token]))
         self.history[self.count] = self.token = token
         self.count += 1
         sample.ids.append(token)
@@ -72,6 +87,8 @@ class Continuation:
         sample.seconds_to_first_token = sample.seconds_to_first_token or sample.seconds
         ended = token in generator.end_ids
         text = self.stop.push("" if ended else self.decoder.push(token))
+        if self.matcher and not ended:
+            ended = self.matcher.push(token)
         self.finished = ended or self.stop.stopped or len(sample.ids) == self.config.max_new_tokens
         if self.finished:
             text += self.stop.push(self.decoder.flush()) + self.stop.flush()
@@ -87,11 +104,16 @@ class Continuation:
 class TextGenerator:
     """A causal model or an encoder-decoder with its tokenizer and sampler settings.
 
-    Never samples unk, bos, pad, mask, cls and sep tokens, nor ids that only pad the vocabulary (at or above
-    `tokenizer.vocab_size`). A text ends at any of `end_ids` or at the tokenizer's eos token. With `add_bos`, the prompt
-    of a causal model starts with the bos token; an empty prompt always does. The prompt of an encoder-decoder ends with
-    the eos token. With a `step`, the model itself only reads prompts, and the compiled step generates.
-    Raises CheckpointError if the tokenizer has more tokens than the model.
+    A prompt gets the special tokens of the tokenizer's template (mini_llm/tokenization/framing.py). An empty one starts
+    with the bos token.
+
+    With a tokenizer trained here, never samples unk, bos, pad, mask, cls and sep tokens, nor ids that only pad the
+    vocabulary (at or above `tokenizer.vocab_size`), and a text ends at the eos token or at any of `end_ids`. With a
+    tokenizer.json of another project, does as transformers: samples any id, and ends at any of `end_ids`, or at the eos
+    token if there are none.
+
+    With a `step`, the model itself only reads prompts, and the compiled step generates.
+    Raises CheckpointError if the tokenizer has more tokens than the model, or lacks a token of its template.
     """
 
     def __init__(
@@ -100,7 +122,6 @@ class TextGenerator:
         tokenizer: Tokenizer | FastTokenizer,
         config: GenerateConfig,
         end_ids: Collection[int] = (),
-        add_bos: bool = True,
         step: CompiledStep | None = None,
     ) -> None:
         size = model.config.vocab_size
@@ -109,19 +130,56 @@ class TextGenerator:
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {size}: they do not match. "
                 "Copy the tokenizer files of the training run into the model directory"
             )
-        self.model, self.tokenizer, self.config, self.add_bos = model, tokenizer, config, add_bos
-        self.step = step
+        self.model, self.tokenizer, self.step = model, tokenizer, step
+        self.frame = text_frame(tokenizer, "seq2seq" if model.config.is_encoder_decoder else "causal")
         self.end_ids = {i for i in (*end_ids, tokenizer.eos_id) if i is not None}
         # Some tokenizers use one token as bos, pad and eos; never suppress an eos token.
         names = ("unk_id", "bos_id", "pad_id", "mask_id", "cls_id", "sep_id")
         special = {getattr(tokenizer, name) for name in names} - {None} - self.end_ids
         self.suppressed_ids = sorted(special | (set(range(tokenizer.vocab_size, size)) - self.end_ids))
+        if tokenizer.frame is not None:
+            self.end_ids, self.suppressed_ids = set(end_ids) or self.end_ids, []
         self.suppressed = torch.tensor(self.suppressed_ids, dtype=torch.int64, device=model.lm_head.weight.device)
-        self._window: Window | Answer | None = None
+        self._token_trie: Any = None
+        self._beginning: Window | None = None
+        self.configure(config)
 
     def configure(self, config: GenerateConfig) -> None:
-        """Use `config` from the next sample on."""
-        self.config, self._window = config, None
+        """Use `config` from the next sample on. Raises ConfigError for a grammar that cannot be used."""
+        self.config = config
+        self._window: Window | Answer | None = None
+        self._beams: tuple[Window | Answer, list[Beam]] | None = None
+        device = self.suppressed.device
+        ends = torch.tensor(sorted(self.end_ids), dtype=torch.int64, device=device)
+        self.controls = Controls(bias_of_texts(config.logit_bias, self.tokenizer), ends)
+        self.grammar = None
+        if config.regex is not None or config.json_schema is not None:
+            # llguidance is loaded only where it is used.
+            from .grammar import Grammar, token_trie
+
+            if self._token_trie is None:
+                self._token_trie = token_trie(self.tokenizer, self.model.config.vocab_size, self.end_ids)
+            self.grammar = Grammar(self._token_trie, config, self.model.config.vocab_size, device)
+
+    @torch.inference_mode()
+    def share_beginning(self, prompts: Iterable[str]) -> int:
+        """Compute the tokens that all `prompts` begin with once, for the samples from now on, if that pays.
+
+        Returns their number, or 0. Leaves out prompts that are truncated. The logits of a prompt then differ by
+        rounding from those without.
+        """
+        rows = [s.prompt_ids for s in map(self.sample, dict.fromkeys(prompts)) if not s.prompt_tokens_dropped]
+        self._beginning = self._window = None
+        if len(rows) < 2 or isinstance(self.model, Seq2SeqLM):
+            return 0
+        # Some position must be left to compute the logits from.
+        first, last = min(rows), max(rows)
+        most = min(map(len, rows)) - 1
+        shared = next((i for i in range(most) if first[i] != last[i]), most)
+        if shared < SHORTEST_BEGINNING:
+            return 0
+        self._beginning = Window(self.model, first[:shared], 0)
+        return shared
 
     def sample(self, prompt: str, index: int = 0) -> Sample:
         """Return a sample to pass to `stream`, with the tokens of the prompt truncated to the context.
@@ -132,9 +190,10 @@ class TextGenerator:
         """
         if self.model.config.is_encoder_decoder:
             return self._question(prompt, index)
-        ids, start = self.tokenizer.encode(prompt), self.tokenizer.bos_id
-        if start is not None and (self.add_bos or not ids):
-            ids = [start, *ids]
+        before, after = self.frame
+        ids = [*before, *self.tokenizer.encode(prompt), *after]
+        if not ids and self.tokenizer.bos_id is not None:
+            ids = [self.tokenizer.bos_id]
         if not ids:
             raise ConfigError("the prompt is empty, and this tokenizer has no bos token to start from: give a prompt")
         context, kept = self.model.config.max_position_embeddings, len(ids)
@@ -143,13 +202,13 @@ class TextGenerator:
         return Sample(index, prompt, ids[-kept:], len(ids) - kept)
 
     def _question(self, prompt: str, index: int) -> Sample:
-        ids, end = self.tokenizer.encode(prompt), [i for i in [self.tokenizer.eos_id] if i is not None]
-        room = self.model.config.max_position_embeddings - len(end)
-        if not [*ids, *end]:
+        (before, after), ids = self.frame, self.tokenizer.encode(prompt)
+        room = self.model.config.max_position_embeddings - len(before) - len(after)
+        if not [*before, *ids, *after]:
             raise ConfigError(
                 "the prompt is empty, and this tokenizer has no eos token to encode instead: give a prompt"
             )
-        return Sample(index, prompt, [*ids[:room], *end], max(0, len(ids) - room))
+        return Sample(index, prompt, [*before, *ids[:room], *after], max(0, len(ids) - room))
 
     @torch.inference_mode()
     def stream(self, sample: Sample) -> Iterator[str]:
@@ -158,6 +217,10 @@ class TextGenerator:
         Holds back text that may be the beginning of a stop string. Raises NonFiniteError if the model returns NaN.
         """
         begin = time.perf_counter()
+        if self.config.num_beams > 1:
+            self._fill_from_beam(sample, begin)
+            yield sample.text
+            return
         continuation = Continuation(self, sample, *self._open_window(sample.prompt_ids), begin)
         while True:
             text = continuation.choose()
@@ -175,7 +238,7 @@ class TextGenerator:
         once for all of them, and a new sample starts when one ends. Without it, samples run one after another.
         Raises NonFiniteError if the model returns NaN.
         """
-        if self.step is None:
+        if self.step is None or self.config.num_beams > 1:
             for sample in samples:
                 for _ in self.stream(sample):
                     pass
@@ -196,11 +259,58 @@ class TextGenerator:
             for row, logits in zip(running, together, strict=True):
                 row.resume(logits)
 
+    @torch.inference_mode()
+    def last_distribution(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Return the probabilities (V,) of the last token of `sample`: those of the model, and those after filters.
+
+        Recomputes them; a grammar is not applied.
+        """
+        *ids, _ = sample.ids
+        window, logits = self._open_window(sample.prompt_ids)
+        window = window.copy()
+        for token in ids:
+            logits = window.append(token)
+        history = torch.tensor([*window.history, *ids], device=logits.device)
+        scores = filter_scores(logits, history, self.suppressed, self.config, self.controls, written=len(ids))
+        if self.config.temperature == 0 or self.config.num_beams > 1:
+            scores = scores.masked_fill(scores < scores.max(), NEVER)
+        return logits.float().softmax(-1), scores.softmax(-1)
+
+    def _fill_from_beam(self, sample: Sample, begin: float) -> None:
+        """Complete `sample` with one of the best texts: number `index` modulo `num_samples`."""
+        window, logits = self._open_window(sample.prompt_ids)
+        if self._beams is None or self._beams[0] is not window:
+            self._beams = window, search(self, window, logits, self._hits_stop)
+        rank = sample.index % self.config.num_samples
+        if rank >= len(self._beams[1]):
+            raise ConfigError(f"the beam search found only {len(self._beams[1])} texts; lower --num-samples")
+        beam = self._beams[1][rank]
+        sample.ids, sample.logprobs, sample.finish_reason = list(beam.ids), list(beam.logprobs), beam.ended_by
+        sample.text, sample.window_slides = self._text(beam.ids)[0], beam.slides
+        sample.seconds = sample.seconds_to_first_token = time.perf_counter() - begin
+
+    def _text(self, ids: list[int]) -> tuple[str, bool]:
+        """Return the text of generated ids before the first stop string, and whether there is one."""
+        stop = StopFilter(self.config.stop)
+        ended = ids[-1] in self.end_ids
+        text = stop.push(self.tokenizer.decode(ids[:-1] if ended else ids))
+        return text + stop.flush(), stop.stopped
+
+    def _hits_stop(self, ids: list[int]) -> bool:
+        return bool(self.config.stop) and self._text(ids)[1]
+
     def _open_window(self, ids: list[int]) -> tuple[Window | Answer, Tensor]:
         """Return the context and logits after the prompt; samples of one prompt share its cached keys, bit for bit."""
         if self._window is None or self._window.prompt != ids:
             if isinstance(self.model, Seq2SeqLM):
                 self._window = Answer(self.model, ids, self.config.max_new_tokens)
             else:
-                self._window = Window(self.model, ids, self.config.max_new_tokens, self.step)
+                self._window = Window(self.model, ids, self.config.max_new_tokens, self.step, self._beginning)
         return self._window, self._window.restart()
+
+
+def bias_of_texts(bias: dict[str, float], tokenizer: Tokenizer | FastTokenizer) -> dict[tuple[int, ...], float]:
+    """Return the bias of the token sequences of each text, as it is and with a space before it."""
+    forms = {form: value for text, value in bias.items() for form in (text, f" {text.lstrip(' ')}")}
+    found = {tuple(tokenizer.encode(form)): value for form, value in forms.items()}
+    return {ids: value for ids, value in found.items() if ids}

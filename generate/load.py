@@ -1,6 +1,7 @@
 """Load a model for generation: find its directory, reject models that cannot generate, choose device and dtype."""
 
 import difflib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from mini_llm.engine.errors import CheckpointError, ConfigError
 from mini_llm.engine.kernels.decode import KINDS, CompiledStep, round_to_int8, unsupported
 from mini_llm.engine.run.directory import find_model
 from mini_llm.engine.run.files import read_json
+from mini_llm.engine.run.state import read_state
 from mini_llm.model import CausalLM, Seq2SeqLM, load_model
 from mini_llm.model.huggingface.layouts import LAYOUTS
 from mini_llm.tokenization.load import load_tokenizer
@@ -32,16 +34,17 @@ def load_generator(
     _refuse_other_heads(directory)
     int8 = dtype == "int8"
     place, kind = choose_device(device, "fp32" if int8 else dtype)
-    tokenizer = load_tokenizer(directory)
     model: CausalLM | Seq2SeqLM
     if _writes(directory) == "seq2seq":
         model = load_model(directory, head="seq2seq")
     else:
         model = load_model(directory, head="causal")
+    tokenizer = load_tokenizer(directory, model.config.vocab_size)
+    if tokenizer.remark:
+        print(f"generate: {tokenizer.remark}", file=sys.stderr)
     model.to(place, kind)
-    add_bos = _read_object(directory / "tokenizer_config.json").get("add_bos_token") is not False
     step = compile_step(model, int8) if compiled or int8 else None
-    return TextGenerator(model, tokenizer, config, end_ids(directory), add_bos, step)
+    return TextGenerator(model, tokenizer, config, end_ids(directory), step)
 
 
 def compile_step(model: CausalLM | Seq2SeqLM, int8: bool) -> CompiledStep | None:
@@ -87,22 +90,27 @@ def find_generator(path: Path) -> Path:
 
 
 def end_ids(directory: Path) -> list[int]:
-    """Return the eos ids of config.json and generation_config.json; each may hold none, one or a list."""
-    found: list[int] = []
-    for name in ("config.json", "generation_config.json"):
-        value = _read_object(directory / name).get("eos_token_id")
-        found += value if isinstance(value, list) else [] if value is None else [value]
-    return found
+    """Return the eos ids of generation_config.json, or else of config.json; each may hold none, one or a list."""
+    for name in ("generation_config.json", "config.json"):
+        value = (read_state(directory / name, dict[str, Any]) or {}).get("eos_token_id")
+        if value is not None:
+            ids = value if isinstance(value, list) else [value]
+            if not all(type(token) is int for token in ids):
+                raise CheckpointError(f"{directory / name}: eos_token_id = {value!r} is neither a token id nor a list")
+            return ids
+    return []
 
 
 def _refuse_other_heads(directory: Path) -> None:
-    for name in map(str, _read_object(directory / "config.json").get("architectures") or []):
+    names = _read_object(directory / "config.json").get("architectures")
+    for name in map(str, names if isinstance(names, list) else []):
         if name.endswith(("ForMaskedLM", "ForPreTraining")):
             raise CheckpointError(
                 f"{directory}: a masked language model ({name}) cannot continue a text. {_suggest(directory)} "
+                f"To fill masks: python -m generate {directory} --fill 'a <mask> text'. "
                 "To fine-tune a masked model: python -m finetune --help"
             )
-        if name.endswith("ForSequenceClassification"):
+        if name.endswith(("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")):
             raise CheckpointError(
                 f"{directory}: a classifier ({name}) returns labels, not text. "
                 f"Use: python -m finetune predict {directory} FILE. {_suggest(directory)}"

@@ -1,11 +1,12 @@
-"""Print streamed text or JSON lines on standard output and notes on standard error, and run the prompt loop."""
+"""Print streamed text or JSON lines on standard output and notes on standard error."""
 
-import contextlib
 import io
 import json
 import re
 import sys
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from .decode import Sample, TextGenerator
 
@@ -18,9 +19,11 @@ class Printer:
 
     def __init__(self, generator: TextGenerator, as_json: bool = False, echo: bool = False, verbose: bool = False):
         self.generator, self.as_json, self.echo = generator, as_json, echo
+        self.out: Any = sys.stdout  # or another file, for answer_all
         self.terminal = sys.stdout.isatty()
         self.show_speed = verbose or sys.stderr.isatty()
-        self.prompts, self.text = 0, ""
+        self.asked: Counter[str] = Counter()
+        self.text = ""
         self.context = generator.model.config.max_position_embeddings
         self.samples: list[Sample] = []
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -36,7 +39,7 @@ class Printer:
         if self.as_json and config.num_samples > 1:
             self.answer_all([prompt])
             return
-        first, self.text = self._next_index(), prompt
+        first, self.text = self._next_index(prompt), prompt
         for i in range(config.num_samples):
             sample = self.generator.sample(prompt, first + i)
             if i == 0:
@@ -50,35 +53,73 @@ class Printer:
                 self.samples.append(sample)
             self._note_result(sample)
 
-    def answer_all(self, prompts: list[str]) -> None:
+    def answer_all(
+        self,
+        prompts: Sequence[str | None],
+        numbered: bool = False,
+        skip: int = 0,
+        row_done: Callable[[int], None] = lambda row: None,
+    ) -> None:
         """Generate all samples of all prompts in batches and print them in order as JSON lines.
 
-        On Ctrl-C, prints what was generated so far, then raises KeyboardInterrupt.
+        numbered: the prompts are the rows of a file, and each line has the number of its row, from 1. A blank row
+        (None) gets a line without a text. The first `skip` rows are left out; row_done(number) is called after each of
+        the others. On Ctrl-C, prints what was generated so far, but not to a file, then raises KeyboardInterrupt.
         """
-        samples = []
-        for prompt in prompts:
-            first = self._next_index()
-            samples += [self.generator.sample(prompt, first + i) for i in range(self.generator.config.num_samples)]
-            self._note_dropped(samples[-1])
-        waiting, finished = deque(samples), set()
+        waiting: deque[tuple[int, Sample | None]] = deque()
+        for row, prompt in enumerate(prompts, start=1):
+            if row <= skip:
+                self._next_index(prompt)  # the samples of a repeated prompt keep their random numbers
+                continue
+            waiting += [(row if numbered else 0, sample) for sample in self._samples(prompt)]
+        if numbered:
+            # Of all rows, also those that are left out: a continued file must not differ.
+            self.generator.share_beginning(prompt for prompt in prompts if prompt is not None)
+        finished, complete = set(), False
+
+        def print_next() -> None:
+            row, sample = waiting.popleft()
+            self._print_record(row, sample)
+            if not waiting or waiting[0][0] != row:
+                row_done(row)
+
         try:
-            for sample in self.generator.write(samples):
-                finished.add(sample.index)
-                while waiting and waiting[0].index in finished:
-                    self._print_record(waiting.popleft())
+            for done in self.generator.write([sample for _, sample in waiting if sample is not None]):
+                finished.add(id(done))
+                while waiting and ((sample := waiting[0][1]) is None or id(sample) in finished):
+                    print_next()
+            complete = True
         finally:
-            for sample in waiting:
-                self._print_record(sample)
+            while waiting and (complete or self.out is sys.stdout):
+                print_next()
 
-    def _next_index(self) -> int:
-        """Return the index of the next prompt's first sample, so that a repeated prompt gets other random numbers."""
-        self.prompts += 1
-        return (self.prompts - 1) * self.generator.config.num_samples
+    def _samples(self, prompt: str | None) -> list[Sample] | list[None]:
+        """The samples to generate from one prompt; None for each sample of a blank row."""
+        count = self.generator.config.num_samples
+        if prompt is None:
+            return [None] * count
+        first = self._next_index(prompt)
+        samples = [self.generator.sample(prompt, first + i) for i in range(count)]
+        self._note_dropped(samples[-1])
+        return samples
 
-    def _print_record(self, sample: Sample) -> None:
+    def _next_index(self, prompt: str | None) -> int:
+        """Return the index of the prompt's first sample. Each repetition of a prompt gets other random numbers.
+
+        It does not depend on other prompts, so neither does a text.
+        """
+        count = self.generator.config.num_samples
+        self.asked[prompt or ""] += 1
+        return (self.asked[prompt or ""] - 1) * count
+
+    def _print_record(self, row: int, sample: Sample | None) -> None:
+        number = {"row": row} if row else {}
+        if sample is None:
+            self.write(json.dumps({**number, "sample": None, "prompt": "", "text": None}) + "\n")
+            return
         self.text = sample.prompt + sample.text
         self.samples.append(sample)
-        self.write(json.dumps(self.record(sample), ensure_ascii=False) + "\n")
+        self.write(json.dumps({**number, **self.record(sample)}, ensure_ascii=False) + "\n")
         self._note_result(sample)
 
     def _note_dropped(self, sample: Sample) -> None:
@@ -117,17 +158,19 @@ class Printer:
             raise KeyboardInterrupt
 
     def write(self, text: str) -> None:
-        sys.stdout.write(CONTROL.sub("\ufffd", text) if self.terminal else text)
-        sys.stdout.flush()
+        self.out.write(CONTROL.sub("\ufffd", text) if self.terminal and self.out is sys.stdout else text)
+        self.out.flush()
 
     def record(self, sample: Sample) -> dict:
         """Return what --json prints. `text` excludes the prompt; `ids` are all generated tokens, including eos."""
+        logprobs = {"logprob": sum(sample.logprobs), "logprobs": sample.logprobs} if sample.logprobs else {}
         return {
             "sample": sample.index,
             "seed": self.generator.config.seed,
             "prompt": sample.prompt,
             "text": sample.text,
             "ids": sample.ids,
+            **logprobs,
             "finish_reason": sample.finish_reason,
             "prompt_tokens": len(sample.prompt_ids),
             "prompt_tokens_dropped": sample.prompt_tokens_dropped,
@@ -138,33 +181,3 @@ class Printer:
 
 def note(text: str) -> None:
     print(f"generate: {text}", file=sys.stderr, flush=True)
-
-
-def interact(printer: Printer) -> None:
-    """Read prompts from standard input, one per line, and answer them until Ctrl-D.
-
-    Ctrl-C ends only the current answer. An empty line continues the last text.
-    """
-    if sys.stdin is None:
-        return
-    terminal = sys.stdin.isatty()
-    if terminal:
-        note("type a prompt; an empty line continues the last text; Ctrl-C stops a text, Ctrl-D quits")
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (gives input() line editing)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
-    while True:
-        try:
-            line = input("> " if terminal else "")
-        except EOFError:
-            break
-        except KeyboardInterrupt:
-            print()
-            continue
-        try:
-            printer.answer(line or printer.text)
-        except KeyboardInterrupt:
-            note("interrupted")
-    if terminal:
-        print()

@@ -34,8 +34,9 @@ class LanguageModel:
         """The text that continues `prompt`, without the prompt; for a list of prompts, a list of texts.
 
         Settings, with their defaults: max_new_tokens (200), temperature (0.8; 0 is greedy), top_k (0, all), top_p
-        (0.95), min_p (0), repetition_penalty (1), seed (0), stop ([], strings to end before). The same seed gives the
-        same text. Raises ConfigError for a wrong setting, NonFiniteError when the model computes NaN.
+        (0.95), seed (0), stop ([], strings to end before), num_beams (1), regex, json_schema (a text or a dict) and all
+        others of docs/settings.md. The same seed gives the same text, in any list of prompts. Raises ConfigError for a
+        wrong setting, NonFiniteError when the model computes NaN.
         """
         self._configure(settings)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -48,6 +49,14 @@ class LanguageModel:
         """The text that `generate` returns, in parts as they are written."""
         self._configure(settings)
         return self._generator.stream(self._generator.sample(prompt))
+
+    def choose(self, prompt: str, choices: Sequence[str]) -> dict[str, float]:
+        """The probability of each continuation among `choices` after `prompt`, most probable first.
+
+        Raises ConfigError for an empty or repeated choice, NonFiniteError when the model computes NaN.
+        """
+        ranked = stages.load("generate", "choices").rank_choices(self._generator, prompt, list(choices))
+        return {choice.text: choice.probability for choice in ranked}
 
     def _configure(self, settings: dict[str, Any]) -> None:
         self._generator.configure(build_config(self._settings, {**settings, "num_samples": 1}, "generate"))
@@ -108,6 +117,7 @@ class Run(PathLike[str]):
 def load(path: str | PathLike[str], device: str = "auto", dtype: str = "auto") -> Any:
     """The model at `path`, a run or a Hugging Face directory: a TextClassifier, or a LanguageModel that generates.
 
+    For a masked language model, an object whose `fill("a <mask> text", count=5)` gives candidates for each mask.
     `device` ("auto", "cpu", "cuda", ...) and `dtype` ("auto", "fp32", "bf16", "fp16"; "int8" on a CPU) are for language
     models. Raises CheckpointError for any other model, ModelDirectoryError for a damaged one.
     """
@@ -116,6 +126,8 @@ def load(path: str | PathLike[str], device: str = "auto", dtype: str = "auto") -
     names = config.get("architectures") if isinstance(config, dict) else None
     if any(str(name).endswith("ForSequenceClassification") for name in names or ()):
         return TextClassifier(Path(path))
+    if any(str(name).endswith("ForMaskedLM") for name in names or ()):
+        return stages.load("generate", "fill").load_filler(Path(path), device, dtype)
     return LanguageModel(Path(path), device, dtype)
 
 

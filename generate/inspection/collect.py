@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from mini_llm.engine.errors import CheckpointError, ConfigError, NonFiniteError
-from mini_llm.engine.run.files import read_json, write_atomic
+from mini_llm.engine.run.files import write_atomic
 from mini_llm.model import CausalLM, MaskedLM, Model, Seq2SeqLM, SequenceClassifier, load_model
 from mini_llm.model.decoding import greedy_decode
 from mini_llm.model.heads import EncoderDecoder
+from mini_llm.tokenization.framing import Kind, text_frame
 from mini_llm.tokenization.load import load_tokenizer
 
 from ..load import find_generator
@@ -28,11 +29,11 @@ def write_inspection(path: Path, text: str, out: Path, target: str | None = None
     `max_tokens` tokens of each. Raises CheckpointError, ConfigError, ModelDirectoryError, NonFiniteError.
     """
     directory = find_generator(path)
-    tokenizer = load_tokenizer(directory)
     model = load_model(directory).requires_grad_(False)
-    settings = read_json(directory / "tokenizer_config.json")
-    add_bos = not isinstance(settings, dict) or settings.get("add_bos_token") is not False
-    inspection = inspect_text(model, tokenizer, text, target, max_tokens, add_bos)
+    tokenizer = load_tokenizer(directory, model.config.vocab_size)
+    inspection = inspect_text(model, tokenizer, text, target, max_tokens)
+    if tokenizer.remark:
+        inspection.notes.insert(0, tokenizer.remark)
     try:
         write_atomic(out, render(inspection, tokenizer, "/".join(path.resolve().parts[-2:])))
     except OSError as error:
@@ -46,7 +47,6 @@ def inspect_text(
     text: str,
     target: str | None = None,
     max_tokens: int = 256,
-    add_bos: bool = True,
 ) -> Inspection:
     """Run `text` through `model` once and record it. Raises CheckpointError, ConfigError, NonFiniteError."""
     config = model.config
@@ -61,7 +61,7 @@ def inspect_text(
         )
     limit = min(max_tokens, config.max_position_embeddings)
     notes: list[str] = []
-    source, dropped = frame(model, tokenizer, text, limit, add_bos)
+    source, dropped = frame(model, tokenizer, text, limit)
     if dropped:
         notes.append(f"The text is truncated to {limit:,} tokens: its last {dropped:,} tokens are not shown.")
     ids = torch.tensor([source])
@@ -83,24 +83,16 @@ def inspect_text(
     return inspection
 
 
-def frame(model: Model, tokenizer: Any, text: str, limit: int, add_bos: bool) -> tuple[list[int], int]:
+def frame(model: Model, tokenizer: Any, text: str, limit: int) -> tuple[list[int], int]:
     """Return the ids of `text` with the special tokens of training, at most `limit`, and the number of tokens dropped.
 
-    Uses a foreign tokenizer's own template, else `<s> text` for a decoder, `<cls> text <sep>` for an encoder and
-    `text </s>` for an encoder-decoder. For a masked model, <mask> or [MASK] in the text becomes the mask token. It also
+    For a masked model, <mask> or [MASK] in the text becomes the mask token. It also
     replaces the space before it, which belongs to the masked word. Raises ConfigError for a text without tokens.
     """
     config = model.config
     classifier = isinstance(model, SequenceClassifier)
-    if tokenizer.frame is not None and (any(tokenizer.frame) or (classifier and config.causal)):
-        before, after = tokenizer.frame
-    elif config.is_encoder_decoder:
-        before, after = [], [config.eos_token_id]
-    elif config.causal:
-        before, after = [tokenizer.bos_id] if add_bos or classifier else [], []
-    else:
-        before, after = [tokenizer.cls_id], [tokenizer.sep_id]
-    before, after = ([i for i in edge if i is not None] for edge in (before, after))
+    kind: Kind = "seq2seq" if config.is_encoder_decoder else "causal" if config.causal else "masked"
+    before, after = text_frame(tokenizer, kind)
     parts = [text]
     if not (config.is_encoder_decoder or config.causal or classifier) and tokenizer.mask_id is not None:
         names = {*MASKS, tokenizer.id_to_token(tokenizer.mask_id)}

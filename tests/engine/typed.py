@@ -62,7 +62,7 @@ def show(stage: str, arguments: list[str]) -> None:
     main = import_module(f"{stage}.__main__")
     if stage == "generate":
         stand_in("load", load_generator=lambda path, config, *_: config, find_generator=None)
-        stand_in("output", Printer=Printer, interact=None)
+        stand_in("output", Printer=Printer)
         stand_in("resuming", answer_file=None)
         main.main(arguments)
     stand_in("plan_command", check_fits=lambda config: None)

@@ -11,7 +11,8 @@ from torch import nn
 from generate.config import GenerateConfig
 from generate.context import Window
 from generate.decode import TextGenerator
-from generate.output import Printer, interact
+from generate.interactive import interact
+from generate.output import Printer
 from generate.stop import StopFilter
 from mini_llm.engine.errors import CheckpointError, ConfigError
 from tests.byte_tokenizer import FIRST_BYTE, VOCABULARY, ByteTokenizer
@@ -128,9 +129,10 @@ def test_a_prompt_that_fills_the_context_is_kept_completely(model):
     assert len(sample.prompt_ids) == CONTEXT and sample.prompt_tokens_dropped == 0
 
 
-def test_an_empty_prompt_starts_from_the_beginning_token(model):
+def test_an_empty_prompt_starts_from_the_beginning_token(model, monkeypatch):
     assert generate(model, "")[0].prompt_ids == [ByteTokenizer.bos_id]
-    generator = TextGenerator(model, ByteTokenizer(), GenerateConfig(), add_bos=False)
+    monkeypatch.setattr(ByteTokenizer, "adds_bos", False)
+    generator = TextGenerator(model, ByteTokenizer(), GenerateConfig())
     assert generator.sample("").prompt_ids == [ByteTokenizer.bos_id]
     assert generator.sample("a").prompt_ids == ByteTokenizer().encode("a")
 

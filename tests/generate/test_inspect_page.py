@@ -118,6 +118,8 @@ def foreign(kind, directory):
         trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=specials)
     backend.train_from_iterator(texts, trainer)
     backend.save(str(directory / "tokenizer.json"))
+    model_type = "bert" if kind == "WordPiece" else "gpt2"
+    (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
     return FastTokenizer.load(directory)
 
 
@@ -168,6 +170,16 @@ def test_a_tokenizer_of_another_model_is_an_error(call, directory, tmp_path):
     save_model(CausalLM(make_config("qwen3", "causal", 0)), path)
     code, error = call("inspect", path, "x")
     assert code == 4 and "they do not match" in error
+
+
+def test_the_page_of_a_run_is_written_into_the_run(call, directory, tmp_path):
+    path = directory()
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    path.rename(run / "model")
+    (run / "config.yaml").touch()
+    assert call("inspect", run, "def")[0] == 0
+    assert (run / "inspect.html").exists() and not (tmp_path / "inspect.html").exists()
 
 
 def test_inspect_is_a_command_and_dot_slash_inspect_a_directory(call, directory, tmp_path):

@@ -9,13 +9,18 @@ from transformers.generation import logits_process as hf
 
 from generate.config import GenerateConfig
 from generate.sampling import (
+    Controls,
+    add_bias,
     draw,
     filter_scores,
+    forbid_repeated_ngrams,
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    keep_typical,
     next_token,
     penalize_repetition,
+    penalize_written,
     random_stream,
     scale_temperature,
     suppress,
@@ -32,6 +37,25 @@ def random_logits(seed: int, rows: int = 8, size: int = 50) -> torch.Tensor:
 
 def random_ids(seed: int, rows: int = 8, count: int = 12, size: int = 50) -> torch.Tensor:
     return torch.randint(size, (rows, count), generator=torch.Generator().manual_seed(seed))
+
+
+def repeated(ids: torch.Tensor) -> torch.Tensor:
+    """Rows in which the last tokens have occurred before, once or twice."""
+    return torch.cat([ids, ids[:, :3], ids[:, :1], ids[:, :2]], 1)
+
+
+def on_repeated(processor):
+    return lambda ids, scores: processor(repeated(ids), scores)
+
+
+def ending(ids: torch.Tensor) -> torch.Tensor:
+    """Rows of which the first two end with the beginnings of biased sequences."""
+    ids = ids.clone()
+    ids[0, -1], ids[1, -2:] = 9, torch.tensor([0, 1])
+    return ids
+
+
+BIAS = {(3,): 2.5, (7,): -100.0, (9, 4): 3.0, (0, 1, 2): -7.0}
 
 
 def assert_same_distribution(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -55,6 +79,17 @@ def assert_same_distribution(ours: torch.Tensor, theirs: torch.Tensor) -> None:
         (lambda s, i: keep_top_p(s, 0.001), hf.TopPLogitsWarper(0.001)),
         (lambda s, i: keep_min_p(s, 0.05), hf.MinPLogitsWarper(0.05)),
         (lambda s, i: keep_min_p(s, 0.999), hf.MinPLogitsWarper(0.999)),
+        (lambda s, i: keep_typical(s, 0.9), hf.TypicalLogitsWarper(0.9)),
+        (lambda s, i: keep_typical(s, 0.2), hf.TypicalLogitsWarper(0.2)),
+        (lambda s, i: keep_typical(s, 0.999), hf.TypicalLogitsWarper(0.999)),
+        *(
+            (
+                lambda s, i, n=n: forbid_repeated_ngrams(s, repeated(i), n),
+                on_repeated(hf.NoRepeatNGramLogitsProcessor(n)),
+            )
+            for n in (1, 2, 3, 4, 30)
+        ),
+        (lambda s, i: add_bias(s, ending(i), BIAS), lambda i, s: hf.SequenceBiasLogitsProcessor(BIAS)(ending(i), s)),
     ],
 )
 def test_filter_equals_transformers(ours, theirs, seed):
@@ -69,11 +104,60 @@ def test_all_filters_in_order_equal_transformers(seed):
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = Qwen3ForCausalLM(Qwen3Config(vocab_size=50, num_key_value_heads=1, head_dim=8, **sizes))
     settings = {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.2}
-    generation = GenerationConfig(do_sample=True, num_beams=1, suppress_tokens=[1, 2, 3], **settings)
+    settings |= {"typical_p": 0.8, "min_new_tokens": 4}
+    more = {"sequence_bias": BIAS, "no_repeat_ngram_size": 2}
+    generation = GenerationConfig(do_sample=True, num_beams=1, suppress_tokens=[1, 2, 3], **settings, **more)
     scores, ids = random_logits(seed), random_ids(seed)
-    theirs = model._get_logits_processor(generation, input_ids_seq_length=12, device="cpu")(ids, scores.clone())
-    ours = filter_scores(scores, ids, torch.tensor([1, 2, 3]), GenerateConfig(**settings))
+    generation._eos_token_tensor = torch.tensor([5, 6])  # as transformers' generate() sets it
+    ids[:, -1] = ids[:, 3]
+    scores[:, 5] = scores.amax(-1)
+    theirs = model._get_logits_processor(generation, input_ids_seq_length=9, device="cpu")(ids, scores.clone())
+    controls = Controls(BIAS, torch.tensor([5, 6]))
+    config = GenerateConfig(no_repeat_ngram_size=2, **settings)
+    ours = filter_scores(scores, ids, torch.tensor([1, 2, 3]), config, controls, written=3)
     assert_same_distribution(ours, theirs)
+
+
+@pytest.mark.parametrize("written", [0, 5, 12])
+def test_presence_and_frequency_penalties_follow_the_definition_of_openai(written):
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, where c counts the generated tokens, not the prompt's."""
+    logits, ids = random_logits(0, rows=1)[0], random_ids(0, rows=1, size=6)[0]
+    config = GenerateConfig(presence_penalty=0.7, frequency_penalty=-0.4, temperature=1, top_p=1)
+    expected = logits.clone()
+    for j in range(50):
+        count = ids[12 - written :].tolist().count(j)
+        expected[j] += 0.4 * count - 0.7 * (count > 0)
+    torch.testing.assert_close(filter_scores(logits, ids, NOTHING, config, written=written), expected)
+
+
+def test_repetition_penalties_may_be_combined_over_rows():
+    scores, ids = random_logits(1), random_ids(1, size=6)
+    rows = [penalize_written(s, i, 0.5, 0.25) for s, i in zip(scores, ids, strict=True)]
+    assert torch.equal(penalize_written(scores, ids, 0.5, 0.25), torch.stack(rows))
+
+
+def test_no_token_left_is_an_error_that_names_the_cause():
+    config = GenerateConfig(no_repeat_ngram_size=1)
+    with pytest.raises(ConfigError, match="leave no token"):
+        next_token(torch.zeros(3), torch.tensor([0, 1, 2]), NOTHING, config, random_stream(0, 0))
+
+
+def test_draws_with_controls_follow_the_distribution_computed_by_hand():
+    """5,000 draws; a fair sampler fails this for 1 seed in 1,000."""
+    logits, ids = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, -2.0, 0.3]), torch.tensor([2, 4, 2])
+    config = GenerateConfig(
+        presence_penalty=0.5, frequency_penalty=0.4, temperature=1.5, top_p=1, no_repeat_ngram_size=2
+    )
+    controls, count = Controls({(3,): 1.5, (2, 0): -1.0}, torch.tensor([6])), 5_000
+    # 2 was written twice and 4 once; 2 is followed by 4 already; 3 and 0 (after 2) are biased.
+    weights = [math.exp(x / 1.5) for x in (0.5 - 1.0, -1.0, 2.0 - 0.5 - 0.8, 1.5, 0, -2.0, 0.3)]
+    weights[4] = 0.0
+    expected, rng = torch.tensor(weights, dtype=torch.float64) / sum(weights), random_stream(1, 0)
+    drawn = [next_token(logits, ids, NOTHING, config, rng, controls, written=3) for _ in range(count)]
+    observed = torch.tensor(drawn).bincount(minlength=7)
+    assert observed[4] == 0
+    some = expected > 0
+    assert chisquare(observed[some], count * expected[some] / expected[some].sum()).pvalue > 0.001
 
 
 def test_top_k_keeps_ties():
@@ -157,6 +241,12 @@ def test_non_finite_logits_are_an_error(value, temperature):
         *(("top_p", v) for v in (0, -0.1, 1.01, math.nan)),
         *(("min_p", v) for v in (-0.1, 1, math.nan)),
         *(("repetition_penalty", v) for v in (0, -1, math.nan, math.inf)),
+        *(("typical_p", v) for v in (0, 1.5, math.nan)),
+        *((f"{name}_penalty", v) for name in ("presence", "frequency", "length") for v in (math.nan, math.inf)),
+        *((("no_repeat_ngram_size"), v) for v in (-1, 0.5)),
+        *(("min_new_tokens", v) for v in (-1, 201)),
+        *(("logit_bias", {text: v}) for text, v in (("", 1.0), ("a", math.nan), ("a", "x"))),
+        ("num_beams", 0),
         *(("num_samples", v) for v in (0, -3)),
         *(("max_new_tokens", v) for v in (0, -3)),
         ("stop", ["a", ""]),
