@@ -1,7 +1,7 @@
 # Every target sets up the environment it needs. `make help` lists the targets and variables.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help pipeline tokenizer pretrain finetune generate score report test test-fast chaos bench lint typecheck \
+.PHONY: help pipeline tokenizer pretrain finetune generate score report runs doctor test test-fast chaos bench lint typecheck \
   requirements clean .venv tools .venv-bench
 
 PYTHON ?= python3
@@ -108,6 +108,12 @@ score: $(READY) ## score the model in runs/gpt, or RUN, on DATA
 
 report: $(READY) ## write one self-contained report.html per run
 	@python -m mini_llm report
+
+runs: $(READY) ## list all runs (ARGS="show NAME", "diff A B", "lineage NAME", "verify" or "rm NAME")
+	@$(split) && python -m mini_llm runs $(args)
+
+doctor: $(READY) ## check this machine: packages, compiler, threads, GPU, W&B, caches, disk
+	@$(split) && python -m mini_llm doctor $(args)
 
 test: $(TOOLS) ## run the whole test suite
 	@$(split) && python -m pytest $(args)

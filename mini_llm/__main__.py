@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mini_llm.engine.all_runs.commands import register as register_runs
 from mini_llm.engine.cli import EXIT_CODES, Debug, Version, command_app, end_process, program, run_app
-from mini_llm.engine.runs.commands import register as register_runs
 from mini_llm.stages import STAGES, load, module_name
 
 ME = program("mini_llm")
@@ -22,8 +22,13 @@ Stages: tokenizer, pretrain, finetune, generate, scoring, and export to GGUF; ea
   {ME} generate runs/gpt 'def '             [dim]# text from it[/dim]
   {ME} scoring runs/gpt held-out.txt        [dim]# its loss[/dim]
   {ME} report                               [dim]# a page per run[/dim]
+  {ME} report runs/gpt runs/mlm             [dim]# both on one page[/dim]
+  {ME} runs                                 [dim]# all runs[/dim]
+  {ME} watch gpt                            [dim]# live curves[/dim]
+  {ME} doctor                               [dim]# this machine[/dim]
   {ME} summary runs/gpt runs/mlm            [dim]# models and scores[/dim]
   {ME} replay runs/gpt 120                  [dim]# step 120 again[/dim]
+  {ME} sweep configs/sweeps/pretrain.yaml   [dim]# a search in 30m[/dim]
   {ME} settings                             [dim]# every setting[/dim]
 
 {EXIT_CODES}"""
@@ -44,8 +49,12 @@ def report(
     runs: Annotated[Path, typer.Option(help="Folder of runs, when no RUN_DIR is given.")] = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Write RUN_DIR/report.html, one self-contained file, and an index.html beside the runs."""
-    from mini_llm.engine.report.page import write_index, write_report
+    """Write RUN_DIR/report.html, one self-contained file, and an index.html beside the runs.
+
+    Two or more RUN_DIRs are also compared on one page, compare.html beside the first of them: curves, scores, samples.
+    """
+    from mini_llm.engine.report.compare.page import write_comparison
+    from mini_llm.engine.report.page import COMPARISON, write_index, write_report
     from mini_llm.engine.report.record import find_runs
 
     chosen = paths or find_runs(runs)
@@ -55,6 +64,8 @@ def report(
             print(write_report(path))
         except Exception as error:  # the reports of the other runs come first
             failed.append(error)
+    if paths and len(paths) > 1 and not failed:
+        print(write_comparison(paths, paths[0].parent / COMPARISON))
     for root in dict.fromkeys(path.resolve().parent for path in chosen):
         index = write_index(root)
         if index is not None:
@@ -94,6 +105,30 @@ def replay(
     if stage not in ("pretrain", "finetune"):
         raise ConfigError(f"{path}: not a pretraining or fine-tuning run (environment.json names no such stage)")
     load(stage, "run").replay(path, step, dump)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Sweep file of W&B, as configs/sweeps/pretrain.yaml.")],
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Wall time of the whole sweep: 10m, 4h.")] = "30m",
+    trials: Annotated[int | None, typer.Option(min=1, help="Number of trials. [default: run_cap of the file]")] = None,
+    debug: Debug = False,
+) -> None:
+    """Search settings offline: the trials of a W&B sweep file (grid, random, successive halving) one after another.
+
+    The budget is divided among the trials, which are runs of their own and are compared on validation. The table and
+    the page are in runs/NAME-sweep. The same command again resumes, also after a kill.
+
+    Example: mini_llm sweep configs/sweeps/pretrain.yaml --budget 30m
+    """
+    from mini_llm.engine.cli import parse_duration
+    from mini_llm.engine.sweep.file import read_sweep_file
+    from mini_llm.engine.sweep.page import print_table, write_page
+    from mini_llm.engine.sweep.trials import run_sweep
+
+    found = run_sweep(read_sweep_file(file), file, parse_duration(budget), trials)
+    print_table(found)
+    print(write_page(found, Path("runs") / found.name))
 
 
 @app.command()

@@ -153,8 +153,11 @@ def loaded_by(code: str, folder: Path = ROOT) -> set[str]:
     return {name.split(".")[0] for name in result.stdout.partition("MODULES")[2].split()}
 
 
+PROGRAMS = [f"mini_llm {name}" for name in ("export", "runs", "runs diff", "watch", "doctor")]
+
+
 @pytest.mark.parametrize(
-    "command", [*sorted(STAGES), "mini_llm", "mini_llm export", "finetune predict", "generate inspect", "scoring compare"]
+    "command", [*sorted(STAGES), "mini_llm", *PROGRAMS, "finetune predict", "generate inspect", "scoring compare"]
 )
 def test_help_does_not_import_torch(command):
     stage = command.split()[0]
@@ -201,10 +204,11 @@ def configurations() -> list[Path]:
 def test_every_shipped_configuration_parses(path):
     from finetune.config import FinetuneConfig
     from mini_llm.engine.config import load_config
+    from mini_llm.engine.sweep.file import SweepFile
     from mini_llm.tokenization.config import TokenizerConfig
     from pretrain.config import PretrainConfig
 
-    classes = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "configs": TokenizerConfig}
+    classes = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "configs": TokenizerConfig, "sweeps": SweepFile}
     wanted = classes[path.parent.name]
     assert isinstance(load_config(wanted, path), wanted)
 

@@ -54,7 +54,7 @@ def test_a_full_disk_is_raised_after_the_last_weight(tmp_path, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mini_llm.model.huggingface.streamed.save_file", full)
+    monkeypatch.setattr("mini_llm.model.huggingface.streamed.save_tensors", full)
     with pytest.raises(OSError, match="No space"):
         stream_model(model, lambda name: asked.append(name) or model.state_dict()[name], tmp_path / "m", 4000)
     counted = len(asked)

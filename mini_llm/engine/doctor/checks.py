@@ -48,7 +48,7 @@ def findings(all_checks: dict[str, Check]) -> Iterator[Finding]:
             found = check()
         except Exception as error:  # the other checks matter as much
             text = f"the check failed ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
-            found = problem(name, text, "python -m mini_llm doctor --debug")
+            found = problem(name, text, software.INSTALL)
         yield from found if isinstance(found, list) else [found] if found else []
 
 
@@ -58,8 +58,8 @@ def print_checks(runs: Path, as_json: bool, console: Console) -> int:
     for finding in findings(checks(runs)):
         found.append(finding)
         if not as_json:
-            line = Text.assemble((f"{finding.state:<8}", STYLES[finding.state]), f"{finding.name:<{_WIDTH}}", finding.text)
-            console.print(line, soft_wrap=True)
+            state = (f"{finding.state:<8}", STYLES[finding.state])
+            console.print(Text.assemble(state, f"{finding.name:<{_WIDTH}}", finding.text), soft_wrap=True)
             if finding.fix:
                 console.print(Text(f"{'':<{8 + _WIDTH}}{local_commands(finding.fix)}", style="bold"), soft_wrap=True)
     problems = sum(finding.state == "problem" for finding in found)

@@ -10,9 +10,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from mini_llm.engine.doctor.finding import Finding, ok, problem, warning
 from mini_llm.engine.run.machine import compiler, usable_cores
+from mini_llm.stages import INSTALLED
 
 OLDEST_PYTHON = (3, 10)
-INSTALL = "pip install -r requirements.txt"
+INSTALL = "pip install --force-reinstall mini-llm" if INSTALLED else "pip install -r requirements.txt"
 
 
 def check_python() -> Finding:
@@ -72,7 +73,7 @@ def check_torch() -> Finding:
     numbers = "bf16 products" if cpu_has_bf16() else "no fast bf16, so that fp32 is used"
     text = f"{torch.__version__}, processor with {capability}, {numbers}"
     if not capability.startswith(("AVX", "SVE")) and platform.machine() == "x86_64":
-        return warning("PyTorch", text, "unset ATEN_CPU_CAPABILITY  # if set; otherwise use a newer processor")
+        return warning("PyTorch", text, "unset ATEN_CPU_CAPABILITY")
     return ok("PyTorch", text)
 
 
@@ -97,7 +98,7 @@ def check_kernels() -> Finding:
         state = "not compiled yet; the first run does it in seconds" if compiler() else "not used without a compiler"
         return ok("kernels", state) if compiler() else warning("kernels", state, "apt-get install g++")
     if load_kernels() is None:
-        return warning("kernels", "not used on this processor (they need AVX2); PyTorch's operators are", "lscpu")
+        return ok("kernels", "not used: they need a processor with AVX2, and PyTorch's operators run everywhere")
     return ok("kernels", "compiled and loaded")
 
 
@@ -143,10 +144,10 @@ def check_deepspeed() -> Finding:
         return warning("DeepSpeed", "not installed; only runtime.zero_stage needs it", "pip install deepspeed")
     if not compiler():
         return warning("DeepSpeed", f"{version}; without a compiler it cannot build operators", "apt-get install g++")
-    if os.environ.get("CUDA_HOME") or shutil.which("nvcc"):
-        return ok("DeepSpeed", f"{version}; operators can be built for CUDA")
     import torch
 
-    if torch.cuda.is_available():
-        return ok("DeepSpeed", f"{version}; no nvcc, so that its CUDA operators are not built. ZeRO here needs none")
-    return ok("DeepSpeed", f"{version}; ZeRO on a CPU needs none of its operators")
+    if not torch.cuda.is_available():
+        return ok("DeepSpeed", f"{version}; ZeRO on a CPU needs none of its operators")
+    if os.environ.get("CUDA_HOME") or shutil.which("nvcc"):
+        return ok("DeepSpeed", f"{version}; nvcc is here, so that its CUDA operators can be built")
+    return ok("DeepSpeed", f"{version}; no nvcc, so that its CUDA operators are not built; ZeRO here needs none")

@@ -12,8 +12,8 @@ from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
+from mini_llm.engine.all_runs.table import human_size
 from mini_llm.engine.doctor.finding import Finding, ok, problem, warning
-from mini_llm.engine.runs.table import human_size
 
 PING_SECONDS = 5
 NEEDED_BYTES = 2 << 30
@@ -36,7 +36,7 @@ def check_processes() -> Finding:
         try:
             group = distributed.ProcessGroupGloo(store, number, 2, timedelta(seconds=PING_SECONDS))
             tensor = torch.full((1,), float(number + 1))
-            group.allreduce([tensor]).wait()
+            group.allreduce([tensor]).wait()  # ty: ignore[missing-attribute]
             results.append(tensor.item())
         except (RuntimeError, ValueError, OSError) as error:
             errors.append((str(error).splitlines() or [""])[0][:160])
@@ -56,6 +56,7 @@ def check_processes() -> Finding:
 def check_nccl() -> Finding | None:
     """Finding on NCCL, which connects processes on GPUs; None without GPU. One rank in a process of its own."""
     import torch
+    from torch.cuda import nccl
 
     if not torch.cuda.is_available():
         return None
@@ -71,7 +72,7 @@ def check_nccl() -> Finding | None:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["failed"])[-1][:160]
         return problem("NCCL", reason, "export NCCL_SOCKET_IFNAME=lo NCCL_DEBUG=INFO")
-    return ok("NCCL", f"{'.'.join(map(str, torch.cuda.nccl.version()))}, one rank answered")
+    return ok("NCCL", f"{'.'.join(map(str, nccl.version()))}, one rank answered")
 
 
 def check_wandb() -> Finding:
@@ -117,7 +118,7 @@ def check_caches() -> list[Finding]:
 def _check_cache(name: str, folder: Path) -> Finding:
     if not folder.exists():
         parent = next(path for path in folder.parents if path.exists())
-        if not os.access(parent, os.W_OK):
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
             return problem(name, f"{folder} cannot be made", "export XDG_CACHE_HOME=/a/folder/of/yours")
         return ok(name, f"{folder}, not made yet")
     fault = _write_fault(folder)
@@ -149,7 +150,11 @@ def check_disk(runs: Path) -> Finding:
         return problem("disk", f"{folder}: {fault}", f"chmod u+rwx {folder}")
     usage = shutil.disk_usage(folder)
     text = f"{human_size(usage.free)} of {human_size(usage.total)} free for {runs}/"
-    return ok("disk", text) if usage.free >= NEEDED_BYTES else warning("disk", text, f"du -sh {runs}/*")
+    return (
+        ok("disk", text)
+        if usage.free >= NEEDED_BYTES
+        else warning("disk", text, f"du -sh {runs}/*; python -m mini_llm runs rm NAME")
+    )
 
 
 def _write_fault(folder: Path) -> str:

@@ -40,7 +40,7 @@ TITLES = {
     "tokens_per_second": "Throughput (tokens/s)",
     "mfu": "Share of the matrix-product ceiling (MFU)",
 }
-_PERCENT = {"accuracy", "masked_accuracy", "mfu"}
+PERCENT = {"accuracy", "masked_accuracy", "mfu"}
 # Perplexity shows the same as the loss, on a scale that hides the end of the curve.
 _NO_CHART = {"step", "elapsed", "count", "seconds", "ppl"}
 _FROM_ZERO = {"lr", "tokens_per_second", "mfu"}
@@ -106,7 +106,7 @@ def draw(panel: Panel) -> str:
         plain_axes(axes)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        if panel.metric in _PERCENT:
+        if panel.metric in PERCENT:
             axes.yaxis.set_major_formatter(percent)
         elif panel.metric == "tokens_per_second":
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))

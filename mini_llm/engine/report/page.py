@@ -23,11 +23,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mini_llm.engine.all_runs.facts import Facts, facts
 from mini_llm.engine.errors import ConfigError
-from mini_llm.engine.report.record import RUN_FILES, Run, show, with_interval
+from mini_llm.engine.report.record import RUN_FILES, Run, show, show_date, with_interval
+from mini_llm.engine.run.directory import now
 from mini_llm.engine.run.files import write_atomic
 from mini_llm.engine.run.state import describe, say
 
+# The page of `report A B`, beside the runs.
+COMPARISON = "compare.html"
 _TILE = 14  # characters; longer values are listed below the tiles
 
 
@@ -84,9 +88,29 @@ def write_index(root: Path | str) -> Path | None:
     runs = [Run(report.parent) for report in sorted(root.glob("*/report.html"))]
     if not runs:
         return None
+    groups: dict[str, list[tuple[Run, Facts]]] = {}
+    status: dict[str, str] = {}
+    for run in runs:
+        row = facts(run.path)
+        status[run.name] = _progress(run, row)
+        groups.setdefault(f"{row.kind}: {row.task}" if row.task else row.kind or "Damaged", []).append((run, row))
     target = root / "index.html"
-    write_atomic(target, page_template("index.html.jinja").render(runs=runs, show=show))
+    page = page_template("index.html.jinja").render(
+        groups=sorted(groups.items()),
+        status=status,
+        comparison=COMPARISON if (root / COMPARISON).is_file() else "",
+        time=show_date(now()),
+        show=show,
+    )
+    write_atomic(target, page)
     return target
+
+
+def _progress(run: Run, row: Facts) -> str:
+    """When a run ended, or the step that it has reached."""
+    if row.state == "finished":
+        return show_date(str(run.finished.get("finished", "")))
+    return "" if row.steps is None else f"step {row.steps:,}"
 
 
 def page_template(name: str, *folders: Path) -> Any:

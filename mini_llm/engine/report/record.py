@@ -153,7 +153,7 @@ class Run:
     @property
     def kind(self) -> str:
         """For example "Pretraining: language model"."""
-        stage = _KINDS.get(self.summary.get("job_type", ""), "Run")
+        stage = _KINDS.get(str(self.summary.get("job_type") or self.environment.get("stage")), "Run")
         objective = _OBJECTIVES.get(self.summary.get("objective", ""))
         return f"{stage}: {objective}" if objective else stage
 

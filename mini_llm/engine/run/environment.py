@@ -53,7 +53,7 @@ VARIABLES = [
 ]
 
 # Folders whose code trains nothing.
-LEFT_OUT = {"report", "export", "__pycache__"}
+LEFT_OUT = {"report", "export", "all_runs", "doctor", "__pycache__"}
 
 _SECRET_WORDS = {"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS", "PAT"}
 _SHORTEST_SECRET = 8

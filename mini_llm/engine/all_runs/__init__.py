@@ -1,0 +1,1 @@
+"""Commands over the runs of a folder: list, show, compare, check, remove, where a model comes from, and watch."""
