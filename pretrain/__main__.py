@@ -16,6 +16,7 @@ from mini_llm.engine.cli import (
     settings_command,
 )
 
+from .ladder.commands import register as register_ladder
 from .preset_files import preset_names
 
 ME = program("pretrain")
@@ -40,6 +41,7 @@ encoder-decoders span corruption or pairs of texts.
   {ME} --init models/Qwen3-0.6B --data input.txt optim.lr=1e-5
   {ME} configs/pretrain/gpt.yaml max_steps=1000 budget=null
   {ME} plan configs/pretrain/gpt-124m.yaml --ranks 8 --zero 2
+  {ME} ladder --budget 30m
   accelerate launch --config_file configs/accelerate/zero2.yaml -m pretrain
 
 {EXIT_CODES}"""
@@ -130,6 +132,9 @@ def plan(
     from .plan_command import parse_count, parse_size, show_plan
 
     show_plan(config, ranks, zero, parse_size(memory, "--memory"), parse_count(tokens, "--tokens"))
+
+
+register_ladder(app)
 
 
 def read_settings(arguments: list[str], flags: dict[str, object]) -> Any:

@@ -42,8 +42,8 @@ from .warm_start.apply import Applied, apply_warm_start
 RUNS = Path("runs")
 
 
-def pretrain(config: PretrainConfig) -> dict[str, float]:
-    """Train to the end of the run, resuming it where it exists. Returns the final scores.
+def pretrain(config: PretrainConfig, runs: Path = RUNS) -> dict[str, float]:
+    """Train to the end of the run in the folder `runs`, resuming it where it exists. Returns the final scores.
 
     Raises the errors of mini_llm/engine/errors.py.
     """
@@ -51,7 +51,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     main = processes.is_main_process
     console = Console(stderr=True, quiet=not main, soft_wrap=True)
     tree = config.model_dump(mode="json")
-    with RunDirectory(RUNS / config.run_name, main_process=main) as run:
+    with RunDirectory(runs / config.run_name, main_process=main) as run:
         for note in run.compare_config(tree, HARMLESS):
             console.print(note)
         if run.finished:
@@ -62,7 +62,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         run.record(tree, "pretrain")
         # The main process builds the tokenizer and token store; the other ranks then load them.
         with processes.main_process_first():
-            data = prepare_data(config, processes, RUNS)
+            data = prepare_data(config, processes, runs)
         plan = broadcast(_plan(config, data, processes), processes)
         console.print(plan.table())
         if main:
