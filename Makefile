@@ -15,6 +15,7 @@ CONFIG ?=
 RUN    ?=
 ONLY   ?=
 ARGS   ?=
+WORKERS ?= 2
 
 # An environment is up to date when it holds a copy of exactly the requirements it was built from; then these are empty.
 READY := $(shell cmp -s requirements.txt .venv/.ready || echo .venv)
@@ -115,11 +116,14 @@ runs: $(READY) ## list all runs (ARGS="show NAME", "diff A B", "lineage NAME", "
 doctor: $(READY) ## check this machine: packages, compiler, threads, GPU, W&B, caches, disk
 	@$(split) && python -m mini_llm doctor $(args)
 
+# A file's tests stay together, since they share what their fixtures trained.
+workers = -n $(WORKERS) --dist loadfile
+
 test: $(TOOLS) ## run the whole test suite
-	@$(split) && python -m pytest $(args)
+	@$(split) && python -m pytest $(workers) $(args)
 
 test-fast: $(TOOLS) ## run the tests that are not marked slow, in under 90 seconds
-	@$(split) && python -m pytest -m "not slow" $(args)
+	@$(split) && python -m pytest $(workers) -m "not slow" $(args)
 
 chaos: $(TOOLS) ## break running trainings (kill -9, full disks, flipped bits) and check what they leave
 	@$(split) && python -m chaos $(args)
