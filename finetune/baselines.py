@@ -11,6 +11,7 @@ import numpy as np
 from .examples import Example, Splits
 from .linear import LinearClassifier
 from .metrics import Scores, compute_scores
+from .recipe.words import fit_tfidf_features
 
 # The vectorizer reads about 1.5 MB/s, so this limits it to about a minute.
 MAXIMUM_CHARACTERS = 64_000_000
@@ -46,7 +47,6 @@ def tfidf_baseline(splits: Splits, seed: int = 0) -> Baseline:
     Selects the regularization on the validation split, never on the test split. Samples training text beyond 64 million
     characters down to that size, and says so in the name.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
@@ -54,13 +54,7 @@ def tfidf_baseline(splits: Splits, seed: int = 0) -> Baseline:
     train, name = bounded_sample(splits.train, seed), "TF-IDF + logistic regression"
     if len(train) < len(splits.train):
         name += f" ({len(train):,} of {len(splits.train):,} examples)"
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
-    try:
-        features = vectorizer.fit_transform([example.text for example in train])
-    except ValueError:
-        # No text has a word of two letters or digits, so count single characters.
-        vectorizer = TfidfVectorizer(analyzer="char", sublinear_tf=True, dtype=np.float32)
-        features = vectorizer.fit_transform([example.text for example in train])
+    vectorizer, features = fit_tfidf_features([example.text for example in train])
     labels = np.array([example.label for example in train])
     validation = vectorizer.transform([example.text for example in splits.validation])
     validation_labels = np.array([example.label for example in splits.validation])

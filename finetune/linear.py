@@ -24,8 +24,10 @@ from mini_llm.engine.errors import DataError
 from mini_llm.engine.run.files import open_regular, write_atomic, write_json
 from mini_llm.engine.run.state import describe, read_state
 
-# Words, and single punctuation marks: '?' and '!' tell questions and opinions apart.
-TOKENS = r"\w+|[^\w\s]"
+from .recipe.words import TOKENS
+
+# The tokens of files that were written before scripts without spaces were split.
+OLD_TOKENS = r"\w+|[^\w\s]"
 # Inverse regularization of the logistic regression.
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # Coordinates of the averaged LSA models, for up to MANY_TEXTS training texts and for more.
@@ -49,6 +51,8 @@ class LinearFile(BaseModel):
     name: str
     vocabulary: list[str]
     dimensions: list[int] = []
+    # Whether characters of scripts without spaces are tokens of their own.
+    splits_unspaced: bool = False
 
 
 @dataclass
@@ -71,6 +75,7 @@ class LinearClassifier:
     log_loss: float = float("nan")
     seconds: float = 0.0
     dimensions: tuple[int, ...] = ()
+    splits_unspaced: bool = True
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Class probabilities (len(texts), C)."""
@@ -94,10 +99,13 @@ class LinearClassifier:
             for name, array in arrays.items()
         }
         write_atomic(directory / "linear.safetensors", save(arrays))
-        write_json(
-            directory / "linear.json",
-            {"name": self.name, "vocabulary": self.vocabulary, "dimensions": self.dimensions},
+        settings = LinearFile(
+            name=self.name,
+            vocabulary=self.vocabulary,
+            dimensions=list(self.dimensions),
+            splits_unspaced=self.splits_unspaced,
         )
+        write_json(directory / "linear.json", settings.model_dump())
 
     @classmethod
     def load(cls, directory: Path) -> "LinearClassifier | None":
@@ -131,11 +139,15 @@ class LinearClassifier:
             intercepts,
             np.zeros((0, 0)),
             dimensions=dimensions,
+            splits_unspaced=settings.splits_unspaced,
         )
 
     @cached_property
     def _vectorizer(self) -> Any:
-        vectorizer = _vectorizer(vocabulary={token: index for index, token in enumerate(self.vocabulary)})
+        vectorizer = _vectorizer(
+            vocabulary={token: index for index, token in enumerate(self.vocabulary)},
+            token_pattern=TOKENS if self.splits_unspaced else OLD_TOKENS,
+        )
         vectorizer.idf_ = self.idf
         return vectorizer
 
@@ -156,7 +168,11 @@ def fit_tfidf(texts: Sequence[str], labels: np.ndarray, classes: int, seed: int 
     """Logistic regression on TF-IDF of words, punctuation and their pairs; regularization by cross-validation."""
     started = time.perf_counter()
     vectorizer = _vectorizer(min_df=1 + (len(texts) > MANY_TEXTS))
-    features = vectorizer.fit_transform(texts)
+    try:
+        features = vectorizer.fit_transform(texts)
+    except ValueError:  # no two texts have a token in common
+        vectorizer = _vectorizer()
+        features = vectorizer.fit_transform(texts)
     much = sum(map(len, texts)) > MUCH_TEXT
     strength, out_of_fold, loss = _choose(features, (), labels, classes, seed, much)
     return LinearClassifier(
@@ -174,7 +190,8 @@ def fit_tfidf(texts: Sequence[str], labels: np.ndarray, classes: int, seed: int 
 def fit_lsa(
     texts: Sequence[str], labels: np.ndarray, classes: int, unlabelled: Sequence[str], seed: int = 0
 ) -> LinearClassifier | None:
-    """Logistic regression on LSA coordinates of unlabelled and training texts together; None with too few texts.
+    """Logistic regression on LSA coordinates of unlabelled and training texts together; None with too few texts, or
+    tokens that several texts have.
 
     The regularization is chosen by cross-validation on the labels.
     """
@@ -185,8 +202,13 @@ def fit_lsa(
     if len(everything) < LEAST_TEXTS:
         return None
     vectorizer = _vectorizer(min_df=3, max_features=MOST_FEATURES)
-    matrix = vectorizer.fit_transform(everything)
+    try:
+        matrix = vectorizer.fit_transform(everything)
+    except ValueError:  # no token is in three texts
+        return None
     largest = min(max(DIMENSIONS), matrix.shape[1] - 1)
+    if largest < 1:
+        return None
     svd = TruncatedSVD(largest, n_iter=3, random_state=seed).fit(matrix)
     # As they are saved, so that a loaded model gives the same probabilities.
     components = svd.components_.astype(np.float16).astype(np.float32)
@@ -216,7 +238,8 @@ def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def _vectorizer(**settings: Any) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKENS, dtype=np.float32, **settings)
+    settings = {"token_pattern": TOKENS, **settings}
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32, **settings)
 
 
 def _fit(

@@ -13,15 +13,13 @@ import datasets
 import evaluate
 import numpy as np
 from sklearn.metrics import (
-    accuracy_score,
     confusion_matrix,
-    f1_score,
-    matthews_corrcoef,
     precision_recall_fscore_support,
 )
 
 from mini_llm.engine.errors import DataError
 
+from .scores.agreement import accuracy, macro_f1, matthews_correlation
 from .scores.reliability import expected_calibration_error, log_loss
 
 Z_95 = 1.959963984540054
@@ -57,23 +55,21 @@ class Accuracy(ClassificationMetric):
     summary = "Share of examples with the correct label."
 
     def _compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, float]:
-        return {"accuracy": float(accuracy_score(references, predictions))}
+        return {"accuracy": accuracy(references, predictions)}
 
 
 class MacroF1(ClassificationMetric):
     summary = "Unweighted mean of the F1 of the classes that occur among labels or predictions."
 
     def _compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, float]:
-        return {"macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0))}
+        return {"macro_f1": macro_f1(references, predictions)}
 
 
 class MatthewsCorrelation(ClassificationMetric):
     summary = "Matthews correlation coefficient: 1 all correct, 0 no better than chance, -1 all wrong."
 
     def _compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, float]:
-        if len({*predictions, *references}) < 2:
-            return {"mcc": 0.0}  # scikit-learn's value, without its warning
-        return {"mcc": float(matthews_corrcoef(references, predictions))}
+        return {"mcc": matthews_correlation(references, predictions)}
 
 
 class PerClass(ClassificationMetric):
@@ -162,13 +158,13 @@ def compute_scores(labels: Any, predictions: Any, names: list[str], probabilitie
         # None is the answer of processes other than the first, but every process computes its own scores.
         return metric.compute(predictions=predicted, references=references, **options) or {}
 
-    accuracy = compute(Accuracy())["accuracy"]
+    share = compute(Accuracy())["accuracy"]
     table = compute(PerClass(), num_labels=len(names))
-    low, high = wilson_interval(accuracy, references.size)
+    low, high = wilson_interval(share, references.size)
     return Scores(
         examples=int(references.size),
-        accuracy=accuracy,
-        accuracy_error=sqrt(accuracy * (1 - accuracy) / references.size),
+        accuracy=share,
+        accuracy_error=sqrt(share * (1 - share) / references.size),
         accuracy_low=low,
         accuracy_high=high,
         macro_f1=compute(MacroF1())["macro_f1"],

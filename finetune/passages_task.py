@@ -59,10 +59,10 @@ def load_passages(config: DataConfig) -> Splits:
         for label, (path, texts) in enumerate(parts.values())
         for number, text in enumerate(texts[:MOST_PASSAGES])
     ]
-    notes = [f"{config.path} holds text without labels, so that the task is made from it: {question}"]
+    notes = []
     if report.replaced_bytes:
         notes.append(f"{report.replaced_bytes:,} invalid bytes replaced by U+FFFD. {report.advice()}")
-    return Splits(list(parts), examples, [], None, f"Made from the text itself: {question}", notes)
+    return Splits(list(parts), examples, [], None, f"Made from the text itself, which has no labels: {question}", notes)
 
 
 def _passages(path: Path, length: int, config: DataConfig, report: ReadReport) -> Iterator[str]:

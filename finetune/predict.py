@@ -91,10 +91,15 @@ class Classifier:
         for wanted, threshold in thresholds.items():
             if abs(wanted - precision) < 1e-9:
                 return threshold.probability
-        known = ", ".join(f"{wanted:g}" for wanted in sorted(thresholds)) or "none"
+        known = ", ".join(f"{wanted:g}" for wanted in sorted(thresholds))
         raise ConfigError(
-            f"{self.directory}: no threshold is stored for a precision of {precision:g}, only for: {known}. "
-            "Choose one of them, or set the threshold itself: --min-probability P"
+            f"{self.directory}: no threshold is stored for a precision of {precision:g}, "
+            + (
+                f"only for: {known}. Choose one of them, or set"
+                if known
+                else "nor for another one: too few validation texts showed that the model reaches it. Set"
+            )
+            + " the threshold itself: --min-probability P"
         )
 
 

@@ -13,7 +13,7 @@ from .config import FinetuneConfig
 from .examples import Example, Splits
 from .linear import LinearClassifier
 from .predict import Classifier
-from .recipe.ensemble import Ensemble, choose_weight, linear_probabilities, mix, write_ensemble
+from .recipe.ensemble import FEW_HELD_OUT, Ensemble, choose_weight, linear_probabilities, mix, write_ensemble
 from .scores.calibration import Calibration, fit_temperature, write_calibration
 from .teacher import FOLDER, read_members
 
@@ -58,8 +58,9 @@ def score_run(
             write_ensemble(run.model, ensemble)
             pooled = mix(probabilities, linear, ensemble.weight)
             scores = compute_scores(labels, pooled.argmax(-1), splits.names, ensemble.calibration.apply(pooled))
+            chosen = "chosen on validation" if len(held_out_labels) >= FEW_HELD_OUT else "too few texts to choose it"
             console.print(
-                f"{part}, pooled with the linear models (weight {ensemble.weight:.2f}, chosen on validation): {scores}",
+                f"{part}, pooled with the linear models (weight {ensemble.weight:.2f}, {chosen}): {scores}",
                 markup=False,
             )
             name = f"{run.path.name}, pooled with its linear teacher"

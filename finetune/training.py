@@ -80,7 +80,7 @@ def train_classifier(
     held_out = _encode(tokenizer, [example.text for example in splits.validation], model, length)
     rows_of = [example.source for example in splits.train] + [f"unlabelled {i}" for i in range(len(unlabelled))]
     answers = labels if teacher is None else targets(teacher, labels)
-    beginning = " ".join(tokenizer.id_to_token(i) for i in training.tokens[0][:8])
+    beginning = " ".join(tokenizer.id_to_token(i) for i in training.tokens[0][:8]).replace("\n", "\\n")
     console.print(
         f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens; the first text begins with {beginning}",
         markup=False,
@@ -111,21 +111,14 @@ def train_classifier(
     ):
         console.print(note, markup=False)
     held_out_labels = np.array([example.label for example in splits.validation])
+    # Imports scikit-learn, which would count as time of the first evaluation.
+    from .scores.agreement import validation_scores
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        # The evaluate package takes seconds to import, so do not import it before the first step.
-        from .metrics import compute_scores
-
         loss, predictions = _predict(
             model, held_out, held_out_labels, pad, length, config.evaluation_batch_size, accelerator
         )
-        scores = compute_scores(held_out_labels, predictions, splits.names)
-        return {
-            "val/loss": loss,
-            "val/accuracy": scores.accuracy,
-            "val/macro_f1": scores.macro_f1,
-            "val/mcc": scores.mcc,
-        }
+        return validation_scores(loss, held_out_labels, predictions)
 
     least = LEAST_STEPS if teacher else 1
     steps = max(least, round(config.epochs * batches.steps_per_epoch))

@@ -62,7 +62,8 @@ def score_decoder(
         found.seconds += time.perf_counter() - start
         if not tally.documents:
             raise DataError(f"{file}: no text in it. Check the file, or name the column of the text: --text COLUMN")
-        print(f"{file}: {tally.documents:,} documents scored", file=sys.stderr)
+        documents = "1 document" if tally.documents == 1 else f"{tally.documents:,} documents"
+        print(f"{file}: {documents} scored", file=sys.stderr)
     return found
 
 

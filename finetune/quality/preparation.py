@@ -84,7 +84,7 @@ def describe(splits: Splits, comparison: Comparison) -> list[str]:
     found["conflicts"] = len(conflicting)
     if conflicting:
         notes.append(
-            f"{len(conflicting):,} texts stand in the data with different labels: "
+            f"texts with different labels in different rows: {len(conflicting):,}, such as "
             + "; ".join(_conflict(group, splits.names) for group in conflicting[:CONFLICTS_SHOWN])
         )
     exact, near = comparison.duplicates("train")

@@ -101,10 +101,12 @@ def collect_unlabelled(
     counts = {"read": read, "different": len(seen), "equal_to_scored": exact, "near_to_scored": len(texts) - len(kept)}
     kept = _within(kept, MOST_CHARACTERS)
     splits.findings["unlabelled"] = counts | {"used": len(kept)}
-    note = f"unlabelled: {len(kept):,} of {read:,} texts used ({len(seen):,} different"
+    note = "unlabelled, from the pretraining corpus" if may_be_empty else "unlabelled"
+    note += f": {len(kept):,} of {read:,} texts used ({len(seen):,} different"
     if exact or counts["near_to_scored"]:
         note += f"; left out: {exact:,} equal and {counts['near_to_scored']:,} nearly equal to validation or test texts"
-    splits.notes.append(note + ")")
+    if read:
+        splits.notes.append(note + ")")
     if damaged:
         splits.notes.append(
             f"unlabelled: texts of {damaged} hold U+FFFD, the sign for bytes that cannot be decoded. "

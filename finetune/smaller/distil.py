@@ -32,7 +32,9 @@ from ..examples import Example, Splits
 from ..predict import Classifier, find_classifier
 from ..requested import check_single_label
 from ..run import RUNS, finetune
+from ..scores.agreement import validation_scores
 from ..scores.calibration import scale
+from ..scores.reliability import log_loss
 from ..tasks.registry import model_task
 from .config import DistilConfig, StudentConfig
 from .importance import Importance, importance
@@ -125,7 +127,7 @@ def train_student(
         with torch.no_grad(), accelerator.autocast():
             probabilities = predict(model, held_out, pad, max_length, config.evaluation_batch_size)
         model.train()
-        return scores_of(truth, probabilities, splits.names)
+        return validation_scores(log_loss(truth, probabilities), truth, probabilities.argmax(-1))
 
     steps = max(1, round(config.epochs * batches.steps_per_epoch))
     steps = min(config.max_steps or steps, steps)
@@ -240,12 +242,3 @@ def predict(model: nn.Module, texts: EncodedTexts, pad: int, max_length: int, ba
         logits = model(batch["input_ids"].to(device), batch["attention_mask"].to(device))
         found.update(zip(rows.tolist(), logits.float().softmax(-1).cpu().numpy(), strict=True))
     return np.stack([found[row] for row in range(len(found))])
-
-
-def scores_of(truth: np.ndarray, probabilities: np.ndarray, names: list[str]) -> dict[str, float]:
-    """What training logs on validation."""
-    from ..metrics import compute_scores
-
-    scores = compute_scores(truth, probabilities.argmax(-1), names, probabilities)
-    values = {"loss": scores.log_loss or 0.0, "accuracy": scores.accuracy}
-    return {f"val/{name}": value for name, value in (values | {"macro_f1": scores.macro_f1, "mcc": scores.mcc}).items()}

@@ -9,6 +9,7 @@ import numpy as np
 from mini_llm.engine.errors import DataError
 
 from ..quality.labels import unseen_labels
+from ..recipe.words import fit_tfidf_features
 from .encoder import Encoder, Window
 from .task import Row, Task
 from .values import group_of, text_of
@@ -78,9 +79,7 @@ def tfidf_features(rows: Sequence[Row]) -> Features:
     words.
     """
     from scipy.sparse import hstack
-    from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
     taken, characters = [], 0
     for row in rows:
         characters += len(row.text) + len(row.pair or "")
@@ -88,7 +87,7 @@ def tfidf_features(rows: Sequence[Row]) -> Features:
             break
         taken += [row.text] if row.pair is None else [row.text, row.pair]
     try:
-        vectorizer.fit(taken)
+        vectorizer, _ = fit_tfidf_features(taken)
     except ValueError as error:
         raise DataError(f"the training texts have no words to make TF-IDF features from ({error})") from None
 

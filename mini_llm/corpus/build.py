@@ -13,6 +13,7 @@ shards there, and the next run continues after them. Changed content gives anoth
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -183,4 +184,6 @@ def _sizes(stores: dict[str, TokenStore]) -> str:
 
 
 def _log(message: str) -> None:
-    print(f"tokens: {message}", file=sys.stderr, flush=True)
+    # Other ranks of a machine read the same store after the first.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"tokens: {message}", file=sys.stderr, flush=True)

@@ -164,7 +164,7 @@ def test_conflicting_labels_are_shown_with_their_rows(tmp_path):
     path = write_jsonl(tmp_path / "d.jsonl", rows)
     splits = load_examples(DataConfig(path=path))
     note = next(note for note in splits.notes if "different labels" in note)
-    assert note.startswith("1 texts") and f"{path} row 5: a" in note and f"{path} row 31: b" in note
+    assert "rows: 1, such as" in note and f"{path} row 5: a" in note and f"{path} row 31: b" in note
     assert splits.findings["conflicts"] == 1
     assert conflicts(examples(["x", "y"])) == []
 

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,11 +11,12 @@ import torch
 
 from finetune.config import FinetuneConfig
 from finetune.encode import collate
-from finetune.linear import fit_lsa, fit_tfidf
+from finetune.linear import LinearClassifier, fit_lsa, fit_tfidf
 from finetune.recipe.ensemble import FOLDER, Ensemble, choose_weight, mix, read_ensemble, write_ensemble
-from finetune.recipe.head_start import fit_logistic_regression, fit_output_layer
+from finetune.recipe.head_start import choose_weight_decay, fit_logistic_regression, fit_output_layer
 from finetune.recipe.texts import load_texts
 from finetune.recipe.window import choose_length
+from finetune.recipe.words import fit_tfidf_features
 from finetune.scores.calibration import Calibration
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.model import ModelConfig, SequenceClassifier
@@ -102,7 +105,7 @@ def test_logistic_regression_equals_scikit_learn():
 
     features = torch.randn(80, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float32) * 3 + 1
     labels = (features[:, 0] + features[:, 1] > 2).long()
-    weight, bias = fit_logistic_regression(features, torch.eye(2)[labels], with_bias=True)
+    weight, bias = fit_logistic_regression(features, torch.eye(2)[labels], with_bias=True, weight_decay=1.0)
     scale = features.std(0, unbiased=False)
     standardized = ((features - features.mean(0)) / scale).numpy()
     # Two rows of weights w and -w have twice the penalty of their difference 2w in one row, so C is halved.
@@ -111,6 +114,20 @@ def test_logistic_regression_equals_scikit_learn():
     found = torch.nn.functional.linear(features, weight, bias).softmax(-1)[:, 1].numpy()
     np.testing.assert_allclose(found, reference.predict_proba(standardized)[:, 1], atol=0.05)
     assert np.corrcoef(ours, reference.coef_[0])[0, 1] > 0.99
+
+
+def test_few_texts_with_many_features_are_fitted_with_more_weight_decay():
+    draw = torch.Generator().manual_seed(0)
+    noise, labels = torch.randn(80, 64, generator=draw), torch.randint(0, 2, (80,), generator=draw)
+    assert choose_weight_decay(noise, torch.eye(2)[labels], True) > 10
+    told = torch.cat([noise, 5 * torch.eye(2)[labels]], 1)
+    assert choose_weight_decay(told, torch.eye(2)[labels], True) <= 10
+
+
+def test_the_fit_does_not_import_the_compiler():
+    code = "import sys, torch; from finetune.recipe.head_start import fit_logistic_regression as fit; "
+    code += "fit(torch.randn(9, 2), torch.eye(3).repeat(3, 1), True, 1.0); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_window_covers_long_texts_only_where_positions_have_no_weights():
@@ -188,3 +205,39 @@ def test_the_pretraining_corpus_is_the_unlabelled_text_unless_it_holds_the_test(
     assert load_texts(never).unlabelled == []
     tests = [row["text"] for row in rows_[40:]]
     assert not set(tests) & set(splits.unlabelled)
+
+
+@pytest.mark.parametrize(
+    "texts", [[f"name{i}" for i in range(2100)], ["".join(chr(0x4E00 + i + k) for k in range(9)) for i in range(2100)]]
+)
+def test_texts_without_common_words_have_a_linear_model(texts):
+    labels = np.arange(len(texts)) % 2
+    assert fit_tfidf(texts, labels, 2).probabilities(texts[:3]).shape == (3, 2)
+    fit_lsa(texts, labels, 2, ["one", "two"])
+
+
+def test_characters_are_the_words_of_scripts_without_spaces(tmp_path):
+    draw = random.Random(0)
+    film, filler = "\u5f88\u597d\u5f88\u5dee", [chr(0x4E10 + i) for i in range(300)]
+    labels = np.array([i % 2 for i in range(120)])
+    texts = ["".join(draw.choices(filler, k=9)) + film[2 * y : 2 * y + 2] + draw.choice(filler) for y in labels]
+    model = fit_tfidf(texts, labels, 2)
+    assert model.log_loss < 0.3
+    model.save(tmp_path)
+    found = LinearClassifier.load(tmp_path)
+    assert found is not None
+    np.testing.assert_allclose(found.probabilities(texts), model.probabilities(texts), atol=1e-5)
+    # A file of an older version has words that are whole sentences, and is read so.
+    settings = json.loads((tmp_path / "linear.json").read_text())
+    del settings["splits_unspaced"]
+    (tmp_path / "linear.json").write_text(json.dumps(settings))
+    old = LinearClassifier.load(tmp_path)
+    assert old is not None and not np.allclose(old.probabilities(texts), model.probabilities(texts), atol=1e-2)
+    vectorizer, _ = fit_tfidf_features(["an old film", "two words, a b"])
+    assert vectorizer.build_analyzer()("an x \u5f88\u597d22") == [
+        "an",
+        "\u5f88",
+        "\u597d",
+        "22",
+        *("an \u5f88", "\u5f88 \u597d", "\u597d 22"),
+    ]

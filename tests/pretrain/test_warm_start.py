@@ -90,3 +90,11 @@ def test_a_model_that_learned_nothing_is_named(loss, expected, tmp_path):
     found = shortcomings(SimpleNamespace(path=tmp_path), loss, data)
     assert len(found) == len(expected)
     assert all(words in line and f"{loss:.3f}" in line for words, line in zip(expected, found, strict=True))
+
+
+def test_held_out_loss_above_the_first_training_loss_is_no_shortcoming_of_a_model_that_learned(tmp_path):
+    rows = JsonLines(tmp_path / "metrics.jsonl")
+    for step, value in enumerate((3.7, 3.5), 1):
+        rows.append({"step": step, "train/loss": value})
+    rows.close()
+    assert shortcomings(SimpleNamespace(path=tmp_path), 4.0, SimpleNamespace(stores=None)) == []

@@ -176,7 +176,7 @@ def test_predict_reads_every_variant(name, smaller, tmp_path):
     assert labels == [classifier.names[i] for i in classifier.probabilities(texts).argmax(-1)]
     whole = Classifier(smaller[0]).probabilities(texts)
     if name in ("fp16", "int8"):
-        assert np.abs(classifier.probabilities(texts) - whole).max() < 0.02
+        assert np.abs(classifier.probabilities(texts) - whole).max() < 0.04
 
 
 @pytest.mark.slow
