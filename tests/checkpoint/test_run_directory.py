@@ -83,6 +83,22 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path):
         assert run.compare_config(CONFIG) == []
 
 
+def test_what_a_killed_writer_left_is_removed_wherever_it_lies(tmp_path):
+    with RunDirectory(tmp_path / "run") as run:
+        run.record(CONFIG)
+    places = [run.path, run.path / "tables", run.path / "teacher" / "0", run.path / "model" / "linear" / "1"]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / ".linear.safetensors.tmp-29453").write_text("half")
+        (place / "linear.safetensors").write_text("whole")
+    sync = run.path / "wandb" / "run-1" / ".file.tmp-1"
+    sync.parent.mkdir(parents=True)
+    sync.write_text("W&B's own")
+    with RunDirectory(tmp_path / "run"):
+        assert [path for path in run.path.rglob(".*tmp-*") if path != sync] == []
+        assert all((place / "linear.safetensors").read_text() == "whole" for place in places) and sync.exists()
+
+
 def test_a_run_of_an_older_version_knows_fewer_settings(tmp_path):
     """Such a run goes on; a longer list and a section that was null are changes as before."""
     old = {**CONFIG, "pairs": None, "sources": [{"path": "a"}]}

@@ -87,8 +87,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._acquire()
-            for directory in (self.path, self.checkpoints, self.path / "tables"):
-                remove_leftovers(directory)
+            remove_leftovers(self.path)
             self._set_aside_irregular()
         except OSError as error:
             self.close()

@@ -80,7 +80,14 @@ def remove_directory(path: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what killed writers left in `directory`, and restore a directory whose replacement was interrupted."""
+    """Remove what killed writers left in `directory` and its folders, except W&B's own, and restore a directory whose
+    replacement was interrupted."""
+    for folder, below, _ in os.walk(directory):
+        _remove_leftovers_in(Path(folder))
+        below[:] = [name for name in below if name != "wandb" and not name.startswith(".")]
+
+
+def _remove_leftovers_in(directory: Path) -> None:
     for path in directory.glob(".*tmp-*"):
         aside = re.fullmatch(r"\.tmp-(.+)-[0-9a-f]{8}-old", path.name)
         if aside and not path.with_name(aside[1]).exists():
