@@ -113,6 +113,7 @@ def server(request, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(mirror_module, "_waiting", [])  # hints of earlier tests of this process
     monkeypatch.setattr(mirror_module, "INIT_TIMEOUT", 2.0)
     monkeypatch.setattr(mirror_module, "FINISH_TIMEOUT", 2.0)
     forget_server()

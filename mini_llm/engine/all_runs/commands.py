@@ -114,13 +114,13 @@ DEFAULT = Path("runs")
 app = command_app(RUNS_HELP)
 
 
-def console() -> Any:
+def console(columns: int = 200) -> Any:
     """A console as wide as the terminal; wide enough for a table where the output goes into a file."""
     import sys
 
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else columns, highlight=False)
 
 
 @app.callback(invoke_without_command=True, help=RUNS_HELP)
@@ -181,7 +181,7 @@ def lineage(name: Name, runs: Folder = DEFAULT, as_json: Json = False, debug: De
     from mini_llm.engine.all_runs.facts import find_run
     from mini_llm.engine.all_runs.lineage import print_lineage
 
-    print_lineage(find_run(name, runs), as_json, console())
+    print_lineage(find_run(name, runs), as_json, console(columns=10_000))  # paths are never cut
 
 
 def watch(

@@ -155,7 +155,7 @@ def print_lineage(run: Path, as_json: bool, console: Console) -> None:
     for node in before[1:]:
         branch = branch.add(_label(node, run))
     _grow(branch, nodes, run.resolve(), {run.resolve()})
-    console.print(tree, soft_wrap=True)
+    console.print(tree)
 
 
 def shortest(path: Path) -> str:
