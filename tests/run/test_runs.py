@@ -128,7 +128,7 @@ def test_a_damaged_run_ends_neither_the_table_nor_the_other_commands(tmp_path, c
     assert "1.250 bits per byte" in shown and "bad" in shown
     print_run(bad, False, console())
     print_differences(bad, tmp_path / "good", False, console())
-    print_lineage(bad, False, console())
+    print_lineage(bad, False, console(10_000))
     watch(bad, 1.0, True, console())
 
 
@@ -212,12 +212,12 @@ def test_the_lineage_goes_from_the_tokenizer_to_classifier_and_export(tmp_path, 
     assert [node.path for node in chain(nodes, made["judge"])] == list(made.values())
     assert [node.kind for node in chain(nodes, made["judge"])] == ["tokenizer", "tokens", "model", "classifier"]
     assert children(made["gpt"]) == [made["judge"]]
-    print_lineage(made["gpt"], False, console())
+    print_lineage(made["gpt"], False, console(10_000))
     lines = capsys.readouterr().out.splitlines()
     assert [line.lstrip(" \u2502\u251c\u2514\u2500").split("  ")[1] for line in lines] == [
         *("tokenizer", "tokens", "model", "export", "classifier")
     ]
-    print_lineage(made["gpt"], True, console())
+    print_lineage(made["gpt"], True, console(10_000))
     kinds = {node["kind"] for node in json.loads(capsys.readouterr().out)["nodes"]}
     assert kinds == {"tokenizer", "tokens", "model", "export", "classifier"}
 
@@ -236,10 +236,10 @@ def test_a_tokenizer_that_no_configuration_names_is_found_by_its_hash(tmp_path):
 
 def test_a_parent_that_was_trained_again_is_marked(tmp_path, capsys):
     made = family(tmp_path / "runs")
-    print_lineage(made["judge"], False, console())
+    print_lineage(made["judge"], False, console(10_000))
     assert "changed since" not in capsys.readouterr().out
     flip(made["gpt"] / "model" / "model.safetensors")
-    print_lineage(made["judge"], False, console())
+    print_lineage(made["judge"], False, console(10_000))
     assert "gpt has changed since" in capsys.readouterr().out
 
 
