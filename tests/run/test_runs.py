@@ -55,8 +55,8 @@ def make_run(path: Path, config: dict | None = None, finish: bool = True, **summ
     return path
 
 
-def console() -> Console:
-    return Console(width=200, highlight=False)
+def console(width: int = 200) -> Console:
+    return Console(width=width, highlight=False)
 
 
 def flip(path: Path) -> None:
