@@ -263,7 +263,8 @@ def write_data(folder: Path) -> None:
 
 def final_bytes(run: Path) -> dict[str, bytes]:
     """The content of a run that must not depend on interruptions: model, checkpoints and metrics, but not times."""
-    files = {path.relative_to(run).as_posix(): path.read_bytes() for path in (run / "model").rglob("*")}
+    found = [path for path in (run / "model").rglob("*") if path.is_file()]
+    files = {path.relative_to(run).as_posix(): path.read_bytes() for path in found}
     for checkpoint in (run / "checkpoints").glob("[sb]*-*"):
         for path in checkpoint.rglob("*"):
             name = path.relative_to(run).as_posix()
