@@ -122,7 +122,7 @@ workers = -n $(WORKERS) --dist loadfile
 test: $(TOOLS) ## run the whole test suite
 	@$(split) && python -m pytest $(workers) $(args)
 
-test-fast: $(TOOLS) ## run the tests that are not marked slow, in under 90 seconds
+test-fast: $(TOOLS) ## run the tests that are not marked slow, in about 90 seconds
 	@$(split) && OMP_NUM_THREADS=1 python -m pytest $(workers) -m "not slow" $(args)
 
 chaos: $(TOOLS) ## break running trainings (kill -9, full disks, flipped bits) and check what they leave
