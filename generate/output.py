@@ -73,7 +73,7 @@ class Printer:
                 continue
             waiting += [(row if numbered else 0, sample) for sample in self._samples(prompt)]
         if numbered:
-            # Of all rows, also those that are left out: a continued file must not differ.
+            # All rows count, finished ones too: a continued file must not differ.
             self.generator.share_beginning(prompt for prompt in prompts if prompt is not None)
         finished, complete = set(), False
 

@@ -12,7 +12,7 @@ from mini_llm.engine.errors import ConfigError
 from ..config import FinetuneConfig
 from ..requested import requested_settings
 
-# Of the teacher's run a distillation takes all settings but these.
+# A distillation takes all settings from the teacher's run, except these.
 OWN = ("run", "model", "weights", "teacher", "epochs", "max_steps", "student")
 
 

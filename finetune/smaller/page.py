@@ -1,11 +1,11 @@
 """The table and the Pareto picture of smaller classifiers, on one self-contained page, and the picture as a file."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from mini_llm.engine.report.charts import INK, MUTED, SERIES, drawing, percent, plain_axes
 from mini_llm.engine.report.page import page_template
+from mini_llm.engine.report.tables_page import standalone
 from mini_llm.engine.run.files import write_atomic
 
 from .measure import Measured, pareto_front
@@ -56,13 +56,6 @@ def pareto_picture(rows: Sequence[Measured], cost: str) -> str:
         axes.margins(x=0.1)
         plain_axes(axes)
     return svg()
-
-
-def standalone(svg: str) -> str:
-    """The picture as a file of its own: with its namespace, and colors in place of the page's variables."""
-    style = (TEMPLATES / "standalone.css").read_text(encoding="utf-8")
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return re.sub(r"^<svg([^>]*)>", rf"<svg {spaces}\1><style>{style}</style>", svg, count=1)
 
 
 def write_page(folder: Path, name: str, rows: Sequence[Measured], words: str, scored_on: str) -> Path:

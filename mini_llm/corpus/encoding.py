@@ -14,7 +14,7 @@ from pathlib import Path
 
 CHUNK = 1 << 20  # bytes read at a time
 READ = 1 << 14  # bytes from which the encoding is guessed
-# Of two that read a text equally well, the first is suggested.
+# If two read a text equally well, the first is suggested.
 USUAL = (
     *("cp1252", "cp1251", "cp932", "gb18030", "big5", "cp949", "euc_jp", "cp1250", "koi8_r", "cp1253", "cp1254"),
     *("iso8859_2", "cp866", "koi8_u", "cp1255", "cp1256", "cp874", "cp1257", "iso8859_5", "iso8859_7"),

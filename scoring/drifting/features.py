@@ -35,7 +35,7 @@ class Texts:
 
 @dataclass
 class Features:
-    """Of the reference and the new texts together, one row per text.
+    """Features of the reference texts, then of the new texts: one row per text.
 
     predictions: numbers by name, such as the loss of a decoder. classes: the predicted class of a classifier.
     correct: whether that is the label, where labels exist.

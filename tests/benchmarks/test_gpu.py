@@ -41,11 +41,15 @@ def test_the_children_of_a_part_end_with_it(tmp_path):
     child = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, file=open(sys.argv[1], 'w'))"
     run_part(Part("x", 9, ()), 9, [*python(child), str(tmp_path / "pid")])
     state = Path(f"/proc/{int((tmp_path / 'pid').read_text())}/stat")
+
+    def ended() -> bool:
+        return not state.exists() or state.read_text().split()[2] == "Z"
+
     for _ in range(50):
-        if not state.exists() or state.read_text().split()[2] == "Z":
-            return
+        if ended():
+            break
         time.sleep(0.1)
-    pytest.fail("a child outlived its part")
+    assert ended(), "a child outlived its part"
 
 
 def test_results_are_written_one_by_one_in_order_of_worth(tmp_path):

@@ -91,7 +91,10 @@ def test_every_choice_can_be_typed(cls):
     for setting in list_settings(cls):
         for choice in choices(setting.field.annotation) if "N" not in setting.key else ():
             needed = ["pairs.path=p"] if setting.key == "pairs.on_null" else []
-            load_config(cls, None, [f"{setting.key}={choice}", *needed])
+            found = load_config(cls, None, [f"{setting.key}={choice}", *needed])
+            for part in setting.key.split("."):
+                found = getattr(found, part)
+            assert str(found).lower() == str(choice).lower(), setting.key
 
 
 def test_a_yaml_file_keeps_the_characters_of_text_settings(tmp_path):

@@ -18,7 +18,7 @@ from mini_llm.tokenization.stream import StreamDecoder
 from tests.byte_tokenizer import ByteTokenizer
 from tests.models import CONTEXT, tiny_model
 
-# Of all lengths, the last one longer than the context.
+# Short and long prompts; the last is longer than the context.
 PROMPTS = ["a", "def f(x):", "\u6f22\u5b57 \U0001f600", "one two", "x" * (CONTEXT - 1), "long " * 9]
 SETTINGS = {
     "sampled": {"temperature": 1.0, "top_p": 1.0},

@@ -11,7 +11,7 @@ from mini_llm.engine.sweep.trials import Sweep
 
 # A parameter whose values span more than this factor has a logarithmic axis.
 LOGARITHMIC = 8
-# Of a table that is not printed to a terminal.
+# Columns of a table that is not printed to a terminal.
 WIDTH = 250
 
 
