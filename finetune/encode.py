@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mini_llm.engine.batch import IGNORE_INDEX
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.tokenization import framing
 from mini_llm.tokenization.framing import padding_id
@@ -66,9 +67,6 @@ def _kind(causal: bool, is_encoder_decoder: bool) -> framing.Kind:
     return "seq2seq" if is_encoder_decoder else "causal" if causal else "masked"
 
 
-IGNORED_LABEL = -100
-
-
 def collate(
     tokens: list[np.ndarray], labels: list[int] | np.ndarray | None, pad_id: int, max_length: int, multiple: int = 8
 ) -> dict[str, torch.Tensor]:
@@ -85,7 +83,7 @@ def collate(
     attention_mask = np.arange(width) < lengths[:, None]
     input_ids = np.full((len(tokens), width), pad_id, dtype=np.int64)
     input_ids[attention_mask] = np.concatenate(tokens)
-    label_ids = np.full(len(tokens), IGNORED_LABEL) if labels is None else np.asarray(labels)
+    label_ids = np.full(len(tokens), IGNORE_INDEX) if labels is None else np.asarray(labels)
     return {
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy(attention_mask.astype(np.int64)),

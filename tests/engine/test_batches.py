@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.encode import IGNORED_LABEL, collate, encode_texts, padding_id
-from mini_llm.engine.batch import LengthBatches, ordered_batches
+from finetune.encode import collate, encode_texts, padding_id
+from mini_llm.engine.batch import IGNORE_INDEX, LengthBatches, ordered_batches
 from mini_llm.engine.errors import CheckpointError, ConfigError, DataError
 
 LENGTHS = np.random.default_rng(0).integers(1, 200, size=1003)
@@ -113,7 +113,7 @@ def test_collate_never_pads_beyond_the_model():
 
 
 def test_rows_without_labels_are_not_counted():
-    assert collate([np.arange(2)], None, pad_id=3, max_length=8)["labels"].tolist() == [IGNORED_LABEL]
+    assert collate([np.arange(2)], None, pad_id=3, max_length=8)["labels"].tolist() == [IGNORE_INDEX]
 
 
 # Encoding
