@@ -4,22 +4,27 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 from chaos.lab import Lab, fork, wait
 from chaos.registry import NotHere, Seen, check, expect, fault
 
 RUN = "gpt"
-SECONDS = 2.0
+# Of waiting for W&B to start and to finish, instead of 20 and 60, and of the longest delay that is allowed with them.
+SECONDS, MOST_DELAY = 2.0, 30.0
 
 
-@fault(32, "W&B server refuses, fails, hangs, disconnects, dies later; no key", "same bytes, exit 0, one warning")
+@fault(32, "W&B server refuses, fails, hangs, closes, is slow, dies later; no key", "same bytes, exit 0, one warning")
 def server_trouble(lab: Lab) -> Seen:
     try:
-        from tests.run.test_tracking_online import Server
+        from tests.wandb_server import Server
     except ImportError as error:
         raise NotHere(f"needs the tests ({error})") from None
-    modes = ["hang"] if lab.quick else ["401", "500", "hang", "close", "die", "no key"]
-    slowest = 0.0
+    modes = ["hang"] if lab.quick else ["ok", "slow", "401", "500", "hang", "close", "die", "late 500", "no key"]
+    # A home without keys, but with the kernels that are compiled already.
+    caches = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    delays = {}
+    offline = lab.launch(lab.folder("wandb-offline", ready=RUN), RUN, "tracking.wandb=offline").seconds
     for mode in modes:
         server = Server(mode)
         pid = fork()
@@ -30,6 +35,7 @@ def server_trouble(lab: Lab) -> Seen:
             folder = lab.folder(f"wandb-{mode}".replace(" ", "-"), ready=RUN)
             environment = {
                 "HOME": str(folder),
+                "XDG_CACHE_HOME": caches,
                 "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
                 **({} if mode == "no key" else {"WANDB_API_KEY": "0" * 40}),
             }
@@ -39,15 +45,19 @@ def server_trouble(lab: Lab) -> Seen:
             wait(pid, float("inf"))
         expect(outcome, 0)
         told = sum(map(outcome.text.count, ("cannot be reached", "could not take all", "does not answer")))
-        check(told == (mode != "no key"), f"{mode}: {told} warnings: {outcome.text[-800:]}")
-        check(outcome.text.count("wandb sync") == 1, f"{mode}: {outcome.text[-800:]}")
+        hints = outcome.text.count("mini_llm sync")
+        # What a slow server takes within the time at the end depends on the machine.
+        warned, hinted = {"ok": (0, 0), "no key": (0, 1), "slow": (told, told)}.get(mode, (1, 1))
+        check((told, hints) == (warned, hinted) and told < 2, f"{mode}: {told}, {hints}: {outcome.text[-800:]}")
         lab.compare(folder, RUN)
-        slowest = max(slowest, outcome.seconds)
-    return Seen(f"{', '.join(modes)}: exit 0, 0 bytes differ, at most {slowest:.0f} s")
+        delays[mode] = outcome.seconds - offline
+        check(delays[mode] < MOST_DELAY, f"{mode}: {delays[mode]:.0f} s longer than offline")
+    seen = ", ".join(f"{mode} {seconds:+.1f} s" for mode, seconds in delays.items())
+    return Seen(f"exit 0, 0 bytes differ; beside offline ({offline:.1f} s): {seen}")
 
 
 def short_timeouts() -> None:
-    import mini_llm.engine.run.wandb_mirror as mirror
+    import mini_llm.engine.tracking.wandb_mirror as mirror
 
     mirror.INIT_TIMEOUT = mirror.FINISH_TIMEOUT = SECONDS
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from mini_llm.engine.config import build_config, read_yaml
 from mini_llm.engine.errors import ConfigError
 from mini_llm.engine.run.directory import find_model
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import TrackingConfig
+from mini_llm.engine.tracking.tracker import Tracker
 
 from .config import GenerateConfig
 from .decode import Sample

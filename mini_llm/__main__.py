@@ -9,6 +9,7 @@ import typer
 
 from mini_llm.engine.all_runs.commands import register as register_runs
 from mini_llm.engine.cli import EXIT_CODES, Debug, Version, command_app, end_process, program, run_app
+from mini_llm.engine.tracking.commands import register as register_sync
 from mini_llm.stages import STAGES, load, module_name
 
 ME = program("mini_llm")
@@ -29,12 +30,64 @@ Stages: tokenizer, pretrain, finetune, generate, scoring, and export to GGUF; ea
   {ME} summary runs/gpt runs/mlm            [dim]# models and scores[/dim]
   {ME} replay runs/gpt 120                  [dim]# step 120 again[/dim]
   {ME} sweep configs/sweeps/pretrain.yaml   [dim]# a search in 30m[/dim]
+  {ME} sync                                 [dim]# offline runs to W&B[/dim]
   {ME} settings                             [dim]# every setting[/dim]
+
+{EXIT_CODES}"""
+REPORT_HELP = f"""Write RUN_DIR/report.html, one self-contained file, and an index.html beside the runs.
+
+Two or more RUN_DIRs are also compared on one page, compare.html beside the first of them: curves, scores, samples.
+
+[bold]Examples[/bold]
+
+  {ME} report
+  {ME} report runs/gpt
+  {ME} report runs/gpt runs/mlm
+
+{EXIT_CODES}"""
+SUMMARY_HELP = f"""Print the model, scores beside baselines, a sample of text and next steps of each run.
+
+[bold]Examples[/bold]
+
+  {ME} summary runs/gpt
+  {ME} summary runs/mlm runs/mlm-classifier
+
+{EXIT_CODES}"""
+REPLAY_HELP = f"""Recompute a step from the checkpoint before it: loss, gradient norms, and the documents of its batch.
+
+The result has the same bits with as many processes as the run had. The run is not changed.
+
+[bold]Examples[/bold]
+
+  {ME} replay runs/gpt 120
+  {ME} replay runs/gpt 120 --dump batch.safetensors
+  torchrun --nproc-per-node 2 -m mini_llm replay runs/gpt 120
+
+{EXIT_CODES}"""
+SWEEP_HELP = f"""Search settings offline: the trials of a W&B sweep file (grid, random, successive halving) in sequence.
+
+The budget is divided among the trials, which are runs of their own and are compared on validation. The table and the \
+page are in runs/NAME, where NAME is the `name` in FILE, by default its stem and -sweep. The same command again \
+resumes, also after a kill.
+
+[bold]Examples[/bold]
+
+  {ME} sweep configs/sweeps/pretrain.yaml --budget 30m
+  {ME} sweep configs/sweeps/pretrain.yaml --budget 2h --trials 27
+
+{EXIT_CODES}"""
+SETTINGS_HELP = f"""Print every setting of every stage with its default and meaning, as Markdown (docs/settings.md).
+
+[bold]Examples[/bold]
+
+  {ME} settings
+  {ME} settings > settings.md
 
 {EXIT_CODES}"""
 
 app = command_app(HELP)
 register_runs(app)
+register_sync(app)
 RunDirectories = Annotated[list[Path] | None, typer.Argument(metavar="RUN_DIR", help="Run directories.")]
 
 
@@ -43,16 +96,12 @@ def options(version: Version = False) -> None:
     pass
 
 
-@app.command()
+@app.command(help=REPORT_HELP, short_help="Write a page per run, and one that compares several.")
 def report(
     paths: RunDirectories = None,
     runs: Annotated[Path, typer.Option(help="Folder of runs, when no RUN_DIR is given.")] = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Write RUN_DIR/report.html, one self-contained file, and an index.html beside the runs.
-
-    Two or more RUN_DIRs are also compared on one page, compare.html beside the first of them: curves, scores, samples.
-    """
     from mini_llm.engine.report.compare.page import write_comparison
     from mini_llm.engine.report.page import COMPARISON, write_index, write_report
     from mini_llm.engine.report.record import find_runs
@@ -76,27 +125,22 @@ def report(
         raise failed[0]
 
 
-@app.command()
+@app.command(help=SUMMARY_HELP, short_help="Print model, scores, a sample of text and next steps of runs.")
 def summary(
     paths: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories.")], debug: Debug = False
 ) -> None:
-    """Print the model, scores beside baselines, a sample of text and next steps of each run."""
     from mini_llm.engine.report.summary import print_summary
 
     print_summary(paths)
 
 
-@app.command()
+@app.command(help=REPLAY_HELP, short_help="Recompute a step of a run.")
 def replay(
     path: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory.")],
-    step: Annotated[int, typer.Argument(min=1, help="Step number, as in metrics.jsonl.")],
+    step: Annotated[int, typer.Argument(metavar="STEP", min=1, help="Step number, as in metrics.jsonl.")],
     dump: Annotated[Path | None, typer.Option(help="safetensors file for the tensors of the batch.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Recompute a step from the checkpoint before it: loss, gradient norms, and the documents of its batch.
-
-    The result has the same bits with as many processes as the run had: torchrun -m mini_llm replay RUN_DIR STEP.
-    """
     from mini_llm.engine.errors import ConfigError
     from mini_llm.engine.run.state import Environment, read_state
 
@@ -107,20 +151,16 @@ def replay(
     load(stage, "run").replay(path, step, dump)
 
 
-@app.command()
+@app.command(help=SWEEP_HELP, short_help="Search settings offline with a W&B sweep file.")
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Sweep file of W&B, as configs/sweeps/pretrain.yaml.")],
     budget: Annotated[str, typer.Option(metavar="TIME", help="Wall time of the whole sweep: 10m, 4h.")] = "30m",
-    trials: Annotated[int | None, typer.Option(min=1, help="Number of trials. [default: run_cap of the file]")] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of trials.", show_default="run_cap of the file, else 8 or the grid"),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Search settings offline: the trials of a W&B sweep file (grid, random, successive halving) one after another.
-
-    The budget is divided among the trials, which are runs of their own and are compared on validation. The table and
-    the page are in runs/NAME-sweep. The same command again resumes, also after a kill.
-
-    Example: mini_llm sweep configs/sweeps/pretrain.yaml --budget 30m
-    """
     from mini_llm.engine.cli import parse_duration
     from mini_llm.engine.sweep.file import read_sweep_file
     from mini_llm.engine.sweep.page import print_table, write_page
@@ -131,9 +171,8 @@ def sweep(
     print(write_page(found, Path("runs") / found.name))
 
 
-@app.command()
+@app.command(help=SETTINGS_HELP, short_help="Print every setting of every stage, as Markdown.")
 def settings() -> None:
-    """Print every setting of every stage with its default and meaning, as Markdown (docs/settings.md)."""
     print(all_settings(), end="")
 
 

@@ -11,8 +11,8 @@ from mini_llm.engine.checkpoint.format import latest_checkpoint
 from mini_llm.engine.evaluate import evaluate_loss
 from mini_llm.engine.loop import train
 from mini_llm.engine.run.directory import RunDirectory
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import LoopConfig, OptimConfig, RuntimeConfig, ScheduleConfig, TrackingConfig
+from mini_llm.engine.tracking.tracker import Tracker
 from mini_llm.model import CausalLM
 from tests.models import VOCABULARY, decoder
 
@@ -68,6 +68,7 @@ def run(
     make=batches,
     model=None,
     evaluate=None,
+    tracking: TrackingConfig = TrackingConfig(wandb="disabled"),
     **options,
 ):
     """Launch a run once and return its scores."""
@@ -79,7 +80,7 @@ def run(
 
     with (
         RunDirectory(path) as directory,
-        Tracker(path, TrackingConfig(wandb="disabled"), "pretrain", {}) as tracker,
+        Tracker(path, tracking, "pretrain", {}) as tracker,
     ):
         return train(
             model or fresh(),

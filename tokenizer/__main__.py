@@ -32,7 +32,7 @@ to runs/tokenizer-NAME for a corpus called NAME. The same command again changes 
   {ME} --data input.txt
   {ME} --data 'reviews/*.jsonl.gz' vocab_size=8192
   {ME} --data org/name corpus.sources.0.text=content
-  {ME} my-tokenizer.yaml seed=1
+  {ME} configs/tokenizer.yaml seed=1
 
 {EXIT_CODES}"""
 
@@ -59,7 +59,7 @@ def main(
 ) -> None:
     config = read_settings(arguments or [], data or [], run)
 
-    from mini_llm.engine.run.wandb_runs import run_of_its_own
+    from mini_llm.engine.tracking.wandb_runs import run_of_its_own
 
     config = run_of_its_own(config, config.directory.name, named=config.run is not None)
     if os.environ.get("RANK", "0") != "0":

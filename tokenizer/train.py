@@ -18,7 +18,7 @@ from mini_llm.engine.errors import CheckpointError, ConfigError, DataError
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.files import write_atomic
 from mini_llm.engine.run.state import Summary, read_object
-from mini_llm.engine.run.tracker import Tracker
+from mini_llm.engine.tracking.tracker import Tracker
 from mini_llm.tokenization.config import TokenizerConfig, default_vocab_size
 from mini_llm.tokenization.fast import FastTokenizer
 from mini_llm.tokenization.gate import check, hostile_strings

@@ -26,10 +26,11 @@ from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.fault_points import fault_point
 from mini_llm.engine.run.progress import Progress
 from mini_llm.engine.run.signals import Interrupted, StopRequest
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import LoopConfig
 from mini_llm.engine.spikes import Documents
 from mini_llm.engine.step import prepare, seed_step, train_step
+from mini_llm.engine.tracking.layer_norms import LayerNorms
+from mini_llm.engine.tracking.tracker import Tracker
 
 
 def train(
@@ -53,6 +54,7 @@ def train(
     objective: Objective | None = None,
     metadata: Mapping[str, Any] | None = None,
     documents: Documents | None = None,
+    samples: Callable[[nn.Module], tuple[list[str], list[list[Any]]]] | None = None,
 ) -> dict[str, float]:
     """Train, evaluate, save, resume; write run.model and return the metrics of the weights in it.
 
@@ -68,6 +70,7 @@ def train(
     objective: the training loss; None: cross-entropy, with `class_weights`.
     metadata: for the manifest of checkpoints; the keys of resume.MUST_MATCH must stay the same when the run resumes.
     documents(step, rank, clm): names of the documents in a rank's batch, for reports of loss spikes.
+    samples(model): columns and rows of a table that every evaluation adds to, called on every rank.
 
     Raises Interrupted after a signal, NonFiniteError after MAX_NON_FINITE bad steps in a row, CheckpointError when the
     last save fails or no checkpoint is intact, ConfigError when memory or disk space do not suffice.
@@ -83,6 +86,7 @@ def train(
     class_weights = class_weights.to(accelerator.device) if class_weights is not None else None
     state = resume(run, context, tracker, metadata)
     budget.resume(state.step, state.elapsed)
+    layers = LayerNorms(context, tracker)
     throughput = Throughput(flops_per_token, accelerator.device, DTYPES[precision], ranks)
     if main and state.step < budget.total and (warning := check_space(run.path, context, config.keep_last)):
         print(warning, file=sys.stderr)
@@ -106,6 +110,9 @@ def train(
         tracker.log(state.step, metrics)
         if state.record(metrics, metric, larger_is_better):
             saver.keep_best(state.step)
+            tracker.best(state.step, metrics)
+        if samples is not None:
+            tracker.samples(state.step, *samples(context.model))
         log(f"step {state.step}: " + ", ".join(f"{name} {number:.4f}" for name, number in metrics.items()))
         watchdog.beat(f"the evaluation of step {state.step}")
 
@@ -133,12 +140,14 @@ def train(
             warmup_batches = None if budget.schedule.falling(state.step) else clm_batches
             micro_batches = (warmup_batches or batches)(state.step)
             fault_point("step")
+            layers.begin(state.step + 1)
             with out_of_memory_explained():
                 loss, norm = train_step(context, micro_batches, factor, config.optim.max_grad_norm, class_weights)
             seconds = time.perf_counter() - start
             state.step += 1
             watchdog.beat(f"step {state.step}")
             budget.step_took(seconds)
+            layers.record(state.step, norm)
             if budget.review(state.step):
                 progress.set_total(budget.total)
             clm = warmup_batches is not None
@@ -170,6 +179,9 @@ def train(
     run.resolve(intervals)
     tracker.config(intervals)
     best_step = state.best_step if config.load_best else None
+    if state.best_step is not None:
+        tracker.summary({"best": {"step": state.best_step, **state.best}})
+    tracker.has_best_weights = state.best_step == (state.step if best_step is None else best_step)
     with peers_may_die(hang, accelerator):
         export(context, run, best_step, saver.save_extras)
     return state.latest if best_step is None else state.best

@@ -56,8 +56,17 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor | None = No
     )
 
 
-def loss_sums(model: nn.Module, batch: Batch, labels: list[Tensor], weight: Tensor | None = None) -> list[Tensor]:
-    """Summed cross-entropy of each output of the model on `batch`, which holds no labels, against its `labels`."""
+def loss_sums(
+    model: nn.Module,
+    batch: Batch,
+    labels: list[Tensor],
+    weight: Tensor | None = None,
+    logit_rows: int | None = None,
+) -> list[Tensor]:
+    """Summed cross-entropy of each output of the model on `batch`, which holds no labels, against its `labels`.
+
+    logit_rows: positions whose logits are computed at a time; None: chunk_rows.
+    """
     inner = unwrap(model)
     if not hasattr(inner, "predict"):
         return [cross_entropy_sum(model(**batch), labels[0], weight)]
@@ -67,7 +76,7 @@ def loss_sums(model: nn.Module, batch: Batch, labels: list[Tensor], weight: Tens
     sharded = any(hasattr(p, "ds_id") for p in head)
 
     def read(predict: Predict, hidden: Tensor) -> Tensor:
-        rows = chunk_rows(inner.config, hidden.device)
+        rows = logit_rows or chunk_rows(inner.config, hidden.device)
         if not sharded and not _in_fp16(hidden):
             return FusedLinearCrossEntropy.apply(predict, inner.ops, rows, hidden, labels[0], *head)
         losses = [

@@ -9,6 +9,7 @@ from mini_llm.engine.config import Config
 from mini_llm.engine.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Attention = Literal["auto", "kernel", "pytorch"]
 
 
 def _duration(value: Any) -> str:
@@ -75,6 +76,16 @@ class RuntimeConfig(Config):
     gradient_checkpointing: int = Field(
         0, description="0: keep all activations; 1: recompute every layer in the backward pass; N: every N-th layer."
     )
+    threads: int | None = Field(
+        None, ge=1, description="Threads of a CPU; null: as many as cores, or one where that is measured to be faster."
+    )
+    logit_rows: int | None = Field(
+        None, ge=1, description="Positions whose logits are computed at a time; null: by vocabulary, width and speed."
+    )
+    attention: Attention = Field(
+        "auto",
+        description="Self-attention in training on a CPU: our kernel or PyTorch's operators; auto: the faster one.",
+    )
     zero_stage: Literal[0, 1, 2, 3] | None = Field(
         None, description="DeepSpeed ZeRO stage; null: the launcher's, which is no DeepSpeed under plain python."
     )
@@ -108,8 +119,27 @@ class TrackingConfig(Config):
         "auto", description="auto: WANDB_MODE if set; else online where an API key is found, else offline."
     )
     project: str = Field("mini-llm", min_length=1, description="W&B project.")
-    group: str | None = Field(None, description="W&B group: the runs of one experiment.")
+    group: str | None = Field(
+        None, description="W&B group; null: the name of the run that pretrained, for all stages that use its model."
+    )
     tags: list[str] = Field([], description="W&B tags.")
+    norms_every: int | None = Field(
+        None,
+        ge=1,
+        description="Steps between rows of layers.jsonl: norms of gradient and update by layer; null: none. "
+        "Copies the weights in those steps.",
+    )
+    histograms_every: int | None = Field(
+        None, ge=1, description="Steps between histograms of gradients and weights by layer; null: none."
+    )
+    samples: int = Field(
+        0, ge=0, description="Validation texts that a decoder continues, or a classifier labels, at each evaluation."
+    )
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers are recorded at all."""
+        return bool(self.norms_every or self.histograms_every)
 
 
 class LoopConfig(Config):
@@ -153,5 +183,6 @@ class LoopConfig(Config):
 HARMLESS = (
     *("log_every", "evaluate_every", "save_every", "keep_last", "checkpoint", "patience", "micro_batch_size"),
     *("runtime.compile", "runtime.zero_stage", "runtime.deepspeed", "runtime.precision"),
-    *("runtime.gradient_checkpointing", "runtime.hang_timeout"),
+    *("runtime.gradient_checkpointing", "runtime.hang_timeout", "runtime.threads", "runtime.logit_rows"),
+    *("runtime.attention",),
 )

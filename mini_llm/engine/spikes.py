@@ -13,8 +13,8 @@ import torch
 from accelerate.utils import gather_object
 
 from mini_llm.engine.errors import NonFiniteError
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.step import TrainContext
+from mini_llm.engine.tracking.tracker import Tracker
 
 # The run ends after this many consecutive steps with a non-finite loss or gradient.
 MAX_NON_FINITE = 10

@@ -43,6 +43,8 @@ class TrainContext:
     losses: Tensor = field(default_factory=lambda: torch.zeros(0))
     # None: cross-entropy.
     objective: Objective | None = None
+    # Positions whose logits are computed at a time; None: by rule.
+    logit_rows: int | None = None
 
     @property
     def overflow_is_expected(self) -> bool:
@@ -68,7 +70,7 @@ def prepare(model: nn.Module, config: LoopConfig, accelerator: Accelerator) -> T
     model, optimizer = accelerator.prepare(model, optimizer, device_placement=placement)
     if stage is not None:
         create_sharded_state(optimizer)
-    return TrainContext(model, optimizer, accelerator, learning_rates)
+    return TrainContext(model, optimizer, accelerator, learning_rates, logit_rows=config.runtime.logit_rows)
 
 
 def train_step(
@@ -99,7 +101,7 @@ def train_step(
         with accelerator.accumulate(model):
             with accelerator.autocast():
                 if objective is None:
-                    losses = loss_sums(model, batch, labels, class_weights)
+                    losses = loss_sums(model, batch, labels, class_weights, context.logit_rows)
                 else:
                     losses = [objective.loss_sum(model(**batch).float(), labels[0])]
             sums.append(torch.stack(losses).detach())
@@ -143,7 +145,7 @@ def _counts(batch: Batch, class_weights: Tensor | None, objective: Objective | N
 def prepare_model(model: nn.Module, config: RuntimeConfig) -> nn.Module:
     """Set up gradient checkpointing, compilation layer by layer and, on a CPU, the kernels of `model`, in place."""
     if has_kernels(default_device(config.device)):
-        use_kernels(model)
+        use_kernels(model, config.attention)
     if config.compile is True:
         use_private_cache()
     for module in model.modules():

@@ -13,8 +13,8 @@ from mini_llm.engine.errors import ConfigError
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.environment import redact
 from mini_llm.engine.run.files import write_atomic
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import TrackingConfig
+from mini_llm.engine.tracking.tracker import Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "canary-0123456789abcdef"

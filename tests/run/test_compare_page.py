@@ -20,8 +20,8 @@ from mini_llm.engine.report.compare.page import (
 from mini_llm.engine.report.page import write_index
 from mini_llm.engine.report.record import Run
 from mini_llm.engine.run.directory import RunDirectory
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import TrackingConfig
+from mini_llm.engine.tracking.tracker import Tracker
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = '<script>alert("x")</script> & <img src=http://evil/x.png>'

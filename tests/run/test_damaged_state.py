@@ -18,8 +18,8 @@ from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.files import open_regular, read_json
 from mini_llm.engine.run.jsonl import JsonLines, read_rows
 from mini_llm.engine.run.state import Finished, Table, parse_json, read_object, read_state
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import LoopConfig, TrackingConfig
+from mini_llm.engine.tracking.tracker import Tracker
 from pretrain.choices import Choices
 
 CONFIG = {"optim": {"lr": 0.003}, "seed": 1}

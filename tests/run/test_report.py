@@ -12,8 +12,8 @@ from mini_llm.engine.report.page import write_index, write_report
 from mini_llm.engine.report.record import Run, find_runs
 from mini_llm.engine.report.summary import print_summary
 from mini_llm.engine.run.directory import RunDirectory
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import TrackingConfig
+from mini_llm.engine.tracking.tracker import Tracker
 
 HOSTILE = '<script>alert("x")</script> & <img src=http://evil/x.png>'
 CONFIG = {"optim": {"lr": 0.003}, "note": HOSTILE}

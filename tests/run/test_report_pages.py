@@ -13,8 +13,8 @@ from mini_llm.engine.report.charts import WARM_UP_SERIES, draw, panels
 from mini_llm.engine.report.page import write_index, write_report
 from mini_llm.engine.report.record import Run
 from mini_llm.engine.report.summary import print_summary
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import TrackingConfig
+from mini_llm.engine.tracking.tracker import Tracker
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LONG = "Donaudampfschifffahrtsgesellschaftskapitaensmuetzenabzeichen " * 3
@@ -114,13 +114,15 @@ def test_the_summary_has_one_table_for_each_task_with_its_baselines_once(tmp_pat
 
 
 def test_the_summary_says_once_how_to_send_offline_runs(tmp_path, capsys):
-    runs = [pairs_run(tmp_path / name) for name in ("a", "b", "sent")]
+    runs = [pairs_run(tmp_path / name) for name in ("a", "b", "sent", "synced")]
     for run in runs:
         (run / "wandb" / "offline-run-1").mkdir(parents=True)
-    (runs[2] / "wandb" / "offline-run-1" / "run-x.wandb.synced").touch()
+        (run / "wandb" / "offline-run-1" / "run-x.wandb").touch()
+    (runs[2] / "wandb" / "sent.json").touch()
+    (runs[3] / "wandb" / "offline-run-1" / "run-x.wandb.synced").touch()
     print_summary(runs, Console(width=150))
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "wandb sync" in line]
-    assert "/a/wandb/offline-run-*" in line and "/b/wandb" in line and "sent" not in line
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "mini_llm sync" in line]
+    assert line.endswith("/b") and "/a " in line and "sent" not in line and "synced" not in line
 
 
 @pytest.mark.slow

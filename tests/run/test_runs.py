@@ -25,8 +25,8 @@ from mini_llm.engine.checkpoint.format import write_manifest
 from mini_llm.engine.cli import run_app
 from mini_llm.engine.errors import CheckpointError, ConfigError
 from mini_llm.engine.run.directory import RunDirectory
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import TrackingConfig
+from mini_llm.engine.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"seed": 0, "optim": {"lr": 0.003}, "corpus": {"sources": [{"path": "book.txt"}]}, "tokenizer": None}

@@ -15,7 +15,7 @@ import yaml
 from mini_llm.engine.errors import ConfigError
 from mini_llm.engine.run.signals import Interrupted
 from mini_llm.engine.sweep.file import command_line, list_trials, read_sweep_file, sweep_name
-from mini_llm.engine.sweep.page import print_table, write_page
+from mini_llm.engine.sweep.page import picture, print_table, write_page
 from mini_llm.engine.sweep.rounds import TRAINING_SHARE, plan_rounds
 from mini_llm.engine.sweep.trials import run_sweep
 
@@ -86,11 +86,20 @@ def test_a_grid_runs_every_combination_once_and_writes_table_and_page(write, cap
     assert record["best"] == sweep.best.run and record["results"][0]["settings"] == {"optim.lr": 0.1}
     page = write_page(sweep, Path("runs/trial-sweep")).read_text()
     assert "Best: trial-sweep-02.lr-0.1" in page and page.count("<svg") == 1
+    # Numbers stand on the right, names on the left.
+    assert '<td class="number" data-label="val/loss">' in page and '<td data-label="run">' in page
     print_table(sweep)
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "0.1"
     assert run(path).best == sweep.best and len(calls()) == 4
     with pytest.raises(ConfigError, match="another configuration"):
         run(path, seconds=90.0)
+
+
+def test_few_values_of_a_parameter_are_the_labels_of_its_axis(write):
+    widths = {"optim.lr": {"value": 0.1}, "sizes.hidden_size": {"values": [96, 128, 192]}, "budget": {"value": "3m"}}
+    sweep = run(write(parameters=widths))
+    labels = re.findall(r">(\d+)</text>", picture(sweep, "sizes.hidden_size"))
+    assert labels[:3] == ["96", "128", "192"]
 
 
 def test_a_larger_metric_is_better_where_the_file_says_so(write):

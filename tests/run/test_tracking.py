@@ -13,10 +13,11 @@ import pytest
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.jsonl import JsonLines, read_rows
-from mini_llm.engine.run.tracker import Tracker
-from mini_llm.engine.run.wandb_mirror import _waiting, resolve_mode
-from mini_llm.engine.run.wandb_runs import OWNER, stable_id
+from mini_llm.engine.run.signals import Interrupted
 from mini_llm.engine.settings import TrackingConfig
+from mini_llm.engine.tracking.tracker import Tracker
+from mini_llm.engine.tracking.wandb_mirror import _waiting, resolve_mode
+from mini_llm.engine.tracking.wandb_runs import OWNER, default_group, stable_id
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "canary-0123456789abcdef"
@@ -51,6 +52,7 @@ def records(fragment: Path) -> list[dict]:
     """What `wandb leet inspect --json` reads back; the program behind it, without a second of Python imports."""
     import wandb
 
+    wandb.teardown()  # its service writes the last records up to a second after a run has ended
     core = Path(wandb.__file__).parent / "bin" / "wandb-core"
     command = [core, "leet", "inspect", "--no-observability", "--json"]
     command += ["--run-file", *fragment.glob("*.wandb"), fragment]
@@ -181,7 +183,7 @@ def test_offline_runs_read_back_equal_the_files_across_a_resume(tmp_path, monkey
     assert len(list(first.glob("files/media/table/*.table.json"))) == 1
     assert of_type(found, "stats"), "system metrics"
     assert of_type(found, "exit")[0].get("exit_code", 0) == 0
-    assert first_output.count("wandb sync") == 1 and str(first.name) in first_output
+    assert first_output.count("mini_llm sync") == 1
 
     with pytest.raises(CheckpointError), Tracker(run, OFFLINE, "pretrain", config) as tracker:
         tracker.rewind(2)
@@ -194,7 +196,7 @@ def test_offline_runs_read_back_equal_the_files_across_a_resume(tmp_path, monkey
         of_type(resumed, "run")[0]["run_id"] == started["run_id"] == json.loads((run / "wandb.json").read_text())["id"]
     )
     assert of_type(resumed, "exit")[0]["exit_code"] == 4
-    assert f"--id {started['run_id']}" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("mini_llm sync") == 1
     assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1, 2, 3]
 
     everything = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -205,7 +207,7 @@ def test_offline_runs_read_back_equal_the_files_across_a_resume(tmp_path, monkey
 def test_two_processes_make_one_run(tmp_path):
     code = (
         "import os, sys\n"
-        "from mini_llm.engine.run.tracker import Tracker; from mini_llm.engine.settings import TrackingConfig\n"
+        "from mini_llm.engine.tracking.tracker import Tracker; from mini_llm.engine.settings import TrackingConfig\n"
         "with Tracker(sys.argv[1], TrackingConfig(wandb='offline'), 'pretrain', {}, os.environ['RANK'] == '0') as t:\n"
         "    t.log(1, {'train/loss': 1.0}); t.table('x', ['a'], [[1]]); t.summary({'a': 1}); t.rewind(1); t.sync()\n"
     )
@@ -222,7 +224,7 @@ def test_disabled_imports_no_wandb_and_the_modules_import_nothing_heavy(tmp_path
     code = (
         "import sys; import mini_llm.engine.report.page, mini_llm.engine.report.summary\n"
         "import mini_llm.engine.run.progress, mini_llm.engine.run.directory\n"
-        "from mini_llm.engine.run.tracker import Tracker; from mini_llm.engine.settings import TrackingConfig\n"
+        "from mini_llm.engine.tracking.tracker import Tracker; from mini_llm.engine.settings import TrackingConfig\n"
         "with Tracker(sys.argv[1], TrackingConfig(wandb='disabled'), 'pretrain', {}) as t: t.log(1, {'a': 1.0})\n"
         "print([m for m in ('torch', 'wandb', 'pandas', 'datasets', 'transformers') if m in sys.modules])"
     )
@@ -284,20 +286,36 @@ def test_work_with_a_finished_run_has_a_wandb_run_of_its_own_that_uses_the_model
     with Tracker(run, OFFLINE, "pretrain", {"seed": 1}) as tracker:
         tracker.log(1, {"train/loss": 2.0, "train/clm": True})
         tracker.log(2, {"train/loss": 5.0})
+        tracker.has_best_weights = True
         tracker.artifact("gpt", "model", run / "model")
+        tracker.artifact("tokens-1", "dataset", run / "model" / "config.json")
+        tracker.best(2, {"val/loss": 5.0})
     before = (run / "wandb.json").read_bytes()
     with Tracker(run, OFFLINE, "generate", {"seed": 7}, apart=True) as tracker:
         tracker.uses("gpt", "model", run / "model")
         tracker.table("samples", ["text"], [["x"]])
-    assert (run / "wandb.json").read_bytes() == before and len(read_rows(run / "artifacts.jsonl")) == 1
+    assert (run / "wandb.json").read_bytes() == before and len(read_rows(run / "artifacts.jsonl")) == 2
+    (run / "config.yaml").touch()
+    with pytest.raises(Interrupted), Tracker(tmp_path / "cls", OFFLINE, "finetune", {}, start=run / "model"):
+        raise Interrupted("stopped at step 3", 15)
 
     found = {of_type(each, "run")[0]["job_type"]: each for each in map(records, fragments(run))}
     (first,), (second,) = of_type(found["pretrain"], "run"), of_type(found["generate"], "run")
     assert first["run_id"] == json.loads(before)["id"] != second["run_id"]
     assert (first["config"]["update"]["seed"], second["config"]["update"]["seed"]) == (1, 7)
-    (logged,) = of_type(found["pretrain"], "artifact")
-    used = next(item for item in of_type(found["generate"], "artifact") if item["type"] == "model")
-    assert used["use_after_commit"] and (used["name"], used["digest"]) == (logged["name"], logged["digest"])
+    logged, read = of_type(found["pretrain"], "artifact")
+    version = f"sha256-{read_rows(run / 'artifacts.jsonl')[0]['sha256'][:12]}"
+    assert set(logged["aliases"]) == {"latest", version, "best"} and not logged.get("use_after_commit")
+    assert read["type"] == "dataset" and read["use_after_commit"]
+    (classifier,) = map(records, fragments(tmp_path / "cls"))
+    for each in (found["generate"], classifier):
+        used = next(item for item in of_type(each, "artifact") if item["type"] == "model")
+        assert used["use_after_commit"] and (used["name"], used["digest"]) == (logged["name"], logged["digest"])
+        assert version in used["aliases"] and of_type(each, "run")[0]["run_group"] == "night"
+    assert [alert["title"] for alert in of_type(classifier, "alert")] == ["Interrupted"]
+    assert of_type(classifier, "exit")[0]["exit_code"] == 143
+    best = [item["update"] for item in of_type(found["pretrain"], "summary") if "best" in item.get("update", {})]
+    assert best == [{"best": {"step": 2, "val/loss": 5.0}}]
     # The losses of two objectives are two curves.
     history = [item["item"] for item in of_type(found["pretrain"], "history")]
     assert [(row.get("train/clm_loss"), row.get("train/loss")) for row in history] == [(2, None), (None, 5)]
@@ -310,7 +328,7 @@ def test_work_with_a_finished_run_has_a_wandb_run_of_its_own_that_uses_the_model
 def test_empty_variables_of_wandb_count_as_unset_and_modes_may_be_in_capitals(tmp_path, variables):
     code = (
         "import os, sys\n"
-        "from mini_llm.engine.run.tracker import Tracker; from mini_llm.engine.settings import TrackingConfig\n"
+        "from mini_llm.engine.tracking.tracker import Tracker; from mini_llm.engine.settings import TrackingConfig\n"
         "before = dict(os.environ)\n"
         "with Tracker(sys.argv[1], TrackingConfig(), 'pretrain', {}) as tracker: tracker.log(1, {'train/loss': 1.0})\n"
         "names = [name for name in {*before, *os.environ} if name.startswith('WANDB_')]\n"
@@ -338,12 +356,26 @@ def test_the_hint_of_what_a_run_trains_first_waits_for_the_run(tmp_path, monkeyp
     with Tracker(tmp_path / "gpt", OFFLINE, "pretrain", {}) as tracker:
         with Tracker(tmp_path / "tokenizer", OFFLINE, "tokenizer", {}):
             pass
-        assert "wandb sync" not in capsys.readouterr().err
+        assert "mini_llm sync" not in capsys.readouterr().err
         tracker.log(1, {"train/loss": 1.0})
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "wandb sync" in line]
-    assert "tokenizer/wandb/offline-run" in line and "gpt/wandb/offline-run" in line
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "mini_llm sync" in line]
+    assert "/tokenizer" in line and line.endswith("/gpt")
     monkeypatch.setenv("MINI_LLM_WANDB_HINT", "no")
     with Tracker(tmp_path / "gpt", OFFLINE, "pretrain", {}):
         pass
-    assert "wandb sync" not in capsys.readouterr().err
+    assert "mini_llm sync" not in capsys.readouterr().err
     _waiting.clear()
+
+
+def test_the_stages_of_a_model_share_a_group(tmp_path, monkeypatch):
+    monkeypatch.setenv(OWNER, "gpt")
+    assert default_group(tmp_path / "tokenizer", None) == "gpt", "what the run trains first"
+    monkeypatch.delenv(OWNER)
+    gpt = tmp_path / "gpt"
+    (gpt / "model").mkdir(parents=True)
+    (gpt / "config.yaml").touch()
+    assert default_group(gpt, None) == "gpt" == default_group(tmp_path / "classifier", gpt / "model")
+    stable_id(gpt, "p", "night")
+    assert default_group(tmp_path / "classifier", gpt / "model") == "night" == default_group(gpt, None)
+    first = stable_id(gpt, "p", "night")
+    assert stable_id(gpt, "p", "day") == first and default_group(gpt, None) == "day"

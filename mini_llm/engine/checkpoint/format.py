@@ -227,6 +227,11 @@ def remove_old(root: Path, keep_last: int) -> None:
             remove_directory(old)
 
 
+def has_checkpoint(root: Path) -> bool:
+    """Whether a run has checkpoints: its first weights will be replaced by those of one of them."""
+    return bool(_checkpoints(root))
+
+
 def _checkpoints(root: Path) -> list[Path]:
     return sorted(path for path in (root / "checkpoints").glob("step-*") if path.name[5:].isdigit())
 

@@ -10,9 +10,9 @@ from mini_llm.engine.checkpoint.format import damage_of_best, latest_checkpoint,
 from mini_llm.engine.distributed.collectives import broadcast
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.engine.run.directory import RunDirectory
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.spikes import SpikeMonitor
 from mini_llm.engine.step import TrainContext
+from mini_llm.engine.tracking.tracker import Tracker
 
 # Metadata in a checkpoint's manifest that must stay the same for the whole run, with its name in messages.
 MUST_MATCH = {

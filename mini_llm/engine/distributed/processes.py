@@ -5,6 +5,7 @@ import json
 import os
 import random
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DeepSpeedPlugin
 
@@ -69,6 +70,8 @@ def start_processes(config: RuntimeConfig) -> PartialState:
     """
     die_with_launcher()
     keep_freed_memory()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     device = default_device(config.device)
     stage = zero_stage(config)
     world_size = int(os.environ.get("WORLD_SIZE", 1))

@@ -4,6 +4,8 @@ This is the only place where a model gets its kernels. Each function below repla
 mini_llm/model/operations.py and says for which inputs the kernel runs.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +15,7 @@ from mini_llm.engine.kernels.cross_entropy import losses_and_hits
 from mini_llm.engine.kernels.linear import SMALL, GatedLinear, Linear
 from mini_llm.engine.kernels.load import LANES, NUMBERS
 from mini_llm.engine.kernels.pointwise import Norm
+from mini_llm.engine.settings import Attention
 from mini_llm.model.activations import Activation, gated
 from mini_llm.model.norms import RMSNorm
 from mini_llm.model.operations import PYTORCH, Operations, product_dtype, use
@@ -53,11 +56,29 @@ def attention(
     head_dim: int,
     keep_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Kernel: lengths and types where it is faster, RMSNorm or no norm, one mask of booleans for all heads. It never
-    stores the attention weights. torch.compile calls it as one operator."""
+    """Kernel: lengths and types where it is expected to be faster; else as attention_in_kernel."""
+    run = PYTORCH.attention if query.size(1) > longest_in_kernel(query.dtype) else attention_in_kernel
+    return run(query, key, value, q_norm, k_norm, rotary, mask, is_causal, scale, head_dim, keep_weights)
+
+
+def attention_in_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    q_norm: nn.Module,
+    k_norm: nn.Module,
+    rotary: tuple[Tensor, Tensor] | None,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    head_dim: int,
+    keep_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Kernel: fp32 and bf16, RMSNorm or no norm, one mask of booleans for all heads. It never stores the attention
+    weights. torch.compile calls it as one operator."""
     norms = isinstance(q_norm, RMSNorm | nn.Identity) and supports_head(head_dim)
     masked = mask is None or (mask.dtype == torch.bool and mask.size(1) == 1)
-    if keep_weights or not norms or not masked or query.size(1) > longest_in_kernel(query.dtype):
+    if keep_weights or not norms or not masked or query.dtype not in NUMBERS:
         return PYTORCH.attention(
             query, key, value, q_norm, k_norm, rotary, mask, is_causal, scale, head_dim, keep_weights
         )
@@ -91,6 +112,14 @@ CPU = Operations(
 )
 
 
-def use_kernels(model: nn.Module) -> None:
+# By the setting runtime.attention.
+BY_ATTENTION: dict[Attention, Operations] = {
+    "auto": CPU,
+    "kernel": replace(CPU, attention=attention_in_kernel),
+    "pytorch": replace(CPU, attention=PYTORCH.attention),
+}
+
+
+def use_kernels(model: nn.Module, attention: Attention = "auto") -> None:
     """Let `model` train with the CPU kernels. Only where has_kernels(device)."""
-    use(model, CPU)
+    use(model, BY_ATTENTION[attention])

@@ -120,14 +120,16 @@ def _print_offline(runs: list[Run], console: Console) -> None:
     """How to send the runs that W&B has recorded offline, in one command."""
     waiting = [run.path for run in runs if any(not _is_sent(folder) for folder in run.path.glob("wandb/offline-run-*"))]
     if waiting:
-        folders = " ".join(f"{_quoted(path)}/wandb/offline-run-*" for path in waiting)
+        command = local_commands(f"python -m mini_llm sync {' '.join(map(_quoted, waiting))}")
         console.print()
-        console.print(Text(f"W&B ran offline. To send these runs: wandb sync {folders}"), soft_wrap=True)
+        console.print(Text(f"W&B ran offline. To send these runs: {command}"), soft_wrap=True)
 
 
 def _is_sent(folder: Path) -> bool:
-    """Return whether `wandb sync` has marked an offline run as sent."""
-    return any(folder.glob("*.synced"))
+    """Whether an offline run has not grown since `wandb sync` or `mini_llm sync` sent it."""
+    marks = [*folder.glob("*.synced"), *folder.parent.glob("sent.json")]
+    sent = max((mark.stat().st_mtime for mark in marks), default=0.0)
+    return all(log.stat().st_mtime <= sent for log in folder.glob("*.wandb"))
 
 
 def _section(title: str, console: Console) -> None:

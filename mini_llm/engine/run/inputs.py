@@ -9,19 +9,23 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
 from mini_llm.engine.run.files import sha256
+from mini_llm.engine.run.state import read_state
 
 FILE = "inputs.json"
 # Keys of the flattened configurations of all stages that name paths.
 PATH_KEY = re.compile(r"(^|\.)(path|validation|test|unlabelled|tokenizer|init|model)(\.\d+)?$")
 # Above this size, files of the same size and modification time count as unchanged, as for rsync.
 MOST_BYTES = 1 << 30
+
+
+C = TypeVar("C")
 
 
 class Input(BaseModel):
@@ -58,6 +62,38 @@ def describe_inputs(flat: Mapping[str, Any], earlier: Mapping[str, Input] | None
         if described is not None:
             found[path] = described
     return found
+
+
+def named_by_data(config: C, runs: Path) -> C:
+    """`config` with a `run` of its own if nobody has named it and its default name belongs to other data.
+
+    `config` is a pydantic model with `run`, `run_name` and `data_paths`.
+    """
+    model: Any = config
+    if model.run is None and (name := own_name(model.run_name, model.data_paths, runs)) != model.run_name:
+        return model.model_copy(update={"run": name})
+    return config
+
+
+def own_name(name: str, paths: Sequence[str], runs: Path, suffix: str = "") -> str:
+    """`name` for a run on the data at `paths`, or NAME-2, NAME-3, ... where runs of that name have other data.
+
+    A run has these data if it was started with the same paths or with other paths to the same content. A run without
+    a record of its data counts as having them. Data that are no files, such as datasets of the Hub, need no number.
+    `suffix` is what follows the returned name in the name of the directory.
+    """
+    described = describe_inputs({f"{index}.path": path for index, path in enumerate(paths)})
+    number = 1
+    while True:
+        candidate = name if number == 1 else f"{name}-{number}"
+        recorded = read_state(runs / f"{candidate}{suffix}" / FILE, dict[str, Input])
+        if not described or not recorded:
+            return candidate
+        places = {os.path.abspath(path) for path in recorded}
+        contents = {found.sha256 for found in recorded.values()}
+        if all(os.path.abspath(path) in places or found.sha256 in contents for path, found in described.items()):
+            return candidate
+        number += 1
 
 
 def _describe(path: str, earlier: Input | None) -> Input | None:

@@ -42,19 +42,40 @@ def is_owner(directory: Path) -> bool:
     return variable(OWNER) in ("", directory.name)
 
 
-def stable_id(directory: Path, project: str) -> str:
-    """The W&B run id of a run directory, kept in wandb.json.
+def stable_id(directory: Path, project: str, group: str = "") -> str:
+    """The W&B run id of a run directory, kept in wandb.json together with its project and group.
 
     A new one is WANDB_RUN_ID, unless it belongs to another run here, or random.
     """
-    stored = _stored_id(directory)
-    if stored:
-        return stored
-    given = variable("WANDB_RUN_ID") if is_owner(directory) else ""
-    taken = bool(given) and given in {_stored_id(path.parent) for path in directory.parent.glob("*/wandb.json")}
-    run_id = random_id() if taken or not given else given
-    write_json(directory / "wandb.json", {"id": run_id, "project": project})
+    run_id = stored_id(directory)
+    if not run_id:
+        given = variable("WANDB_RUN_ID") if is_owner(directory) else ""
+        taken = bool(given) and given in {stored_id(path.parent) for path in directory.parent.glob("*/wandb.json")}
+        run_id = random_id() if taken or not given else given
+    identity = {"id": run_id, "project": project, "group": group}
+    if _stored(directory) != identity:
+        write_json(directory / "wandb.json", identity)
     return run_id
+
+
+def run_of(model: Path) -> Path:
+    """The run directory of a model directory; the directory itself where it is in no run."""
+    model = model.resolve()
+    return model.parent if model.name == "model" and (model.parent / "config.yaml").is_file() else model
+
+
+def default_group(directory: Path, start: Path | None) -> str:
+    """The W&B group of a run without tracking.group, so that the stages of one model share a group.
+
+    It is the group that the run has, or else that of the run whose model it starts from, or else the name of the run
+    that the command line is for: a stage may train what it needs first.
+    """
+    if group := str(_stored(directory).get("group") or ""):
+        return group
+    if start is not None:
+        run = run_of(start)
+        return str(_stored(run).get("group") or run.name)
+    return variable(OWNER) or directory.name
 
 
 def random_id() -> str:
@@ -63,10 +84,15 @@ def random_id() -> str:
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
 
-def _stored_id(directory: Path) -> str:
-    stored = read_json(directory / "wandb.json")
-    found = str(stored.get("id", "")) if isinstance(stored, dict) else ""
+def stored_id(directory: Path) -> str:
+    """The W&B run id in wandb.json; "" without a valid one."""
+    found = str(_stored(directory).get("id", ""))
     return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) else ""
+
+
+def _stored(directory: Path) -> dict[str, Any]:
+    stored = read_json(directory / "wandb.json")
+    return stored if isinstance(stored, dict) else {}
 
 
 def set_variables(directory: Path, owner: bool) -> dict[str, str | None]:

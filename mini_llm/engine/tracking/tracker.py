@@ -3,6 +3,7 @@
     metrics.jsonl    {"step": 10, "train/loss": 3.2, ...}    bit-identical when the run is repeated
     timing.jsonl     {"step": 10, "tokens_per_second": ...}  different each time
     summary.json     final figures, merged over launches
+    layers.jsonl     {"step": 20, "grad_norm/decoder.blocks.0": 0.1, ...}, if tracking.norms_every is set
     tables/NAME.json {"name", "step", "columns", "rows"}
     artifacts.jsonl  {"name", "kind", "path", "sha256", "files", "metadata"}
 
@@ -20,9 +21,13 @@ from typing import Any
 from mini_llm.engine.run.environment import redact_tree
 from mini_llm.engine.run.files import plain, sha256, write_json
 from mini_llm.engine.run.jsonl import JsonLines, read_rows
-from mini_llm.engine.run.state import Summary, read_object
-from mini_llm.engine.run.wandb_mirror import STEP, WandbMirror, resolve_mode
+from mini_llm.engine.run.signals import Interrupted
+from mini_llm.engine.run.state import Summary, Table, read_object, read_state
 from mini_llm.engine.settings import TrackingConfig
+from mini_llm.engine.tracking.wandb_mirror import STEP, Histogram, WandbMirror, resolve_mode
+from mini_llm.engine.tracking.wandb_runs import run_of
+
+SAMPLES, SAMPLE_CHARACTERS = "validation_samples", 400
 
 
 class Tracker:
@@ -30,8 +35,12 @@ class Tracker:
 
     job_type: the stage, such as "pretrain". run_config: the resolved configuration as plain values. apart: W&B gets a
     new run, for work with a finished run such as generating texts; the W&B run of the directory stays as it is.
+    start: the model directory from which the run starts, which is an input of the W&B run and gives it its group.
     A full disk or a problem with W&B is reported once and never raised.
     """
+
+    # Whether the model that is recorded next has the best weights of the run, which gives it the alias "best" in W&B.
+    has_best_weights = False
 
     def __init__(
         self,
@@ -41,8 +50,10 @@ class Tracker:
         run_config: Mapping[str, Any],
         main_process: bool = True,
         apart: bool = False,
+        start: Path | None = None,
     ):
         self.directory, self.job_type, self.main_process = Path(directory), job_type, main_process
+        self.settings = config
         self._warned = False
         self._files: dict[str, JsonLines] = {}
         self._mirror: WandbMirror | None = None
@@ -52,7 +63,9 @@ class Tracker:
         self._guard(self._open_files)
         mode = resolve_mode(config.wandb)
         if mode != "disabled":
-            self._mirror = WandbMirror(self.directory, mode, config, job_type, plain(run_config), apart)
+            self._mirror = WandbMirror(self.directory, mode, config, job_type, plain(run_config), apart, start)
+            if start is not None:
+                self.uses(run_of(start).name, "model", start)
 
     def config(self, values: Mapping[str, Any]) -> None:
         """Replace values of the configuration that W&B shows: those chosen after the start of the run."""
@@ -86,6 +99,35 @@ class Tracker:
         if self._mirror is not None:
             self._mirror.table(name, content["columns"], content["rows"], step)
 
+    def samples(self, step: int, columns: list[str], rows: list[list[Any]]) -> None:
+        """Add rows with their step to tables/validation_samples.json, a table over the evaluations of the run.
+
+        Texts are cut to SAMPLE_CHARACTERS.
+        """
+        if not self.main_process:
+            return
+        earlier = self._samples_up_to(step - 1)
+        cut = [[cell[:SAMPLE_CHARACTERS] if isinstance(cell, str) else cell for cell in row] for row in rows]
+        self.table(SAMPLES, ["step", *columns], [*earlier, *([step, *row] for row in cut)], step)
+
+    def _samples_up_to(self, step: int) -> list[list[Any]]:
+        found = read_state(self.directory / "tables" / f"{SAMPLES}.json", Table)
+        return [row for row in found.rows if isinstance(row[0], int) and row[0] <= step] if found else []
+
+    def layers(self, step: int, norms: Mapping[str, float], histograms: Mapping[str, Histogram]) -> None:
+        """Record norms by layer, and histograms as (counts, lower edge, upper edge) of bins of equal width."""
+        if not self.main_process:
+            return
+        drawn = {name: {"counts": c, "low": low, "high": high} for name, (c, low, high) in histograms.items()}
+        self._append("layers", {"step": step, **norms, **drawn})
+        if self._mirror is not None:
+            self._mirror.layers(step, dict(norms), dict(histograms))
+
+    def best(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics of the best evaluation so far in W&B's summary; summary.json gets them at the end."""
+        if self._mirror is not None:
+            self._mirror.summary({"best": {"step": step, **plain(metrics)}})
+
     def alert(self, title: str, text: str) -> None:
         """Send a W&B alert."""
         if self._mirror is not None:
@@ -105,22 +147,24 @@ class Tracker:
     def artifact(self, name: str, kind: str, path: Path | str, metadata: Mapping[str, Any] | None = None) -> None:
         """Record a file, or every file of a directory, with its sha256, and log it as a W&B artifact.
 
-        kind: "tokenizer", "dataset" or "model". The files must not change afterwards, since W&B does not copy them.
-        Raises FileNotFoundError.
+        kind: "tokenizer", "model", or "dataset", which is an input of the W&B run. The files must not change
+        afterwards, since W&B does not copy them. Raises FileNotFoundError.
         """
         if not self.main_process:
             return
-        record, files = self._describe_artifact(name, kind, Path(path), metadata or {})
-        if record not in read_rows(self.directory / "artifacts.jsonl"):
-            self._append("artifacts", record)
-        if self._mirror is not None:
-            self._mirror.artifact(name, kind, files, _artifact_metadata(record))
+        found = self._describe_artifact(name, kind, Path(path), metadata or {})
+        if found[0] not in read_rows(self.directory / "artifacts.jsonl"):
+            self._append("artifacts", found[0])
+        if self._mirror is not None and kind == "dataset":
+            self._mirror.uses(lambda: found)
+        elif self._mirror is not None:
+            best = kind == "model" and self.has_best_weights
+            self._mirror.artifact(lambda: found, ["best"] if best else [])
 
     def uses(self, name: str, kind: str, path: Path | str) -> None:
         """Link the W&B run to the artifact of these files, which the run that wrote them has logged."""
         if self._mirror is not None:
-            record, files = self._describe_artifact(name, kind, Path(path), {})
-            self._mirror.uses(name, kind, files, _artifact_metadata(record))
+            self._mirror.uses(lambda: self._describe_artifact(name, kind, Path(path), {}))
 
     def _describe_artifact(
         self, name: str, kind: str, path: Path, metadata: Mapping[str, Any]
@@ -142,7 +186,7 @@ class Tracker:
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded after `step`, the checkpoint a run resumes from, so that no step appears twice."""
-        for name in ("metrics", "timing"):
+        for name in ("metrics", "timing", "layers"):
             if name in self._files:
                 self._guard(lambda name=name: self._files[name].rewind(step))
 
@@ -164,10 +208,13 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, Interrupted):
+            self.alert("Interrupted", str(error))
         self.finish(_exit_code(error))
 
     def _open_files(self) -> None:
-        for name in ("metrics", "timing", "artifacts"):
+        by_layer = ["layers"] if self.settings.by_layer or (self.directory / "layers.jsonl").exists() else []
+        for name in ("metrics", "timing", "artifacts", *by_layer):
             self._files[name] = JsonLines(self.directory / f"{name}.jsonl")
 
     def _write_table(self, content: dict[str, Any]) -> None:
@@ -195,10 +242,6 @@ def _regular_files(directory: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"{directory}: no such file or directory to record")
     found = sorted(path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
     return {path.relative_to(directory).as_posix(): path for path in found}
-
-
-def _artifact_metadata(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {**record["metadata"], "sha256": record["sha256"], "files": record["files"]}
 
 
 def _exit_code(error: BaseException | None) -> int:

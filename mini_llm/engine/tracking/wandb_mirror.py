@@ -4,24 +4,28 @@ One background thread makes every W&B call, in order. W&B's own service process 
 0.31: `wandb.init` takes 0.8 s offline and INIT_TIMEOUT when the server hangs, `run.log` takes 0.3 ms, and it blocks
 forever once the service process is stopped.
 
-W&B cannot resume an offline run, so each launch writes one more offline directory with the same run id. W&B also drops
-rows whose step is smaller than the last one, as after a rewind, so the step is logged as a metric: `train/step`.
+W&B cannot resume an offline run, so each launch writes one more offline directory with the same run id; sync.py sends
+them as one run. W&B also drops rows whose step is smaller than the last one, as after a rewind, so the step is logged
+as a metric: `train/step`.
 """
 
 import os
 import queue
 import re
 import shlex
-import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mini_llm.engine.run.environment import redact, redact_tree
-from mini_llm.engine.run.wandb_runs import (
+from mini_llm.engine.run.state import Environment, read_object
+from mini_llm.engine.settings import TrackingConfig
+from mini_llm.engine.tracking.wandb_runs import (
+    default_group,
     is_owner,
     random_id,
     restore_variables,
@@ -29,12 +33,16 @@ from mini_llm.engine.run.wandb_runs import (
     stable_id,
     variable,
 )
-from mini_llm.engine.settings import TrackingConfig
+from mini_llm.stages import local_commands
 
 INIT_TIMEOUT = 20.0
 FINISH_TIMEOUT = 60.0
 STEP = "train/step"
 _QUEUE_LENGTH = 10_000
+# Counts of bins of equal width, and the lower and upper edge of all of them.
+Histogram = tuple[list[int], float, float]
+# A row of artifacts.jsonl, and its files by their names in the artifact.
+Contents = tuple[Mapping[str, Any], Mapping[str, Path]]
 
 
 def resolve_mode(configured: str) -> str:
@@ -45,14 +53,15 @@ def resolve_mode(configured: str) -> str:
     return {"online": "online", "run": "online", "shared": "online", "disabled": "disabled"}.get(chosen, "offline")
 
 
-# Commands that send offline runs whose hint waits for the run that they were made for.
-_waiting: list[str] = []
+# Directories of offline runs whose hint waits for the run that they were made for.
+_waiting: list[Path] = []
 
 
 class WandbMirror:
     """One launch of a run as one W&B run. No method raises, and only `finish` waits.
 
-    apart: not the W&B run of the directory but a new one, which is never resumed.
+    apart: not the W&B run of the directory but a new one, which is never resumed. start: the model directory from which
+    the run starts.
     """
 
     def __init__(
@@ -63,21 +72,23 @@ class WandbMirror:
         job_type: str,
         run_config: Mapping[str, Any],
         apart: bool = False,
+        start: Path | None = None,
     ):
         self._directory, self._mode, self._apart = directory.resolve(), mode, apart
         self._owner = not apart and is_owner(self._directory)
+        group = variable("WANDB_RUN_GROUP") or tracking.group or default_group(self._directory, start)
         # W&B's environment variables override our settings, as W&B users expect.
         run_settings = {
             "project": variable("WANDB_PROJECT") or tracking.project,
-            "group": variable("WANDB_RUN_GROUP") or tracking.group,
+            "group": group,
             "name": variable("WANDB_NAME") or self._directory.name + (f"-{job_type}" if apart else ""),
             "tags": tracking.tags or None,
             "job_type": job_type,
-            "config": run_config,
+            "config": {**run_config, **_code_version(self._directory)},
         }
         self._run_settings = redact_tree(run_settings)
         self._calls: queue.SimpleQueue[Callable[[Any], object] | None] = queue.SimpleQueue()
-        self._exit_code, self._warned = 0, False
+        self._exit_code, self._warned, self._given_up = 0, False, False
         self._thread: threading.Thread | None = None
         self._variables = set_variables(self._directory, self._owner)
         try:
@@ -85,7 +96,7 @@ class WandbMirror:
             import wandb
 
             self._wandb: Any = wandb
-            self._id = random_id() if apart else stable_id(self._directory, self._run_settings["project"])
+            self._id = random_id() if apart else stable_id(self._directory, self._run_settings["project"], group)
         except Exception as error:
             _print(f"W&B is not used ({_reason(error)})")
             return
@@ -117,29 +128,48 @@ class WandbMirror:
 
         self._submit(call)
 
-    def artifact(self, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any]) -> None:
-        """Log `files` (name inside the artifact -> path) as an artifact that refers to them without a copy."""
-        self._submit(lambda run: run.log_artifact(self._artifact(name, kind, files, metadata)))
-
-    def uses(self, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any]) -> None:
-        """Record that this run reads an artifact that another run has logged with the same files."""
+    def layers(self, step: int, norms: Mapping[str, float], histograms: Mapping[str, Histogram]) -> None:
+        """Log norms, and histograms as (counts, lower edge, upper edge) of bins of equal width."""
 
         def call(run: Any) -> None:
-            artifact = self._artifact(name, kind, files, metadata)
-            if self._mode == "offline":
-                # run.use_artifact refuses to work offline; this is the part of it that does.
-                run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
-            else:
-                run.use_artifact(artifact)
+            import numpy as np
+
+            drawn = {
+                name: self._wandb.Histogram(np_histogram=(np.array(counts), np.linspace(low, high, len(counts) + 1)))
+                for name, (counts, low, high) in histograms.items()
+            }
+            run.log({STEP: step, **norms, **drawn})
 
         self._submit(call)
 
-    def _artifact(self, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any]) -> Any:
-        name_allowed = re.sub(r"[^\w.-]", "-", name)[:128]
-        artifact = self._wandb.Artifact(name_allowed, type=kind, metadata=redact_tree(metadata))
+    def artifact(self, describe: Callable[[], Contents], aliases: Sequence[str] = ()) -> None:
+        """Log an artifact that refers to its files without a copy. Every version also has its hash as an alias."""
+
+        def call(run: Any) -> None:
+            artifact, hashed = self._artifact(describe())
+            run.log_artifact(artifact, aliases=["latest", hashed, *aliases])
+
+        self._submit(call)
+
+    def uses(self, describe: Callable[[], Contents]) -> None:
+        """Record that this run reads an artifact; another run may have logged it, with the same files."""
+
+        def call(run: Any) -> None:
+            artifact, hashed = self._artifact(describe())
+            # The part of run.use_artifact that works offline, and that online does not wait for the upload.
+            run._log_artifact(artifact, aliases=[hashed], is_user_created=True, use_after_commit=True)
+
+        self._submit(call)
+
+    def _artifact(self, contents: Contents) -> tuple[Any, str]:
+        """The artifact, and the name of its version by its hash."""
+        record, files = contents
+        name_allowed = re.sub(r"[^\w.-]", "-", record["name"])[:128]
+        metadata = redact_tree({**record["metadata"], "sha256": record["sha256"], "files": record["files"]})
+        artifact = self._wandb.Artifact(name_allowed, type=record["kind"], metadata=metadata)
         for inside, path in files.items():
             artifact.add_file(str(path), name=inside, policy="immutable", skip_cache=True)
-        return artifact
+        return artifact, f"sha256-{record['sha256'][:12]}"
 
     def finish(self, exit_code: int) -> None:
         """Send what is left, for FINISH_TIMEOUT seconds at most, and record the exit code."""
@@ -149,7 +179,10 @@ class WandbMirror:
         self._calls.put(None)
         self._thread.join(INIT_TIMEOUT + FINISH_TIMEOUT + 5)
         if self._thread.is_alive():
-            self._warn(f"W&B does not answer. To send the rest: {self._sync_command()}")
+            self._warn(f"W&B does not answer. To send the rest: {sync_command([self._directory])}")
+            self._given_up = True
+            self._try("did not end", self._end_service)
+            self._thread.join(5)
         self._thread = None
         restore_variables(self._variables)
 
@@ -173,15 +206,31 @@ class WandbMirror:
         self._try("did not finish cleanly", lambda: run.finish(exit_code=self._exit_code))
         if self._mode == "offline":
             self._say_how_to_send()
-        elif time.monotonic() - started >= FINISH_TIMEOUT:
-            _print(f"W&B could not take all rows in {FINISH_TIMEOUT:.0f} s. To send the rest: {self._sync_command()}")
+        elif time.monotonic() - started >= FINISH_TIMEOUT and not self._given_up:
+            command = sync_command([self._directory])
+            _print(f"W&B could not take all rows in {FINISH_TIMEOUT:.0f} s. To send the rest: {command}")
+            self._try("did not end", self._end_service)
+
+    def _end_service(self) -> None:
+        """End W&B's service process: this process would wait for it at its exit, as long as the server hangs."""
+        from wandb.sdk import wandb_setup
+
+        setup: Any = wandb_setup.singleton()
+        connection, setup._connection = setup._connection, None
+        if connection is not None and connection._proc is not None:
+            connection._cleanup()
+            connection._proc._process.kill()
+            for name in [name for name in os.environ if name.endswith("WANDB_SERVICE")]:
+                del os.environ[name]
 
     def _say_how_to_send(self) -> None:
-        _waiting.append(self._sync_command())
+        if self._directory not in _waiting:
+            _waiting.append(self._directory)
         # Once for a command or a pipeline: a tokenizer that a stage has trained for itself waits for the stage, and
         # `make pipeline` says it at its end.
         if (self._owner or self._apart) and variable("MINI_LLM_WANDB_HINT") != "no":
-            _print(f"W&B ran offline. To send {'this run' if len(_waiting) == 1 else 'it'}: {' && '.join(_waiting)}")
+            runs = "this run" if len(_waiting) == 1 else "these runs"
+            _print(f"W&B ran offline. To send {runs}: {sync_command(_waiting)}")
             _waiting.clear()
 
     def _try(self, failure: str, call: Callable[[], object]) -> None:
@@ -236,6 +285,7 @@ class WandbMirror:
             reinit="create_new",
             settings=settings,
         )
+        run._log_artifact = partial(_log_artifact, run)
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP)
         environment = self._directory / "environment.json"
@@ -243,19 +293,42 @@ class WandbMirror:
             run.save(str(environment), base_path=str(self._directory), policy="now")
         return run
 
-    def _sync_command(self) -> str:
-        program = "wandb" if shutil.which("wandb") else os.path.relpath(Path(sys.executable).with_name("wandb"))
-        kind = "offline-run" if self._mode == "offline" else "run"
-        # W&B appends a suffix to the id when two launches start within one second.
-        found = sorted((self._directory / "wandb").glob(f"{kind}-*-{self._id}*"))
-        one_run = ["--id", self._id] if len(found) > 1 else []
-        return shlex.join([program, "sync", *one_run, *map(os.path.relpath, found)])
-
     def _warn(self, message: str) -> None:
         """Print the first problem of a launch; later ones usually follow from it."""
         if not self._warned:
             self._warned = True
             _print(message)
+
+
+def _log_artifact(
+    run: Any,
+    artifact: Any,
+    name: str | None = None,
+    type: str | None = None,
+    aliases: list[str] | None = None,
+    tags: list[str] | None = None,
+    **options: Any,
+) -> Any:
+    """Replaces run._log_artifact, behind artifacts and tables, by what it does offline.
+
+    Online, W&B's own asks the server for the type of the artifact first, and waits as long as the server hangs.
+    """
+    options.pop("distributed_id", None)
+    artifact, aliases = run._prepare_artifact(artifact, name, type, aliases)
+    run._interface.publish_artifact(run, artifact, aliases, tags, **options)
+    return artifact
+
+
+def sync_command(runs: Sequence[Path]) -> str:
+    """The command that sends these runs."""
+    return local_commands(f"python -m mini_llm sync {shlex.join(map(os.path.relpath, runs))}")
+
+
+def _code_version(directory: Path) -> dict[str, Any]:
+    """The git commit and the hash of the code, as environment.json of the run has them."""
+    environment = read_object(directory / "environment.json", Environment)
+    found = {"commit": environment.get("commit"), "hash": environment.get("code")}
+    return {"code": found} if any(found.values()) else {}
 
 
 def _reason(error: Exception) -> str:
