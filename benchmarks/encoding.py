@@ -8,7 +8,6 @@ comes from a new process that encodes all texts once (ours with an empty cache),
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.measure import ROOT, Comparison, interleave, publish
+from benchmarks.measure import ROOT, Comparison, interleave, output_of, publish
 from mini_llm.corpus.config import CorpusConfig, SourceConfig
 from mini_llm.corpus.documents import iter_documents
 from mini_llm.tokenization.config import TokenizerConfig
@@ -117,7 +116,7 @@ def timed(name: str, cores: int, folder: Path) -> float:
     """MB/s of one encoder, measured in a new process."""
     command = [sys.executable, "-m", "benchmarks.encoding", "case", name, str(cores), str(folder)]
     environment = {**os.environ, "RAYON_NUM_THREADS": str(cores), "PYTHONPATH": str(ROOT)}
-    return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    return float(output_of(command, env=environment))
 
 
 @app.command()

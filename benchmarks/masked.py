@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.measure import ROOT, Comparison, interleave, publish
+from benchmarks.measure import ROOT, Comparison, interleave, output_of, publish
 
 PROBE_STEPS = 12
 
@@ -53,8 +53,7 @@ def main(
         def peer(seed: int) -> float:
             given = [f"{folder}/runs/masked-{seed}/model", f"{folder}/runs/tokens", str(seconds), str(batch)]
             command = [sys.executable, "-m", "benchmarks.masked", "peer", *given, str(peer_lr), str(seed)]
-            found = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-            return float(found.stdout.split()[-1])
+            return float(output_of(command, cwd=ROOT, env=environment).split()[-1])
 
         figures: dict[str, list[float]] = {}
         for seed in range(rounds):
@@ -62,7 +61,7 @@ def main(
             turn = interleave(
                 {"ours, a third of the time": lambda s=seed: ours(s), "Trainer": lambda s=seed: peer(s)}, 1
             )
-            figures = {name: figures.get(name, []) + values for name, values in turn.items()}
+            figures = {name: values and figures.get(name, []) + values for name, values in turn.items()}
     title = f"masked-LM after {seconds / 3:.0f} s and {seconds:.0f} s"
     publish([Comparison(title, "nats", figures, lower_is_better=True, goals={"Trainer": 1.0})], "masked", out)
 

@@ -9,7 +9,6 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -20,6 +19,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from benchmarks.measure import output_of
 from benchmarks.runs import environment
 
 PROBE_ITERATIONS = 60
@@ -89,10 +89,7 @@ class NanoGPT:
 
     def _run(self, arguments: list[str]) -> str:
         command = arguments if arguments[0] == sys.executable else [sys.executable, *arguments]
-        done = subprocess.run(command, cwd=self.path, env=environment(), capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"nanoGPT: {' '.join(command)}\n{done.stderr[-2000:]}")
-        return done.stdout
+        return output_of(command, cwd=self.path, env=environment())
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

@@ -15,16 +15,16 @@ Everything runs on a CUDA GPU if there is one (not measured yet). For models of 
 import gzip
 import json
 import math
-import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from benchmarks.measure import Comparison, publish
+from benchmarks.measure import Comparison, interleave, output_of, publish
 from benchmarks.nanogpt import NanoGPT
 from benchmarks.runs import budget_for, environment, pretrain
 from mini_llm.tokenization.load import load_tokenizer
@@ -66,7 +66,7 @@ def main(
             bits["ours"].append(ours(place, folder, seconds, size, settings or []))
         tokenizer = load_tokenizer(next((folder / "ours-0" / "runs").glob("*/tokenizer.model")).parent)
         ids = [join(tokenizer, texts) for texts in (train, held_out)]
-        notes = {}
+        found: dict[str, dict[str, list[float]]] = {}
         if nanogpt:
             from mini_llm.engine.device import default_device
 
@@ -76,20 +76,26 @@ def main(
             peer.write_ids("reviews", *ids)
             # Without meta.pkl nanoGPT uses a vocabulary of 50,304 tokens.
             peer.write_vocabulary("reviews", tokenizer.vocab_size)
-            found = {}
-            for line in nanogpt_settings or NANOGPT:
+
+            def with_nanogpt(line: str) -> float:
                 options = [f"--{word}" for word in line.split()]
                 # On a GPU nanoGPT uses bf16 by default.
                 wall = peer.train_for(seconds, [*common, *options], bf16=device == "cpu")
-                found[line] = peer.nats("reviews", "out-reviews") / math.log(2) / size
-                say(f"nanoGPT, {line}: {found[line]:.4f} bits in {wall:.0f} s")
-            bits["nanoGPT"], notes["nanoGPT"] = [min(found.values())], found
-        found = {}
-        for line in trainer_settings or TRAINER:
+                say(f"nanoGPT, {line}: {wall:.0f} s")
+                return peer.nats("reviews", "out-reviews") / math.log(2) / size
+
+            lines = nanogpt_settings or NANOGPT
+            found["nanoGPT"] = interleave({line: partial(with_nanogpt, line) for line in lines}, 1)
+
+        def with_trainer(line: str) -> float:
             wall, nats = trainer(folder, ids, seconds, [*line.split(), f"vocabulary={tokenizer.vocab_size}"])
-            found[line] = nats / math.log(2) / size
-            say(f"transformers, {line}: {found[line]:.4f} bits in {wall:.0f} s")
-        bits["transformers"], notes["transformers"] = [min(found.values())], found
+            say(f"transformers, {line}: {wall:.0f} s")
+            return nats / math.log(2) / size
+
+        lines = trainer_settings or TRAINER
+        found["transformers"] = interleave({line: partial(with_trainer, line) for line in lines}, 1)
+        bits |= {name: best(settings) for name, settings in found.items()}
+        notes = {name: {line: next(iter(f), None) for line, f in settings.items()} for name, settings in found.items()}
         goals = {name: GOAL for name in bits if name != "ours"}
         title = f"reviews, bits per byte after {seconds:.0f} s"
         publish([Comparison(title, "bits", bits, True, goals, notes)], "reviews", out)
@@ -136,11 +142,14 @@ def trainer(folder: Path, ids: list[np.ndarray], seconds: float, settings: list[
     for name, part in zip(("train", "val"), ids, strict=True):
         part.tofile(folder / f"{name}.bin")
     command = [sys.executable, "-m", "benchmarks.trainer", str(folder), str(seconds), *settings]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"transformers Trainer: {done.stderr[-2000:]}")
-    wall, nats = done.stdout.split()[-2:]
+    wall, nats = output_of(command, env=environment()).split()[-2:]
     return float(wall), float(nats)
+
+
+def best(settings: dict[str, list[float]]) -> list[float]:
+    """The figures of the setting with the fewest bits; NoFigures if all have failed."""
+    figures = list(settings.values())
+    return min(filter(None, figures), default=figures[-1])
 
 
 def say(line: str) -> None:

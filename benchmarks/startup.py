@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.measure import ROOT, Comparison, interleave, publish
+from benchmarks.measure import ROOT, CaseError, Comparison, how_it_ended, interleave, publish
 
 TRANSFORMERS = """
 import sys
@@ -80,7 +80,8 @@ def until(folder: Path, arguments: list[str], sign: bytes) -> float:
             process.kill()
             process.communicate()
             return elapsed
-    raise SystemExit(f"{' '.join(arguments)[:80]} ended without printing {sign!r}:\n{seen.decode()}")
+    print(seen.decode(), file=sys.stderr)
+    raise CaseError(f"{how_it_ended(process.wait())}, without printing {sign!r}")
 
 
 if __name__ == "__main__":

@@ -30,13 +30,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks.measure import ROOT, Comparison, interleave, publish
+from benchmarks.measure import ROOT, CaseError, Comparison, how_it_ended, interleave, publish
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +94,7 @@ def main(
     workers = {name: _Worker(case) for name, case in cases.items()}
     tokens = {name: length * case["rows"] * case["accumulation"] * case["steps"] for name, case in cases.items()}
     figures = interleave({n: lambda n=n: tokens[n] / workers[n].turn()[clock] for n in workers}, rounds)
+    workers = {name: worker for name, worker in workers.items() if figures[name]}
     title = f"{model} {layers} x {width}, T {length}, V {vocabulary}, {accumulation} x {rows} rows"
     first = {name: worker.first for name, worker in workers.items()}
     peaks = {name: [worker.last["peak_mb"]] for name, worker in workers.items()}
@@ -124,20 +125,24 @@ class _Worker:
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ}
         )
-        self.first = self.turn()["first"]
+        # The first turn is in the figures of no round. One that fails fails again in the first round.
+        with suppress(CaseError):
+            self.first = self.turn()["first"]
         self.last: dict = {}
 
     def turn(self) -> dict:
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith('{"wall"'):
                 self.last = json.loads(line)
                 return self.last
-        sys.exit(f"a worker ended with status {self.process.wait()}")
+        raise CaseError(how_it_ended(self.process.wait()))
 
     def close(self) -> None:
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 

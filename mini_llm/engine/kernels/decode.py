@@ -5,6 +5,7 @@ import mmap
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import fields
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -36,10 +37,12 @@ layer_types sliding_window embedding_scale tie_word_embeddings logit_scale head_
 next_sentence classifier_head classifier_pooling id2label init initializer_range dropout
 bos_token_id eos_token_id pad_token_id cls_token_id sep_token_id
 """
-SIZES = "layers hidden heads kv_heads head_dim inner gated activation layer_norm cache_bf16 threads"
+SIZES = "layers hidden heads kv_heads head_dim inner gated activation layer_norm cache_bf16 threads same_text"
 HUGE_PAGE = 2**21
 # Bytes: weights start at a cache line.
 ALIGNMENT = 64
+# Outputs that int8 weights are packed by.
+BLOCK = 16
 
 pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -54,7 +57,7 @@ Norm = structure("Norm", weight=pointer, bias=pointer)
 Layer = structure(
     "Layer",
     **dict.fromkeys(("attention_norm", "mlp_norm", "query_norm", "key_norm"), Norm),
-    **dict.fromkeys(("qkv", "out", "up", "down"), Matrix),
+    **dict.fromkeys(("qkv", "out", "gate", "up", "down"), Matrix),
     cosine=pointer,
     sine=pointer,
     window=size,
@@ -93,10 +96,14 @@ class HugePages:
 
     def __init__(self, size: int) -> None:
         """`size` is in bytes. Unused pages take no memory."""
-        block = mmap.mmap(-1, size + HUGE_PAGE)
+        size += HUGE_PAGE
         if hasattr(mmap, "MADV_HUGEPAGE"):
+            # By default Python makes a shared mapping, which has huge pages on few systems.
+            block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with suppress(OSError):
                 block.madvise(mmap.MADV_HUGEPAGE)
+        else:
+            block = mmap.mmap(-1, size)
         room = torch.frombuffer(block, dtype=torch.uint8)
         self._free = room[-room.data_ptr() % HUGE_PAGE :]
 
@@ -130,10 +137,12 @@ class CompiledStep:
         # Tensors that the structs point to.
         self._kept: list[Tensor] = []
         linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        self._room = HugePages(sum(linear.weight.nbytes + ALIGNMENT for linear in linears))
+        # Packed weights with their scales take at most 5/4 bytes a weight, in up to BLOCK rows more.
+        self._room = HugePages(sum(one.weight.nbytes + 2 * BLOCK * one.in_features + 2 * ALIGNMENT for one in linears))
         self._tables: dict[float, tuple[Tensor, Tensor]] = {}
         self._reach = 0
-        self._team = TeamSize(torch.get_num_threads())
+        # By the number of rows.
+        self._teams: dict[int, TeamSize] = {}
         self._addresses: WeakKeyDictionary[KVCache, tuple[ctypes.Array, ctypes.Array]] = WeakKeyDictionary()
         blocks = [block for block in trunk.blocks if isinstance(block, DecoderLayer)]
         self._layers = (Layer * config.num_hidden_layers)(*map(self._layer, blocks))
@@ -152,6 +161,7 @@ class CompiledStep:
             layer_norm=config.norm == "layernorm",
             cache_bf16=self._embed.dtype == torch.bfloat16,
             threads=1,
+            same_text=False,
             eps=config.norm_eps,
             attention_scale=blocks[0].attn.scale,
             logit_scale=config.logit_scale,
@@ -159,6 +169,23 @@ class CompiledStep:
 
     def __call__(self, tokens: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
         """fp32 logits (R, V) after one more token in each of R texts. Each cache grows by one position."""
+        return self._advance(tokens, caches)
+
+    def follow(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+        """fp32 logits (R, V) after each of R tokens that follow one another in a text, with the bits of R calls.
+
+        The cache grows by R positions.
+        """
+        if len(tokens) == 1:
+            return self(tokens, [cache])
+        rows = [copy(cache) for _ in tokens]
+        for place, row in enumerate(rows):
+            row.length += place
+        logits = self._advance(tokens, rows, same_text=True)
+        cache.length += len(tokens)
+        return logits
+
+    def _advance(self, tokens: Sequence[int], caches: Sequence[KVCache], same_text: bool = False) -> Tensor:
         longest = max(cache.length for cache in caches) + 1
         if longest > self._reach:
             self._rotate_up_to(longest)
@@ -170,13 +197,20 @@ class CompiledStep:
         rows = (Row * len(caches))(*map(self._row, caches))
 
         def run(threads: int) -> None:
-            self._decoder.threads = threads
+            self._decoder.threads, self._decoder.same_text = threads, same_text
             self._run(ctypes.byref(self._decoder), rows, len(tokens), x.data_ptr(), logits.data_ptr())
 
-        self._team.run(run, time.perf_counter)
+        self._team(len(tokens)).run(run, time.perf_counter)
         for cache in caches:
             cache.length += 1
         return logits
+
+    def _team(self, rows: int) -> TeamSize:
+        """Times with other numbers of rows say nothing, but the choice that was the best there is the first to try."""
+        if rows not in self._teams:
+            newest = next(reversed(self._teams.values()), None)
+            self._teams[rows] = TeamSize(torch.get_num_threads(), newest.chosen if newest else None)
+        return self._teams[rows]
 
     def _row(self, cache: KVCache) -> ctypes.Structure:
         if cache.length >= cache.max_length:
@@ -208,7 +242,8 @@ class CompiledStep:
             key_norm=self._norm(attention.k_norm),
             qkv=self._matrix(attention.q_proj, attention.k_proj, attention.v_proj),
             out=self._matrix(attention.o_proj),
-            up=self._matrix(*filter(None, (mlp.gate_proj, mlp.up_proj))),
+            gate=Matrix() if mlp.gate_proj is None else self._matrix(mlp.gate_proj),
+            up=self._matrix(mlp.up_proj),
             down=self._matrix(mlp.down_proj),
             window=self.config.sliding_window if kind == "sliding_attention" else 0,
         )
@@ -224,7 +259,8 @@ class CompiledStep:
         rows, columns = weight.shape
         group, scale = group_size(columns) if self.int8 else None, None
         if group:
-            weight, scale = quantize(weight, group)
+            weight, scale = pack(*quantize(weight, group))
+            scale = self._room.place(scale)
         weight = self._room.place(weight)
         if not group:
             # Step and prompt share one copy.
@@ -237,6 +273,16 @@ class CompiledStep:
         tensor = tensor.detach().contiguous()
         self._kept.append(tensor)
         return tensor.data_ptr()
+
+
+def pack(values: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Reorder int8 values (O, I) and scales (O, G) to (B, I / 2, BLOCK, 2) and (B, G, BLOCK), B = O / BLOCK.
+
+    A vector then holds two weights of each output of a block, for the same two inputs. Zeros fill the last block.
+    """
+    padding = (0, 0, 0, -len(values) % BLOCK)
+    values, scale = (nn.functional.pad(tensor, padding).unflatten(0, (-1, BLOCK)) for tensor in (values, scale))
+    return values.unflatten(-1, (-1, 2)).transpose(1, 2).contiguous(), scale.transpose(1, 2).contiguous()
 
 
 def _addresses(cache: KVCache) -> tuple[ctypes.Array, ctypes.Array]:

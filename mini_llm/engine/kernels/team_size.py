@@ -14,12 +14,13 @@ class TeamSize:
     """Chooses between one thread and `most` threads.
 
     Threads of a team wait for each other at barriers, and beside other processes they mostly wait for one that does not
-    run: on two busy cores, one thread decodes up to 7 times as fast as two. The results must not depend on the number
-    of threads.
+    run: on two busy cores, one thread decodes up to 7 times as fast as two. The calls must be alike, and their results
+    must not depend on the number of threads.
     """
 
-    def __init__(self, most: int) -> None:
-        self.chosen = self.most = most
+    def __init__(self, most: int, first: int | None = None) -> None:
+        """`first` is the number to begin with, `most` by default."""
+        self.most, self.chosen = most, first or most
         self._calls_between = FIRST_CALLS
         # Seconds of the last calls with `chosen` threads, and of those in a comparison with the other number.
         self._usual: list[float] = []

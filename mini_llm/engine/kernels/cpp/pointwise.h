@@ -9,12 +9,6 @@
 
 namespace {
 
-// 1 / (1 + e^-x), computed from e^-|x|, which cannot overflow.
-Floats logistic(Floats x) {
-    Floats small = exponential(x > 0 ? -x : x);
-    return (x > 0 ? Floats{} + 1 : small) / (1 + small);
-}
-
 template <class Number>
 void gate_forward(int64_t count, const Number* gate, const Number* up, Number* result, int64_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)

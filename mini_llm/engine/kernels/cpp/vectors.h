@@ -114,6 +114,12 @@ Floats exponential(Floats x) {
     return y < -126 ? Floats{} : power * Floats(exponent);
 }
 
+// 1 / (1 + e^-x), computed from e^-|x|, which cannot overflow.
+Floats logistic(Floats x) {
+    Floats small = exponential(x > 0 ? -x : x);
+    return (x > 0 ? Floats{} + 1 : small) / (1 + small);
+}
+
 // Call run with a number of the type that the void pointers of a kernel point to.
 template <class Run> void in_type(int64_t bf16, Run run) {
     if (bf16)
