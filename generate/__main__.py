@@ -45,6 +45,7 @@ Text is streamed to standard output, everything else goes to standard error.
   {ME} runs/gpt "x = " --regex "[0-9]+"   [dim]# or --json-schema FILE[/dim]
   {ME} runs/gpt "import" --choices " os, sys"   [dim]# with probabilities[/dim]
   {ME} runs/gpt "def " --num-beams 4 --num-samples 2 --json
+  {ME} runs/gpt "def " --temperature 0 --lookup 4   [dim]# faster where a text repeats itself[/dim]
   {ME} runs/mlm --fill "for i in <mask>(10):"
   {ME} inspect runs/gpt "def f(x):"   [dim]# a page[/dim]
 
@@ -58,7 +59,8 @@ With a tokenizer trained here, unknown, beginning, padding, mask, class and sepa
 INSPECT_HELP = f"""Show how a model processes a text: one HTML page to open in a browser.
 
 The attention of every head and layer. For a language model also the prediction after each layer (logit lens), for a \
-classifier the tokens that decided the label. Works for every model that this project reads.
+classifier the tokens that decided the label. In a text for an encoder, <mask> hides a word, and the page begins with \
+what the model predicts there. Works for every model that this project reads.
 
 [bold]Examples[/bold]
 
@@ -135,6 +137,9 @@ def generate(
     num_samples: Annotated[int, flag("Samples per prompt; sample i depends on (seed, i) only.")] = DEFAULT.num_samples,
     min_new_tokens: Annotated[int, flag("Do not end a text before this number of tokens.")] = DEFAULT.min_new_tokens,
     max_new_tokens: Annotated[int, flag("Most tokens to generate per sample.")] = DEFAULT.max_new_tokens,
+    lookup: Annotated[
+        int, flag("Guess up to N tokens from earlier text and check them in one pass, with the same text; 0: off.")
+    ] = DEFAULT.lookup,
     stop: Annotated[
         list[str] | None, flag("Stop before this string; repeat for several. \\n also stands for a line break.")
     ] = None,
@@ -154,10 +159,11 @@ def generate(
         ),
     ] = None,
     input_format: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help=f"Format of --file -: {', '.join(FORMATS)}. [default: lines]")
+        str | None,
+        typer.Option(metavar="FORMAT", help=f"Format of --file -: {', '.join(FORMATS)}.", show_default="lines"),
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Encoding of --file and standard input. [default: UTF-8, or by the BOM]")
+        str | None, typer.Option(help="Encoding of --file and standard input.", show_default="UTF-8, or by the BOM")
     ] = None,
     output: Annotated[
         Path | None,
@@ -196,6 +202,7 @@ def generate(
         "num_samples": num_samples,
         "min_new_tokens": min_new_tokens,
         "max_new_tokens": max_new_tokens,
+        "lookup": lookup,
         "stop": [valid_text(text) for text in stop or []],
     }
     if (file or interactive or text is not None) and prompt and prompt.partition("=")[0] in flags and "=" in prompt:
@@ -242,7 +249,8 @@ def generate(
         return
     printer = Printer(generator, as_json=as_json, echo=echo, verbose=verbose)
     if prompts and output is not None:
-        options = f"{config.model_dump()}, dtype={dtype}"
+        # A text does not depend on `lookup`.
+        options = f"{config.model_dump(exclude={'lookup'})}, dtype={dtype}"
         answer_file(printer, prompts, str(file), output, find_generator(model_dir), options)
     elif prompts:
         printer.answer_all(prompts, numbered=True)
@@ -273,7 +281,7 @@ def inspect(
     if not text:
         raise ConfigError("the text is empty: give the model something to read")
     if out is None:
-        out = (model_dir if (model_dir / "config.yaml").is_file() else Path()) / "inspect.html"
+        out = run_of(model_dir) / "inspect.html"
     if out.is_dir() or not out.parent.is_dir():
         problem = "is a directory" if out.is_dir() else "its directory does not exist"
         raise ConfigError(f"--out {out}: {problem}; name a file such as inspect.html")
@@ -284,6 +292,13 @@ def inspect(
     for note in inspection.notes:
         print(f"generate inspect: {note}", file=sys.stderr)
     print(f"{out}: {out.stat().st_size / 1e3:,.0f} kB", file=sys.stderr)
+
+
+def run_of(model_dir: Path) -> Path:
+    """The run that `model_dir` is or belongs to, as one of its models; the current folder if there is none."""
+    place = model_dir.resolve()
+    around = place.parents[:3] if place.name == "model" else ()
+    return next((run for run in (model_dir, *around) if (run / "config.yaml").is_file()), Path())
 
 
 def main(arguments: list[str]) -> None:

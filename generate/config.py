@@ -53,6 +53,9 @@ class GenerateConfig(Config):
         0, description="Do not end the text before this number of tokens (stop strings still do)."
     )
     max_new_tokens: int = Field(200, description="Most tokens to generate per sample.")
+    lookup: int = Field(
+        0, description="Guess up to N next tokens from earlier text and check them in one pass, same text; 0: off."
+    )
     stop: list[str] = Field(default_factory=list, description="Strings that end the text; they are not printed.")
 
     @field_validator("json_schema", mode="before")
@@ -76,6 +79,7 @@ class GenerateConfig(Config):
             "num_beams": (self.num_beams >= 1, "must be at least 1 (1: no beam search)"),
             "length_penalty": (math.isfinite(self.length_penalty), "must be a number (0: none)"),
             "num_samples": (self.num_samples >= 1, "must be at least 1"),
+            "lookup": (self.lookup >= 0, "must be 0 (off) or a number of tokens"),
             "max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1"),
             "min_new_tokens": (
                 0 <= self.min_new_tokens <= self.max_new_tokens,

@@ -19,6 +19,7 @@ from mini_llm.tokenization.tokenizer import Tokenizer
 from .beams import Beam, search
 from .config import GenerateConfig
 from .context import Answer, Window, append_together
+from .lookup import Lookup
 from .sampling import NEVER, Controls, filter_scores, next_token, random_stream
 from .stop import StopFilter
 
@@ -68,6 +69,7 @@ class Continuation:
         self.history = torch.zeros(size, dtype=torch.int64, device=logits.device)
         self.history[: self.count] = torch.tensor(window.history)
         self.matcher = generator.grammar.start() if generator.grammar else None
+        self.lookup = Lookup(sample.prompt_ids, self.config.lookup) if self.config.lookup else None
         self.token, self.finished = -1, False
 
     def choose(self) -> str:
@@ -83,6 +85,8 @@ class Continuation:
         self.history[self.count] = self.token = token
         self.count += 1
         sample.ids.append(token)
+        if self.lookup:
+            self.lookup.push(token)
         sample.seconds = time.perf_counter() - self.begin
         sample.seconds_to_first_token = sample.seconds_to_first_token or sample.seconds
         ended = token in generator.end_ids
@@ -95,6 +99,11 @@ class Continuation:
             sample.finish_reason = "stop" if self.stop.stopped else "end" if ended else "length"
         sample.text += text
         return text
+
+    def advance(self) -> None:
+        """Append the chosen token to the context, with guesses of the next ones."""
+        guesses = self.lookup.guess() if self.lookup and not self.window.knows(self.token) else ()
+        self.resume(self.window.append(self.token, guesses))
 
     def resume(self, logits: Tensor) -> None:
         """Continue with the logits (V,) after the chosen token."""
@@ -228,7 +237,7 @@ class TextGenerator:
                 yield text
             if continuation.finished:
                 return
-            continuation.resume(continuation.window.append(continuation.token))
+            continuation.advance()
 
     @torch.inference_mode()
     def write(self, samples: Iterable[Sample], rows: int = 16) -> Iterator[Sample]:
@@ -255,6 +264,9 @@ class TextGenerator:
                 row.choose()
             yield from (row.sample for row in running if row.finished)
             running = [row for row in running if not row.finished]
+            if len(running) == 1:
+                running[0].advance()
+                continue
             together = append_together(self.step, [row.window for row in running], [row.token for row in running])
             for row, logits in zip(running, together, strict=True):
                 row.resume(logits)

@@ -86,8 +86,8 @@ def inspect_text(
 def frame(model: Model, tokenizer: Any, text: str, limit: int) -> tuple[list[int], int]:
     """Return the ids of `text` with the special tokens of training, at most `limit`, and the number of tokens dropped.
 
-    For a masked model, <mask> or [MASK] in the text becomes the mask token. It also
-    replaces the space before it, which belongs to the masked word. Raises ConfigError for a text without tokens.
+    For a masked model, <mask> or [MASK] in the text becomes the mask token. It also replaces the space
+    before it, which belongs to the masked word. Raises ConfigError for a text without tokens.
     """
     config = model.config
     classifier = isinstance(model, SequenceClassifier)
@@ -108,6 +108,7 @@ def frame(model: Model, tokenizer: Any, text: str, limit: int) -> tuple[list[int
 
 def _language_model(model: CausalLM | MaskedLM, tokenizer: Any, ids: torch.Tensor) -> Inspection:
     text = ids[0].tolist()
+    notes = []
     with torch.no_grad(), Recorder(model.trunk) as recorder:
         model.trunk(ids)
     if isinstance(model, CausalLM):
@@ -116,9 +117,13 @@ def _language_model(model: CausalLM | MaskedLM, tokenizer: Any, ids: torch.Tenso
         masks = [i for i, token in enumerate(text) if token == tokenizer.mask_id]
         positions = masks or list(range(len(text)))
         expected = [None if masks else text[i] for i in positions]
+        if not masks:
+            notes.append(
+                f"The model reads each token that it predicts here. Write {MASKS[0]} in place of one to hide it."
+            )
     with torch.no_grad():
         lens = logit_lens(model, recorder, "text", positions, expected)
-    return Inspection(model, {"text": text}, [recorder.maps("Attention", "text")], lens)
+    return Inspection(model, {"text": text}, [recorder.maps("Attention", "text")], lens, notes=notes)
 
 
 def _seq2seq(

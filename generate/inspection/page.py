@@ -34,6 +34,7 @@ def render(inspection: Inspection, tokenizer: Any, name: str) -> str:
         layers=f"{layers} + {config.num_decoder_layers}" if config.is_encoder_decoder else layers,
         heads=config.num_attention_heads,
         lengths={name: len(ids) for name, ids in inspection.sequences.items()},
+        masks=len(masked_positions(inspection)),
         data=embedded_json(page_data(inspection, tokenizer)),
         weights=pack([maps.weights for maps in inspection.maps]),
         script=script,
@@ -93,8 +94,23 @@ def page_data(inspection: Inspection, tokenizer: Any) -> dict[str, Any]:
                 )
             ],
         }
+    masks = masked_positions(inspection)
+    if len(masks) > 1 and lens is not None:
+        # Each mask has a name of its own, under a key that is no token id.
+        for number, position in enumerate(masks, start=1):
+            sequence = data["sequences"][lens.sequence]
+            words[-number] = f"{words[inspection.sequences[lens.sequence][position]]} {number}"
+            sequence[position] = -number
     data["words"] = words
     return data
+
+
+def masked_positions(inspection: Inspection) -> list[int]:
+    """Return the positions of the masks in the text of a masked language model."""
+    lens = inspection.lens
+    if lens is None or not isinstance(inspection.model, MaskedLM):
+        return []
+    return [position for position, token in zip(lens.positions, lens.expected, strict=True) if token is None]
 
 
 def embedded_json(tree: Any) -> str:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import zlib
+from html import escape
 
 import pytest
 import torch
@@ -90,6 +91,22 @@ def test_text_labels_and_names_are_never_executed_or_fetched(directory, tmp_path
     data, _ = read_page(tmp_path / "page.html")
     assert HOSTILE in [label["name"] for label in data["decision"]["labels"]]
     assert "default-src 'none'" in html and not re.search(r'(src|href)="', html)
+
+
+@pytest.mark.parametrize("text", ["def <mask>(x): return <mask>", "def <mask>", "def one"])
+def test_masks_are_numbered_and_filled_in(text, directory, tmp_path):
+    seen = write_inspection(directory("bert", "masked"), text, tmp_path / "page.html")
+    html, (data, _) = (tmp_path / "page.html").read_text(), read_page(tmp_path / "page.html")
+    count, ids = text.count("<mask>"), seen.sequences["text"]
+    assert ('id="masks"' in html) == (count > 0)
+    shown = [data["words"][str(key)] for key in data["sequences"]["text"]]
+    names = ["<mask>"] if count == 1 else [f"<mask> {number}" for number in range(1, count + 1)]
+    assert [word for word in shown if "mask" in word] == names
+    if count:
+        assert [shown[position] for position in data["lens"]["positions"]] == names
+        assert seen.lens.expected == [None] * count and not seen.notes
+    else:
+        assert data["lens"]["expected"] == ids and "<mask>" in seen.notes[0]
 
 
 def test_tokens_are_distinguishable(tokenizer):
@@ -178,8 +195,12 @@ def test_the_page_of_a_run_is_written_into_the_run(call, directory, tmp_path):
     run.mkdir(parents=True)
     path.rename(run / "model")
     (run / "config.yaml").touch()
-    assert call("inspect", run, "def")[0] == 0
-    assert (run / "inspect.html").exists() and not (tmp_path / "inspect.html").exists()
+    checkpoint = run / "checkpoints" / "best-00000001" / "model"
+    shutil.copytree(run / "model", checkpoint)
+    for model in (run, run / "model", checkpoint):
+        assert call("inspect", model, "def")[0] == 0
+        assert (run / "inspect.html").exists() and not list(tmp_path.glob("*.html")), model
+        (run / "inspect.html").unlink()
 
 
 def test_inspect_is_a_command_and_dot_slash_inspect_a_directory(call, directory, tmp_path):
@@ -225,6 +246,33 @@ def test_the_page_runs_in_a_browser(family, head, directory, tmp_path):
     else:
         assert document.count("aria-selected=") == len(seen.lens.positions) * len(seen.lens.ids)
     assert "<script>alert" not in document
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_the_page_fills_masks_and_the_width_of_the_window(directory, tokenizer, tmp_path):
+    page = tmp_path / "page.html"
+    seen = write_inspection(directory("bert", "masked"), "def <mask>(x): return <mask>", page)
+    measure = """<script>const wait = setInterval(() => {
+  if (document.documentElement.dataset.state !== "drawn") return;
+  clearInterval(wait);
+  const right = (name) => Math.round(document.querySelector(name).getBoundingClientRect().right);
+  const { clientWidth, scrollWidth } = document.documentElement;
+  const sizes = [clientWidth, scrollWidth, right("body"), right(".closeup"), right(".heads")];
+  document.body.append(Object.assign(document.createElement("pre"), { id: "told", textContent: sizes.join(" ") }));
+}, 20);</script>"""
+    html = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text())
+    page.write_text(html.replace("</body>", f"{measure}</body>"))
+    for width in (1900, 1300, 600):
+        document, log = browse(page, "", tmp_path / "profile", f"--window-size={width},900")
+        assert not log, log
+        window, reach, body, closeup, heads = map(int, re.search(r'id="told">(.*?)</pre>', document)[1].split())
+        assert width - 20 <= window == reach == body, "it fills the window and does not scroll sideways"
+        assert closeup > 0.9 * width and (heads < 0.5 * width or width < 1200)
+    filled = re.findall(r'class="token filled[^>]*>(.*?)</button>', document)
+    best = [token_text(tokenizer, i) for i in seen.lens.ids[-1, :, 0].tolist()]
+    assert [escape(word, quote=False) for word in best] == filled
+    assert document.count("<h3>&lt;mask&gt; ") == 2
 
 
 # What a person does: point at the second token and at the map, walk from the first head with the arrow keys.

@@ -25,8 +25,6 @@ function drawStack() {
   names[0].textContent = "head 1";
   grid.replaceChildren(corner, ...names);
   grid.style.gridTemplateColumns = `max-content repeat(${heads}, minmax(2.6rem, ${layers > 6 ? 3.6 : 6}rem))`;
-  // A long page: the map of a head stands beside the grid where the window is wide enough.
-  document.body.classList.toggle("large", layers > 6);
   thumbs = [];
   for (let layer = 0; layer < layers; layer++) {
     grid.append(element("span", { className: "name side", textContent: layer + 1 }));
@@ -148,7 +146,7 @@ function drawMap(query, key) {
   const edges = sides.map((names) => Math.max(...names.map((name) => context.measureText(name).width)) + 8);
   const labelled = Math.min((available - edges[0]) / keys, 640 / queries) >= 11;
   const left = labelled ? edges[0] : 0, top = labelled ? edges[1] : 0;
-  const cell = Math.min((available - left - 2) / keys, 640 / queries, Math.max(26, 260 / Math.max(queries, keys)));
+  const cell = Math.min((available - left - 2) / keys, 640 / queries, Math.max(26, 400 / Math.max(queries, keys)));
   cells = { left, top, cell };
   const width = left + keys * cell + 2, height = top + queries * cell + 2;
   Object.assign(canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) });

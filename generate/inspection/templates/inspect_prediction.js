@@ -1,5 +1,6 @@
 // What came out: a classifier's decision with the tokens that carried it, and the prediction layer by layer.
 const decision = find("#decision");
+const masks = find("#masks");
 const lens = find("#lens");
 let labels = [], decisionTokens = [], guesses = [];
 
@@ -56,6 +57,26 @@ function tellScore(at) {
     element("b", { textContent: word(id) }), ` (${at + 1}): ${signed(data.decision.labels[chosen.label].scores[at])}`);
 }
 
+// The text with the masks filled in, and the candidates for each.
+function buildMasks() {
+  const { positions, ids, probabilities, sequence } = data.lens;
+  const last = ids.length - 1;
+  find(".tokens", masks).append(...data.sequences[sequence].map((id, at) => {
+    const row = positions.indexOf(at);
+    if (row < 0) return element("span", { className: "token", textContent: word(id) });
+    const share = probabilities[last][row][0];
+    const button = element("button", { className: "token filled", textContent: word(ids[last][row][0]), onclick: () => openGuess(row, last) });
+    button.title = `${word(id)}: ${percent(share)}`;
+    shade(button, share);
+    return button;
+  }));
+  find(".cards", masks).append(...positions.map((position, row) => {
+    const list = element("ol", { className: "best" });
+    listBest(list, ids[last][row].map((id, i) => [word(id), probabilities[last][row][i], percent(probabilities[last][row][i])]));
+    return element("div", {}, element("h3", { textContent: `${word(data.sequences[sequence][position])}, token ${position + 1}` }), list);
+  }));
+}
+
 function buildLens() {
   const { positions, ids, probabilities, chances, expected, truth, sequence } = data.lens;
   const names = ids.map((_, column) => (column ? `${column}` : "input"));
@@ -108,7 +129,7 @@ function drawLens() {
 function tellGuess(row, column) {
   const { positions, ids, probabilities, chances, expected, sequence, truth } = data.lens;
   const state = column ? `After layer ${column}` : "Before the first layer";
-  const parts = [`${state}, ${truth ? "behind" : "at"} `, element("b", { textContent: word(data.sequences[sequence][positions[row]]) }),
+  const parts = [`${state}, ${truth ? "for the token after" : "at"} `, element("b", { textContent: word(data.sequences[sequence][positions[row]]) }),
     ` (${positions[row] + 1})`];
   if (expected[row] !== null) {
     parts.push("; the true token ", element("b", { textContent: word(expected[row]) }), ` has ${percent(chances[column][row])}`);
@@ -132,6 +153,7 @@ async function start() {
   await unpack();
   buildStacks();
   if (decision) buildDecision();
+  if (masks) buildMasks();
   if (lens) buildLens();
   drawAll();
   listenToMap();
