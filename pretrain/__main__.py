@@ -1,5 +1,6 @@
 """The command line of stage 2: `python -m pretrain` trains, `python -m pretrain plan` shows what a run would need."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -98,9 +99,12 @@ def train(
     flags = {"model": model, "init": init, "corpus.sources": data or None, "budget": budget, "run": run}
     config = read_settings(arguments or [], flags)
 
-    from mini_llm.engine.run.wandb_runs import run_of_its_own
+    from mini_llm.engine.run.inputs import named_by_data
+    from mini_llm.engine.tracking.wandb_runs import run_of_its_own
 
-    config = run_of_its_own(config, config.run_name, named=config.run is not None)
+    named = config.run is not None
+    config = named_by_data(config, Path("runs"))
+    config = run_of_its_own(config, config.run_name, named=named)
 
     from .plan_command import check_fits
     from .run import pretrain
@@ -117,13 +121,16 @@ def plan(
     model: Model = None,
     data: Annotated[list[str] | None, typer.Option(metavar="PATH", help="As in training.")] = None,
     budget: Budget = None,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Number of processes. [default: 1]")] = None,
-    zero: Annotated[int | None, typer.Option(min=0, max=3, help="ZeRO stage. [default: runtime.zero_stage]")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Number of processes.", show_default="1")] = None,
+    zero: Annotated[
+        int | None, typer.Option(min=0, max=3, help="ZeRO stage.", show_default="runtime.zero_stage")
+    ] = None,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory per GPU (80GB), to plan for another machine.")
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(metavar="N", help="Corpus size (300M, 10B). [default: from the size of its files]")
+        str | None,
+        typer.Option(metavar="N", help="Corpus size (300M, 10B).", show_default="from the size of its files"),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -47,7 +47,10 @@ class PairsConfig(Config):
     """Pairs of source and target texts, for an encoder-decoder."""
 
     path: str | None = Field(
-        None, min_length=1, description="Table (CSV, TSV, JSONL, Parquet) or Hugging Face dataset of pairs."
+        None,
+        min_length=1,
+        description="Table (CSV, TSV, JSONL, Parquet), folder (its train, validation and test files are splits) or "
+        "Hugging Face dataset of pairs.",
     )
     source: str = Field("source", description="Column of the source texts.")
     target: str = Field("target", description="Column of the target texts.")
@@ -171,6 +174,12 @@ class PretrainConfig(LoopConfig):
     @property
     def run_name(self) -> str:
         return self.run or "-".join(filter(None, (self._model_name, self._data_name)))
+
+    @property
+    def data_paths(self) -> list[str]:
+        """The paths that the name of the run is made from."""
+        pairs = self.pairs
+        return [source.path for source in (pairs.corpus(self.corpus) if pairs else self.corpus).sources]
 
     @property
     def _model_name(self) -> str:

@@ -1,13 +1,14 @@
 """Load pairs of texts (source, target) from tables or from the restore task, and hold some out for validation."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mini_llm.corpus.config import CorpusConfig
-from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset
+from mini_llm.corpus.parts import Source, find_parts, lacks_labels
 from mini_llm.corpus.report import ReadReport
-from mini_llm.corpus.tables import iter_rows
+from mini_llm.corpus.tables import Row, iter_file_rows, iter_rows
 from mini_llm.engine.errors import DataError
 
 from .config import PairsConfig
@@ -48,9 +49,10 @@ def load_pairs(config: PairsConfig, corpus: CorpusConfig, seed: int) -> TextPair
         validation = [pair for pair in validation if pair.target not in known][:MOST_HELD_OUT]
         note = f"restore: {len(train):,} sentences for training, {len(validation):,} others held out"
         return TextPairs(train, validation, None, [note])
-    notes: list[str] = []
-    train = read_pairs(config, config.path, config.split, notes)
-    test, validation = (read_more(config, part, notes) for part in ("test", "validation"))
+    parts = find_parts(config, "pairs")
+    notes = list(parts["train"].notes)
+    train = read_pairs(config, parts["train"], notes)
+    test, validation = (read_more(config, parts.get(part), notes) for part in ("test", "validation"))
     if validation is None:
         train, validation = set_aside(train, config.validation_fraction, seed)
         notes.append(f"{len(validation):,} of {len(validation) + len(train):,} pairs held out for validation")
@@ -66,39 +68,32 @@ def load_pairs(config: PairsConfig, corpus: CorpusConfig, seed: int) -> TextPair
     return TextPairs(train, validation[:MOST_HELD_OUT], test, notes)
 
 
-def read_more(config: PairsConfig, part: str, notes: list[str]) -> list[Pair] | None:
-    """Read the validation or test pairs, or return None if not given. Raises DataError if they are training data."""
-    path, split = getattr(config, part), getattr(config, f"{part}_split")
-    if path is None and split is None:
+def read_more(config: PairsConfig, source: Source | None, notes: list[str]) -> list[Pair] | None:
+    """Read the validation or test pairs; None if not given, or for a file taken by its name that has no targets."""
+    if source is None:
         return None
-    path, split = path or config.path, split or config.split
-    if any(is_hub_name(source) or saved_dataset(source) for source in (path, config.path)):
-        same = (path, split) == (config.path, config.split)
-    else:
-        files = [{file.resolve() for file in find_files(source)} for source in (path, config.path)]
-        same = bool(files[0] & files[1])
-    if same:
-        raise DataError(
-            f"{path}: the {part} pairs are also the training pairs, so scores would be meaningless. Name other data"
-        )
-    return read_pairs(config, path, split, notes)
+    if lacks_labels(source, [config.source, config.target], config.target, config.encoding):
+        notes.append(f"{source.path}: not used: it has no targets in '{config.target}'")
+        return None
+    return read_pairs(config, source, notes)
 
 
-def read_pairs(config: PairsConfig, path: str, split: str, notes: list[str]) -> list[Pair]:
-    """Read all pairs of one table. Raises DataError naming rows without source or target."""
-    pairs, missing, number = [], [], 0
+def read_pairs(config: PairsConfig, source: Source, notes: list[str]) -> list[Pair]:
+    """Read all pairs of one source. Raises DataError naming rows without source or target."""
+    pairs, missing, total, path = [], [], 0, source.path
     report = ReadReport(option="pairs.encoding")
-    columns = [config.source, config.target]
-    for number, row in enumerate(iter_rows(path, split, columns, report=report, encoding=config.encoding), start=1):
+    several = source.files is not None and len(source.files) > 1
+    for file, number, row in iter_source(config, source, report):
+        total += 1
         texts = [row[config.source], row[config.target]]
         if any(text is None or text != text or not str(text).strip() for text in texts):
-            missing.append(number)
+            missing.append(f"{file} row {number}" if several else str(number))
         else:
-            pairs.append(Pair(*map(str, texts), f"{path} row {number:,}"))
+            pairs.append(Pair(*map(str, texts), f"{file} row {number:,}"))
     if missing and config.on_null == "stop":
-        shown = ", ".join(map(str, missing[:SHOWN])) + (f" and {len(missing) - SHOWN:,} more" * (len(missing) > SHOWN))
+        shown = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN:,} more" * (len(missing) > SHOWN))
         raise DataError(
-            f"{path}: '{config.source}' or '{config.target}' is empty in {len(missing):,} of {number:,} rows: "
+            f"{path}: '{config.source}' or '{config.target}' is empty in {len(missing):,} of {total:,} rows: "
             f"{shown}. Fill or remove them, or skip such rows with pairs.on_null=skip"
         )
     if missing:
@@ -112,6 +107,19 @@ def read_pairs(config: PairsConfig, path: str, split: str, notes: list[str]) -> 
     if not pairs:
         raise DataError(f"{path}: no pairs. It needs columns '{config.source}' and '{config.target}'")
     return pairs
+
+
+def iter_source(config: PairsConfig, source: Source, report: ReadReport) -> Iterator[tuple[str, int, Row]]:
+    """Yield (file or dataset, row number in it from 1, row) for all rows of a source."""
+    columns = [config.source, config.target]
+    if source.files is None:
+        for number, row in enumerate(iter_rows(source.path, source.split, columns, report=report), start=1):
+            yield source.path, number, row
+        return
+    for path in source.files:
+        rows = iter_file_rows(path, columns, "replace", report, encoding=config.encoding)
+        for number, row in enumerate(rows, start=1):
+            yield str(path), number, row
 
 
 def set_aside(pairs: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:

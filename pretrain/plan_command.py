@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -23,9 +24,11 @@ from .plan.draft import Draft, draft_plan, estimate_tokens, is_cast, memory_setu
 from .plan.fit import check_memory, process_bytes, size
 from .plan.memory import predict_memory
 from .plan.parameters import Parameters, count_parameters
+from .plan.rehearsal import rehearse
 from .plan.setup import MemorySetup
-from .plan.sizes import Plan, expected_mfu
-from .plan.trial_steps import run_trial_steps
+from .plan.sizes import MakePlan, Plan
+from .plan.speed import expected_mfu
+from .plan.trial_steps import run_trial_steps, using_threads
 
 STAGES = (0, 1, 2, 3)
 TRIAL_STEPS, TRIAL_SECONDS, TRIAL_ACCUMULATION = 4, 15.0, 4
@@ -44,7 +47,15 @@ def show_plan(
     device, ranks = default_device(config.runtime.device), ranks or int(os.environ.get("WORLD_SIZE", 1))
     stage = (zero_stage(config.runtime) or 0) if stage is None else stage
     console = Console(soft_wrap=True)
-    draft = draft_plan(config, ranks, device, None if tokens is None else int(tokens))
+    rehearsed = None
+    if per_rank is None and ranks == 1 and not stage:
+        start_processes(config.runtime)
+        say = partial(Console(stderr=True, soft_wrap=True).print, markup=False)
+
+        def rehearsed(make: MakePlan) -> Plan:
+            return rehearse(config, make, ranks, device, say)[0]
+
+    draft = draft_plan(config, ranks, device, None if tokens is None else int(tokens), rehearsed)
     setup = memory_setup(config, draft.plan, ranks, stage, device)
     if per_rank is not None:
         setup = replace(setup, device="cuda", muon_itemsize=2)
@@ -192,7 +203,8 @@ def _speed(
     alone = config.model_copy(update={"runtime": runtime})
     trial = replace(setup, ranks=1, stage=0, cast=False, accumulation=min(setup.accumulation, TRIAL_ACCUMULATION))
     start_processes(alone.runtime)
-    first, *others = run_trial_steps(alone, plan.config, trial, TRIAL_STEPS, TRIAL_SECONDS)
+    with using_threads(plan.threads):
+        first, *others = run_trial_steps(alone, plan.config, trial, TRIAL_STEPS, TRIAL_SECONDS)
     seconds = others or [first]
     speed = micro_batch * trial.accumulation / median(seconds)
     how = f"measured here in {len(seconds)} steps of {trial.accumulation} micro-batches; "

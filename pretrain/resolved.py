@@ -5,6 +5,7 @@ from typing import Any
 from mini_llm.corpus.documents import HASH_FRACTION, TAIL_FRACTION
 from mini_llm.engine.distributed.processes import resolved_runtime
 
+from .choices import WAY
 from .config import ModelSizes, PretrainConfig
 from .data import Data
 from .plan.sizes import Plan
@@ -15,6 +16,7 @@ def resolved_config(config: PretrainConfig, plan: Plan, data: Data) -> dict[str,
     sizes = {name: getattr(plan.config, name) for name in ModelSizes.model_fields}
     if not plan.config.is_encoder_decoder:
         sizes["num_decoder_layers"] = None
+    runtime = resolved_runtime(config.runtime, plan.compile)
     changes: dict[str, Any] = {
         "run": config.run_name,
         "sizes": ModelSizes(**sizes),
@@ -22,7 +24,7 @@ def resolved_config(config: PretrainConfig, plan: Plan, data: Data) -> dict[str,
         "micro_batch_size": plan.micro_batch_size,
         "max_steps": plan.max_steps,
         "optim": config.optim.resolved(),
-        "runtime": resolved_runtime(config.runtime, plan.compile),
+        "runtime": runtime.model_copy(update={name: getattr(plan, name) for name in WAY}),
     }
     if data.stores is not None:
         split = data.stores["train"].manifest["split"]

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from rich.console import Console
 from torch import nn
 
-from mini_llm.engine.batch import IGNORE_INDEX, BatchSplit
+from mini_llm.engine.batch import IGNORE_INDEX, Batch, BatchSplit
 from mini_llm.engine.config import build_config
 from mini_llm.engine.device import DTYPES, default_device, resolve_precision
 from mini_llm.engine.distributed.collectives import broadcast
@@ -24,18 +24,22 @@ from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.files import write_json
 from mini_llm.engine.run.jsonl import read_rows
 from mini_llm.engine.run.state import read_state
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import HARMLESS
+from mini_llm.engine.tracking.tracker import Tracker
 from mini_llm.model import load_model
 from mini_llm.tokenization.save import save_tokenizer
+from mini_llm.tokenization.tokenizer import Tokenizer
 
 from .batch_documents import make_documents
-from .choices import with_choices, write_choices
+from .choices import WAY, read_choices, with_choices, write_choices
 from .config import PretrainConfig
 from .data import Data, data_fingerprint, make_model, make_objective, objective_name, prepare_data
 from .objectives.causal import CausalObjective
-from .plan.sizes import Plan, make_plan
+from .plan.rehearsal import rehearse
+from .plan.sizes import MakePlan, Plan, make_plan
+from .plan.trial_steps import using_threads
 from .resolved import resolved_config
+from .samples import Samples, make_samples
 from .shortcomings import shortcomings
 from .warm_start.apply import Applied, apply_warm_start
 
@@ -58,21 +62,32 @@ def pretrain(config: PretrainConfig, runs: Path = RUNS) -> dict[str, float]:
             console.print(run.describe_finished())
             return run.finished["scores"]
         tree = run.as_requested(tree, HARMLESS)
-        config = with_choices(build_config(PretrainConfig, tree, str(run.path)), run)
+        choices = read_choices(run)
+        config = with_choices(build_config(PretrainConfig, tree, str(run.path)), choices)
         run.record(tree, "pretrain")
         # The main process builds the tokenizer and token store; the other ranks then load them.
         with processes.main_process_first():
             data = prepare_data(config, processes, runs)
-        plan = broadcast(_plan(config, data, processes), processes)
+        make = _plan_maker(config, data, processes)
+        if choices is None:
+            device, say = default_device(config.runtime.device), partial(console.print, markup=False)
+            plan, seconds = rehearse(config, make, processes.num_processes, device, say)
+        else:
+            plan, seconds = make(choices.speed), 0.0
+        plan = broadcast(plan, processes)
         console.print(plan.table())
         if main:
-            write_choices(run, plan)
+            write_choices(run, config, plan)
         for note in _remarks(plan, data):
             console.print(note, markup=False)
         resolved = resolved_config(config, plan, data)
         run.resolve(resolved)
-        with Tracker(run.path, config.tracking, "pretrain", resolved, main) as tracker:
-            scores = _train(config, plan, data, processes, run, tracker, console)
+        start = data.source.directory if data.source else None
+        with Tracker(run.path, config.tracking, "pretrain", resolved, main, start=start) as tracker:
+            if isinstance(data.tokenizer, Tokenizer) and start is None:
+                tracker.uses("tokenizer", "tokenizer", data.tokenizer.directory / "tokenizer.model")
+            with using_threads(plan.threads):
+                scores = _train(config, plan, data, processes, run, tracker, console, seconds)
             if main:
                 if data.pairs is not None:
                     scores |= _score(config, plan, data, run, tracker, console)
@@ -87,22 +102,26 @@ def pretrain(config: PretrainConfig, runs: Path = RUNS) -> dict[str, float]:
 def replay(path: Path, step: int, dump: Path | None) -> None:
     """Recompute `step` of the run at `path` and compare; see mini_llm/engine/replay.py. Raises ConfigError."""
     run = RunDirectory(path, main_process=False)
-    config = with_choices(build_config(PretrainConfig, run.requested(), str(path)), run)
+    choices = read_choices(run)
+    config = with_choices(build_config(PretrainConfig, run.requested(), str(path)), choices)
     processes = start_processes(config.runtime)
     with processes.main_process_first():
         data = prepare_data(config, processes, path.parent)
-    plan = broadcast(_plan(config, data, processes), processes)
-    quiet = Console(quiet=True)
-    with Tracker(path, config.tracking, "pretrain", {}, main_process=False) as tracker:
-        _train(config, plan, data, processes, run, tracker, quiet, Replay(step, data.tokenizer.decode, dump))
+    plan = broadcast(_plan_maker(config, data, processes)(choices.speed if choices else None), processes)
+    quiet, loop = Console(quiet=True), Replay(step, data.tokenizer.decode, dump)
+    with (
+        Tracker(path, config.tracking, "pretrain", {}, main_process=False) as tracker,
+        using_threads(plan.threads),
+    ):
+        _train(config, plan, data, processes, run, tracker, quiet, loop=loop)
 
 
-def _plan(config: PretrainConfig, data: Data, processes: PartialState) -> Plan:
+def _plan_maker(config: PretrainConfig, data: Data, processes: PartialState) -> MakePlan:
     source = data.source.config if data.source else None
     tokens = len(data.stores["train"]) if data.stores else 0
     pairs = data.encoded["train"].lengths if data.encoded else None
     device = default_device(config.runtime.device)
-    return make_plan(config, source, data.tokenizer, tokens, pairs, processes.num_processes, device)
+    return partial(make_plan, config, source, data.tokenizer, tokens, pairs, processes.num_processes, device)
 
 
 def _remarks(plan: Plan, data: Data) -> list[str]:
@@ -124,10 +143,12 @@ def _train(
     run: RunDirectory,
     tracker: Tracker,
     console: Console,
+    seconds_planned: float = 0.0,
     loop: Callable[..., dict[str, float]] = train,
 ) -> dict[str, float]:
+    """`seconds_planned`: seconds of the budget that the plan has taken."""
     split = BatchSplit(plan.global_batch_size, plan.micro_batch_size, processes.num_processes, processes.process_index)
-    runtime = config.runtime.model_copy(update={"compile": plan.compile})
+    runtime = config.runtime.model_copy(update={name: getattr(plan, name) for name in WAY})
     config = config.model_copy(update={"runtime": runtime, "max_steps": plan.max_steps})
     accelerator = make_accelerator(
         config.runtime, split.accumulation, split.micro_batch_size, config.optim.max_grad_norm
@@ -181,17 +202,23 @@ def _train(
         lambda directory: save_tokenizer(data.tokenizer, directory, data.shape, plan.config.max_position_embeddings),
         evaluation_in_steps=sum(batch["input_ids"].numel() for batch in held_out)
         / (plan.global_batch_size * plan.row.length),
-        seconds_used=time.monotonic() - start,
+        seconds_used=seconds_planned + time.monotonic() - start,
         shorten_evaluation=shorten_evaluation,
         clm_batches=early,
         flops_per_token=lambda head_share: flops_per_token(plan.config, plan.row.length, head_share),
         documents=make_documents(data, objective, first, split),
+        samples=_samples(config, data, held_out),
         metadata={
             "tokenizer_sha256": data.tokenizer.sha256,
             "data_fingerprint": data_fingerprint(data, run.path),
             "global_batch_size": plan.global_batch_size,
         },
     )
+
+
+def _samples(config: PretrainConfig, data: Data, held_out: list[Batch]) -> Samples | None:
+    count = config.tracking.samples if data.shape == "causal" else 0
+    return make_samples(count, held_out, data.tokenizer.decode) if count else None
 
 
 def _start_warm(

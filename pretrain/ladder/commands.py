@@ -11,8 +11,9 @@ LADDER_HELP = f"""Train a ladder of small sizes and token counts inside one budg
 loss(N, D) = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022) to their validation losses.
 
 Prints the law with intervals, the compute-optimal sizes and the predicted loss of the next size; then trains that \
-size and prints its measured loss beside the prediction. Runs, picture and page are in runs/NAME-ladder. The same \
-command again resumes, also after a kill; finished runs are kept.
+size and prints its measured loss beside the prediction. Runs, picture and page are in runs/NAME-ladder. Later runs on \
+the same corpus choose their width by the law. The same command again resumes, also after a kill; finished runs are \
+kept.
 
 [bold]Examples[/bold]
 
@@ -39,7 +40,10 @@ def ladder(
     ] = None,
     run: Annotated[str | None, typer.Option(metavar="NAME", help="The ladder is runs/NAME-ladder.")] = None,
     widths: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Widths, ascending; the last is held out (32,48,64,96,128).")
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Widths, ascending; the last is held out (32,48,64,96,128).", show_default="by budget"
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -7,18 +7,18 @@ several starts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
 from mini_llm.engine.errors import ConfigError
 
+from .law import Fit, Law, Vector, inflated
+
 DELTA = 1e-3
 FEWEST_RUNS, FEWEST_VALUES = 7, 3
 RESAMPLES = 200
-COVERAGE = 0.95
 # Bounds of (a, b, e, alpha, beta); a and b are the logarithms of the two terms at the mean of log N and log D.
 BOUNDS = [(-15.0, 5.0), (-15.0, 5.0), (-10.0, 5.0), (0.01, 3.0), (0.01, 3.0)]
 STARTS = [
@@ -28,46 +28,6 @@ STARTS = [
     for e in (-1.0, 0.5)
     for alpha, beta in ((0.3, 0.3), (0.3, 1.0), (1.0, 0.3))
 ]
-Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Law:
-    """The five constants of the law."""
-
-    E: float
-    A: float
-    B: float
-    alpha: float
-    beta: float
-
-    def loss(self, parameters: ArrayLike, tokens: ArrayLike) -> Vector:
-        return self.E + self.A / np.asarray(parameters) ** self.alpha + self.B / np.asarray(tokens) ** self.beta
-
-    def optimal(self, flops: ArrayLike) -> tuple[Vector, Vector]:
-        """(parameters, tokens) with the lowest loss for `flops`, at 6 N D FLOPs (Hoffmann et al. 2022, equation 4)."""
-        ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        parameters = ratio * (np.asarray(flops) / 6) ** (self.beta / (self.alpha + self.beta))
-        return parameters, np.asarray(flops) / 6 / parameters
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The fitted law, the laws fitted to resampled losses, and the residuals of log loss."""
-
-    law: Law
-    resampled: list[Law]
-    residuals: Vector
-
-    def interval(self, name: str) -> tuple[float, float]:
-        """The interval of a constant, such as "alpha"."""
-        return _interval(np.array([getattr(law, name) for law in self.resampled]))
-
-    def predict(self, parameters: float, tokens: float) -> tuple[float, float, float]:
-        """(loss, low, high) of one more run. The interval includes the scatter of single runs around the law."""
-        losses = np.array([law.loss(parameters, tokens) for law in self.resampled])
-        scatter = np.random.default_rng(1).choice(_inflated(self.residuals), len(losses))
-        return float(self.law.loss(parameters, tokens)), *_interval(losses * np.exp(scatter))
 
 
 def fit_law(
@@ -85,7 +45,7 @@ def fit_law(
     fitted = np.log(law.loss(x, y))
     residuals = target - fitted
     generator = np.random.default_rng(0)
-    pool = _inflated(residuals)
+    pool = inflated(residuals)
     # Each resample starts from the fit of the real losses.
     drawn = [fitted + generator.choice(pool, len(target)) for _ in range(resamples)]
     return Fit(law, [_law(_fit(x, y, again, [point]), x, y) for again in drawn], residuals)
@@ -134,14 +94,3 @@ def _law(theta: Vector, x: Vector, y: Vector) -> Law:
     a, b, e, alpha, beta = (float(value) for value in theta)
     A, B = np.exp(a + alpha * np.log(x).mean()), np.exp(b + beta * np.log(y).mean())
     return Law(float(np.exp(e)), float(A), float(B), alpha, beta)
-
-
-def _inflated(residuals: Vector) -> Vector:
-    """Residuals with the variance of the noise: five fitted constants have taken up a part of it."""
-    count = len(residuals)
-    return (residuals - residuals.mean()) * np.sqrt(count / max(1, count - 5))
-
-
-def _interval(values: Vector) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    return float(low), float(high)

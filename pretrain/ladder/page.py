@@ -13,7 +13,7 @@ from mini_llm.engine.report.tables_page import standalone, write_tables_page
 from mini_llm.engine.run.files import write_atomic, write_json
 from mini_llm.engine.run.progress import human_number
 
-from .fit import Fit
+from .law import Fit
 from .rungs import Rung
 
 TITLE = "Validation loss and compute"
@@ -113,7 +113,8 @@ def picture(climb: Climb) -> str:
         x = work[-1]
         axes.errorbar(x, loss, [[max(0.0, loss - low)], [max(0.0, high - loss)]], color=INK, fmt="_", label="predicted")
         if climb.measured is not None:
-            axes.plot([x], [climb.measured], "D", color=INK, ms=5, label="held out, measured")
+            # Hollow, so that the predicted interval shows.
+            axes.plot([x], [climb.measured], "D", color=INK, mfc="none", ms=6, label="held out, measured")
         axes.set_xlabel("FLOPs (6 N D)")
         axes.set_ylabel("validation loss (nats)")
         # Losses span less than a decade, for which a logarithmic axis of matplotlib has hardly a label.

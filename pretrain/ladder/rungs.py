@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 from pydantic import BaseModel, PositiveFloat, PositiveInt
@@ -16,16 +17,16 @@ from ..plan.parameters import count_parameters
 from ..plan.sizes import Plan, expected_width
 from ..plan.trial_steps import run_trial_steps
 from .fit import FEWEST_VALUES
+from .law import MOST_EPOCHS
 
 # The last of the chosen widths is held out. All have heads of a size that the kernels support.
 WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 FITTED_SIZES = 4
 # Token counts of each size, as shares of its largest.
 SHARES = (0.16, 0.4, 1.0)
-# Share of the budget for the runs that are fitted; the rest is for the held-out run.
-FITTED_SHARE, HELD_OUT_SHARE = 0.6, 0.3
-# Beyond four epochs repeated tokens count for less (Muennighoff et al. 2023), which the law does not know.
-MOST_EPOCHS = 4.0
+# Share of the budget, without the time to measure speeds, for the runs that are fitted; the rest is for the held-out
+# run. And the share for which the largest width is chosen.
+FITTED_SHARE, HELD_OUT_SHARE = 2 / 3, 0.3
 # Runs of fewer steps end near the unigram entropy, where the law does not hold yet.
 FEWEST_STEPS = 100
 LENGTH = 128
@@ -35,16 +36,25 @@ OVERHEAD_SECONDS, FORWARD_COST = 2.0, 0.4
 
 
 class Rung(BaseModel):
-    """One run of the ladder. parameters: all of them, embeddings included, tied ones once."""
+    """One run of the ladder. parameters: all of them, embeddings included, tied ones once.
+
+    steps: at most, or those that the run did. seconds: its share of the budget, in which a machine that has become
+    slower does fewer steps; None: no limit. name: of its directory, by the planned steps.
+    """
 
     width: PositiveInt
     parameters: PositiveInt
     steps: PositiveInt
     tokens: PositiveInt
+    seconds: PositiveFloat | None = None
+    name: str = ""
 
-    @property
-    def name(self) -> str:
-        return f"width-{self.width}-steps-{self.steps}"
+    def model_post_init(self, _: Any) -> None:
+        self.name = self.name or f"width-{self.width}-steps-{self.steps}"
+
+    def after(self, steps: int) -> "Rung":
+        """This run, which ended after `steps`."""
+        return self.model_copy(update={"steps": steps, "tokens": self.tokens // self.steps * steps})
 
 
 class Size(BaseModel):
@@ -56,13 +66,19 @@ class Size(BaseModel):
     step_seconds: PositiveFloat
     evaluation_seconds: PositiveFloat
 
-    def rung(self, steps: int) -> Rung:
+    def rung(self, steps: int, seconds: float | None = None) -> Rung:
+        """A run of `steps`, in `seconds` or the time that they take at the measured speed."""
         return Rung(
             width=self.width,
             parameters=self.parameters,
             steps=steps,
             tokens=steps * self.tokens_per_step,
+            seconds=seconds or self.seconds(steps),
         )
+
+    def seconds(self, steps: float) -> float:
+        """The time of a run of `steps` at the measured speed."""
+        return steps * self.step_seconds + self.evaluation_seconds + OVERHEAD_SECONDS
 
 
 def choose_widths(
@@ -106,10 +122,12 @@ def measure_size(config: PretrainConfig, plan: Plan, validation_tokens: int, ran
     )
 
 
-def fitted_rungs(sizes: Sequence[Size], seconds: float, corpus_tokens: int, max_epochs: float) -> list[Rung]:
+def fitted_rungs(
+    sizes: Sequence[Size], seconds: float, corpus_tokens: int, max_epochs: float, used: float = 0.0
+) -> list[Rung]:
     """The runs to fit, every size with an equal share of the time. Raises ConfigError when the budget is too short.
 
-    seconds: the budget of the whole ladder.
+    seconds: what is left of the budget of the ladder, of which `used` seconds are gone.
     """
 
     def most_steps(size: Size, seconds: float) -> float:
@@ -120,7 +138,7 @@ def fitted_rungs(sizes: Sequence[Size], seconds: float, corpus_tokens: int, max_
     for size in sizes:
         steps = min(most_steps(size, seconds), epoch_steps(size, corpus_tokens, max_epochs))
         if SHARES[0] * steps < FEWEST_STEPS:
-            raise ConfigError(_too_short(size, sizes, corpus_tokens, max_epochs, most_steps))
+            raise ConfigError(_too_short(size, sizes, corpus_tokens, max_epochs, most_steps, used))
         rungs += [size.rung(round(share * steps)) for share in SHARES]
     return rungs
 
@@ -131,6 +149,7 @@ def _too_short(
     corpus_tokens: int,
     max_epochs: float,
     most_steps: Callable[[Size, float], float],
+    used: float,
 ) -> str:
     needed = FEWEST_STEPS / SHARES[0]
     if epoch_steps(size, corpus_tokens, max_epochs) < needed:
@@ -140,7 +159,9 @@ def _too_short(
             "Give more text, or a smaller global_batch_size"
         )
     enough = next(
-        seconds for seconds in (60.0 * 2**i for i in range(40)) if min(most_steps(s, seconds) for s in sizes) >= needed
+        seconds
+        for seconds in (60.0 * 2**i for i in range(40))
+        if min(most_steps(s, seconds - used) for s in sizes) >= needed
     )
     return (
         f"the budget is too short: width {size.width} would train for fewer than {needed:.0f} steps. "
@@ -156,8 +177,9 @@ def epoch_steps(size: Size, corpus_tokens: int, max_epochs: float) -> float:
 def held_out_rung(size: Size, left: float, fitted: Sequence[Rung]) -> Rung:
     """The run to predict, in the `left` seconds of the budget: a larger size, but no more tokens than the fitted runs.
 
-    It has at least as many steps as the shortest fitted run.
+    At the least it has the steps of the shortest fitted run, and the time for them.
     """
-    steps = (left - size.evaluation_seconds - OVERHEAD_SECONDS) / size.step_seconds
+    fitting = (left - size.seconds(0)) / size.step_seconds
     most = max(rung.tokens for rung in fitted) / size.tokens_per_step
-    return size.rung(max(min(rung.steps for rung in fitted), round(min(steps, most))))
+    steps = max(min(rung.steps for rung in fitted), round(min(fitting, most)))
+    return size.rung(steps, max(left, size.seconds(min(rung.steps for rung in fitted))))

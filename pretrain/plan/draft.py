@@ -1,5 +1,6 @@
 """The plan of a run before its corpus is read or its tokenizer trained: both sizes are estimated."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,8 @@ from ..objectives.lengths import PairLengths
 from ..objectives.spans import SENTINELS
 from ..presets import read_preset, shape_of
 from .setup import MemorySetup
-from .sizes import LONGEST_PAIR, Plan, expected_width, make_plan
+from .sizes import LONGEST_PAIR, MakePlan, Plan, expected_width, make_plan
+from .speed import Speed
 
 # English text and source code with the vocabularies of mini_llm/tokenization/config.py.
 BYTES_PER_TOKEN = 3
@@ -49,10 +51,17 @@ class Draft:
     notes: list[str]
 
 
-def draft_plan(config: PretrainConfig, ranks: int, device: torch.device, tokens: int | None = None) -> Draft:
+def draft_plan(
+    config: PretrainConfig,
+    ranks: int,
+    device: torch.device,
+    tokens: int | None = None,
+    rehearse: Callable[[MakePlan], Plan] | None = None,
+) -> Draft:
     """The plan that the run would make. `tokens`: size of the corpus, by default estimated from its files.
 
-    Raises ConfigError when the size of the corpus is unknown, DataError for a missing file.
+    rehearse: makes the plan with the speed that it measures; None: nothing is measured. Raises ConfigError when the
+    size of the corpus is unknown, DataError for a missing file.
     """
     notes: list[str] = []
     source = find_source(config.init).config if config.init else None
@@ -67,7 +76,11 @@ def draft_plan(config: PretrainConfig, ranks: int, device: torch.device, tokens:
         longest = config.sizes.max_position_embeddings or LONGEST_PAIR
         pairs = PairLengths(max(1, tokens // (2 * longest)), longest, mean_source=longest, mean_target=longest)
         notes.append("Pairs: planned as if every text filled the context.")
-    return Draft(make_plan(config, source, tokenizer, tokens, pairs, ranks, device), tokens, notes)
+
+    def make(speed: Speed | None) -> Plan:
+        return make_plan(config, source, tokenizer, tokens, pairs, ranks, device, speed)
+
+    return Draft(rehearse(make) if rehearse else make(None), tokens, notes)
 
 
 def estimate_tokens(config: PretrainConfig) -> int | None:
@@ -132,6 +145,8 @@ def memory_setup(config: PretrainConfig, plan: Plan, ranks: int, stage: int, dev
         device=device.type,
         kernels=has_kernels(device),
         muon_itemsize=orthogonalize_dtype(device, precision).itemsize,
+        logit_rows=plan.logit_rows,
+        attention=plan.attention,
     )
 
 

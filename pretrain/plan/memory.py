@@ -71,7 +71,7 @@ def predict_memory(
     optimizer = (8 * adam + 4 * (total - adam)) * shard / total
 
     # The loss reads the vocabulary head in chunks; it leaves the gradients of the hidden states and of the head.
-    chunk = min(setup.rows * setup.labels, chunk_rows(config, torch.device(setup.device)))
+    chunk = min(setup.rows * setup.labels, setup.logit_rows or chunk_rows(config, torch.device(setup.device)))
     head_gradients = 4 * config.hidden_size * (setup.rows * setup.labels + config.vocab_size)
     # Copies that autocast keeps. The kernels do not keep those of large matrices.
     matrices = parameters.matrices.items()

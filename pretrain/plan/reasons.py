@@ -7,6 +7,14 @@ class Reasons(list[tuple[str, str, str]]):
     def add(self, what: str, value: str, why: str) -> None:
         self.append((what, value, why))
 
+    def replace(self, what: str, value: str, why: str) -> None:
+        """Change the row of `what`, or add it."""
+        names = [row[0] for row in self]
+        if what in names:
+            self[names.index(what)] = (what, value, why)
+        else:
+            self.add(what, value, why)
+
     def choose(self, what: str, given: int | None, rule: int, why: str) -> int:
         """`given` if the user gave a value, else `rule`, whose reason is `why`."""
         value = given if given is not None else rule

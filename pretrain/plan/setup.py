@@ -1,11 +1,27 @@
-"""MemorySetup: what the memory of a training process depends on beside the model."""
+"""What the memory and the speed of a training process depend on beside the model."""
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
 from mini_llm.engine.device import DTYPES
 from mini_llm.engine.kernels.attention import longest_in_kernel
+from mini_llm.engine.settings import Attention
 from mini_llm.model.operations import SHORT
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a training step is computed; its result is the same up to rounding.
+
+    threads, logit_rows: None for the defaults of PyTorch and of mini_llm/engine/loss.py.
+    """
+
+    micro_batch_size: int
+    threads: int | None = None
+    logit_rows: int | None = None
+    attention: Attention = "auto"
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -20,6 +36,8 @@ class MemorySetup:
     padded: every row has its own attention mask.
     kernels: layers use the CPU kernels (mini_llm/engine/kernels/install.py).
     muon_itemsize: bytes of an element while Muon orthogonalizes.
+    logit_rows: positions whose logits are computed at a time; None: by the rule of mini_llm/engine/loss.py.
+    attention: of the CPU kernels, as runtime.attention.
     """
 
     rows: int
@@ -37,6 +55,8 @@ class MemorySetup:
     device: str = "cpu"
     kernels: bool = False
     muon_itemsize: int = 4
+    logit_rows: int | None = None
+    attention: Attention = "auto"
 
     @property
     def stream(self) -> int:
@@ -65,7 +85,9 @@ class MemorySetup:
     @property
     def longest_in_kernel(self) -> int:
         """Positions up to which self-attention is one operator, our kernel."""
-        return longest_in_kernel(DTYPES[self.precision]) if self.kernels else 0
+        if not self.kernels or self.attention == "pytorch":
+            return 0
+        return sys.maxsize if self.attention == "kernel" else longest_in_kernel(DTYPES[self.precision])
 
     @property
     def deepspeed_bf16(self) -> bool:

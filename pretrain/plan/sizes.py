@@ -1,33 +1,33 @@
 """The default sizes of a run, from its budget and the machine. Given values are kept; each rule gives its reason."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from mini_llm.engine.device import DTYPES, resolve_precision
-from mini_llm.engine.distributed.processes import zero_stage
 from mini_llm.engine.errors import ConfigError
-from mini_llm.engine.flops import flops_per_token, matmul_ceiling
-from mini_llm.engine.kernels.load import has_kernels
-from mini_llm.engine.run.machine import compiler
+from mini_llm.engine.flops import flops_per_token
+from mini_llm.engine.settings import Attention
 from mini_llm.model import ModelConfig
 
 from ..config import PretrainConfig
+from ..ladder.use import width_by_ladder
 from ..objectives.lengths import PairLengths
-from ..objectives.spans import span_shape
 from ..presets import build_config, read_preset, shape_of
 from ..warm_start.choose import WarmStart, plan_warm_start
+from .compiling import compiles_unmeasured
+from .parameters import count_parameters
 from .reasons import Reasons
+from .rows import RowShape, longest_window
+from .setup import Way
+from .speed import Speed, assumed_speed, expected_mfu
 
-# Model FLOPs utilization (MFU) of small models, with PyTorch's operators and with our CPU kernels; used only by the
-# rules below.
-EXPECTED_MFU, EXPECTED_MFU_WITH_KERNELS = 0.3, 0.4
 HEAD_DIM = 64
 VOCABULARY_MULTIPLE = 64
-SHORTEST = 4  # tokens of a row
 # Hoffmann et al. 2022. Measured with 4e12 FLOPs on reviews: width 64 beats 128, and 128 beats 192, for GPT and MLM.
 TOKENS_PER_WEIGHT = 20
 # Muennighoff et al. 2023: four epochs are nearly as good as new text, sixteen add little. On tinyshakespeare in 180 s,
@@ -38,41 +38,21 @@ EPOCHS_WANTED, MOST_TIMES_WEIGHTS = 4, 6
 STEPS_WANTED = 2000
 SMALLEST_STEP, LARGEST_STEP = 2048, 524_288
 LONGEST_PAIR, LENGTH_MULTIPLE = 512, 64
-# Compiled blocks are 8 to 9 % faster on two cores after 11 to 24 s of compiling, but no faster than our kernels
-# (docs/LOG.md). Without a budget, the duration is estimated from the FLOPs at these ceilings; on a slower
-# machine the run is longer and compiling pays off even more.
-SECONDS_TO_COMPILE = {"cpu": 600.0, "cuda": 180.0}
+# Without a budget, the duration is estimated from the FLOPs at these ceilings, so that the plan does not depend on a
+# measurement; on a slower machine the run is longer.
 NOMINAL_CEILING = {"cpu": 4e11, "cuda": 1e15}
-
-
-@dataclass
-class RowShape:
-    """Tokens of one training row.
-
-    tokens: all that the model reads and writes. text: tokens of the corpus that they stand for. length: positions that
-    self-attention spans. label_share: fraction of `tokens` that reaches the vocabulary head.
-    """
-
-    tokens: int
-    text: int
-    length: int
-    label_share: float
-
-    @classmethod
-    def of(cls, model: ModelConfig, length: int, pairs: PairLengths | None) -> "RowShape":
-        if pairs is not None:
-            tokens = max(2, round(pairs.mean_source + pairs.mean_target))
-            return cls(tokens, tokens, max(1, round(pairs.mean_source)), pairs.mean_target / tokens)
-        if model.is_encoder_decoder:
-            shape = span_shape(length)
-            tokens = length + shape.targets
-            return cls(tokens, shape.text, length, shape.targets / tokens)
-        return cls(length, length, length, 1.0)
+DEFAULT_WIDTH = 256  # without a budget
+# Times that the width is computed anew from its own speed.
+ITERATIONS = 10
 
 
 @dataclass
 class Plan:
-    """Sizes of one run, and the reason for each choice."""
+    """Sizes of one run, and the reason for each choice.
+
+    threads, logit_rows: None for the defaults of PyTorch and mini_llm/engine/loss.py. seconds: the expected duration.
+    flops_per_second: of one rank, for which the sizes were chosen; None without a budget.
+    """
 
     config: ModelConfig
     length: int
@@ -81,8 +61,23 @@ class Plan:
     micro_batch_size: int
     max_steps: int
     compile: bool
+    threads: int | None
+    logit_rows: int | None
+    attention: Attention
+    seconds: float
+    flops_per_second: float | None
     warm_start: WarmStart
     reasons: Reasons
+
+    @property
+    def way(self) -> Way:
+        """How its steps are computed."""
+        return Way(self.micro_batch_size, self.threads, self.logit_rows, self.attention, self.compile)
+
+    def take(self, way: Way) -> None:
+        """Compute its steps in this way."""
+        self.micro_batch_size, self.compile = way.micro_batch_size, way.compile
+        self.threads, self.logit_rows, self.attention = way.threads, way.logit_rows, way.attention
 
     def table(self) -> Table:
         table = Table(title="Plan", title_justify="left")
@@ -93,6 +88,10 @@ class Plan:
         return table
 
 
+# The plan of a run for a speed of its training steps, or for the assumed one.
+MakePlan = Callable[[Speed | None], Plan]
+
+
 def make_plan(
     config: PretrainConfig,
     source: ModelConfig | None,
@@ -101,18 +100,24 @@ def make_plan(
     pairs: PairLengths | None,
     ranks: int,
     device: torch.device,
+    speed: Speed | None = None,
 ) -> Plan:
     """Choose every size that `config` leaves open.
 
     source: the model to continue from, if any. tokens: size of the training text. pairs: what is trained on in place of
-    that text, if anything. Raises ConfigError for sizes that contradict each other or `source`.
+    that text, if anything. speed: of training steps here, by default assumed; without a budget it plays no part.
+    Raises ConfigError for sizes that contradict each other or `source`.
     """
     reasons = Reasons()
-    flops = expected_flops(config, ranks, device)
+    speed = None if config.budget_seconds is None else speed or assumed_speed(config, device)
+    flops_at = flops_by_width(config, ranks, speed)
     if source is None:
-        model = _new_model(config, tokenizer, tokens, pairs, flops, reasons)
+        model = _new_model(config, tokenizer, tokens, pairs, flops_at, reasons)
     else:
         model = _source_model(config, source, reasons)
+    flops = flops_at(model.hidden_size) if flops_at else None
+    if speed is not None:
+        reasons.add("speed", *speed.in_words(model.hidden_size))
     length = model.max_position_embeddings
     if pairs is None and (most := longest_window(tokens, model.is_encoder_decoder)) < length:
         length = most
@@ -140,13 +145,32 @@ def make_plan(
         seconds = work / (expected_mfu(device) * NOMINAL_CEILING[device.type] * ranks)
     else:
         seconds = config.budget_seconds * min(1.0, work / flops)
-    compiles, why = _compiles(config, seconds, device)
+    compiles, why = compiles_unmeasured(config, seconds, device)
     reasons.add("compile", "yes" if compiles else "no", why)
+    runtime = config.runtime
+    for name in ("threads", "logit_rows", "attention"):
+        if (value := getattr(runtime, name)) not in (None, "auto"):
+            reasons.add(name, str(value), "given")
     warm_start = WarmStart()
     if source is None:
         spent = min(work, flops or work)
         warm_start, model = plan_warm_start(config, model, 0 if pairs else tokens, spent, per_token, reasons)
-    return Plan(model, length, row, batch, micro, steps, compiles, warm_start, reasons)
+    return Plan(
+        config=model,
+        length=length,
+        row=row,
+        global_batch_size=batch,
+        micro_batch_size=micro,
+        max_steps=steps,
+        compile=compiles,
+        threads=runtime.threads,
+        logit_rows=runtime.logit_rows,
+        attention=runtime.attention,
+        seconds=seconds,
+        flops_per_second=speed.at(model.hidden_size) if speed else None,
+        warm_start=warm_start,
+        reasons=reasons,
+    )
 
 
 def _new_model(
@@ -154,14 +178,41 @@ def _new_model(
     tokenizer: Any,
     tokens: int,
     pairs: PairLengths | None,
-    flops: float | None,
+    flops_at: Callable[[int], float] | None,
     reasons: Reasons,
 ) -> ModelConfig:
     """The model of a run that trains from scratch."""
     sizes, shape = config.sizes, shape_of(**read_preset(config.model))
     # The rule for small corpora was measured with decoders only; an encoder gets new masks in every epoch.
     repeated = tokens if shape == "causal" and pairs is None else math.inf
-    width = reasons.choose("hidden_size", sizes.hidden_size, *_width(flops, repeated))
+    width, why = suited_width(flops_at, repeated)
+    by_ladder = None
+    if sizes.hidden_size is None and flops_at is not None and pairs is None:
+        candidate = partial(_candidate, config, tokenizer, tokens, flops_at)
+        by_ladder = width_by_ladder(config, tokenizer.vocab_size, tokens, candidate)
+    if by_ladder is not None:
+        width, why = by_ladder.width, by_ladder.reason
+    width = reasons.choose("hidden_size", sizes.hidden_size, width, why)
+    if by_ladder is not None:
+        reasons.add(*by_ladder.row)
+    return _model_of_width(config, tokenizer, tokens, pairs, width, reasons)
+
+
+def _candidate(
+    config: PretrainConfig, tokenizer: Any, tokens: int, flops_at: Callable[[int], float], width: int
+) -> tuple[float, float]:
+    """(parameters, tokens of text within the budget) of a model of this width."""
+    model = _model_of_width(config, tokenizer, tokens, None, width, Reasons())
+    row = RowShape.of(model, model.max_position_embeddings, None)
+    flops_per_row = row.tokens * flops_per_token(model, row.length, row.label_share)
+    return count_parameters(model).total, row.text * flops_at(width) / flops_per_row
+
+
+def _model_of_width(
+    config: PretrainConfig, tokenizer: Any, tokens: int, pairs: PairLengths | None, width: int, reasons: Reasons
+) -> ModelConfig:
+    """The model of this width whose other sizes follow from it."""
+    sizes, shape = config.sizes, shape_of(**read_preset(config.model))
     depth, why = max(4, width // 64), "width / 64, at least 4"
     if shape == "seq2seq":
         depth, why = -(-depth // 2), "half of (width / 64, at least 4) for the encoder and for the decoder"
@@ -180,14 +231,6 @@ def _new_model(
     return model_config(config, tokenizer, vocabulary, width, layers, heads, length)
 
 
-def longest_window(tokens: int, spans: bool) -> int:
-    """The longest row that every objective can cut from a text of `tokens` at any offset, and at least SHORTEST."""
-    length = max(SHORTEST, tokens // 2)
-    while spans and length > SHORTEST and 2 * span_shape(length).text - 1 > tokens:
-        length -= 1
-    return length
-
-
 def _source_model(config: PretrainConfig, source: ModelConfig, reasons: Reasons) -> ModelConfig:
     """The model to continue from. Raises ConfigError for a given size that differs from it."""
     for name, value in config.sizes.model_dump(exclude={"dropout"}).items():
@@ -199,40 +242,18 @@ def _source_model(config: PretrainConfig, source: ModelConfig, reasons: Reasons)
     return replace(source, dropout=config.sizes.dropout)
 
 
-def _compiles(config: PretrainConfig, seconds: float, device: torch.device) -> tuple[bool, str]:
-    """Whether a run of this duration compiles its blocks, and the reason."""
-    shortest = SECONDS_TO_COMPILE[device.type]
-    if config.runtime.compile != "auto":
-        return config.runtime.compile, "given"
-    if zero_stage(config.runtime) is not None:
-        return False, "DeepSpeed's hooks prevent it"
-    if config.pairs is not None:
-        return False, "pairs vary in length"
-    if has_kernels(device):
-        return False, "our kernels are as fast"
-    if seconds < shortest:
-        return False, f"pays off from {shortest / 60:.0f} minutes on"
-    if compiler() is None:
-        return False, "no C++ compiler found"
-    return True, f"pays off from {shortest / 60:.0f} minutes on"
-
-
-def expected_flops(config: PretrainConfig, ranks: int, device: torch.device) -> float | None:
-    """Floating-point operations that fit into the budget on this machine; None without a budget."""
-    if config.budget_seconds is None:
-        return None
-    ceiling = matmul_ceiling(device, DTYPES[resolve_precision(config.runtime.precision, device)])
-    return expected_mfu(device) * ceiling * ranks * config.budget_seconds
-
-
-def expected_mfu(device: torch.device) -> float:
-    """The MFU that the rules assume."""
-    return EXPECTED_MFU_WITH_KERNELS if has_kernels(device) else EXPECTED_MFU
+def flops_by_width(config: PretrainConfig, ranks: int, speed: Speed | None) -> Callable[[int], float] | None:
+    """The floating-point operations that fit into the budget, as a function of the width; None without a budget."""
+    seconds = config.budget_seconds
+    return None if seconds is None or speed is None else lambda width: speed.at(width) * ranks * seconds
 
 
 def expected_width(config: PretrainConfig, ranks: int, device: torch.device) -> int:
     """hidden_size, given or by rule; the default vocabulary size depends on it."""
-    return config.sizes.hidden_size or _width(expected_flops(config, ranks, device))[0]
+    if config.sizes.hidden_size is not None:
+        return config.sizes.hidden_size
+    speed = None if config.budget_seconds is None else assumed_speed(config, device)
+    return suited_width(flops_by_width(config, ranks, speed))[0]
 
 
 def model_config(
@@ -258,13 +279,27 @@ def model_config(
     return build_config(config.model, {**config.sizes.model_dump(), **chosen})
 
 
-def _width(flops: float | None, tokens: float = math.inf) -> tuple[int, str]:
+def suited_width(flops_at: Callable[[int], float] | None, tokens: float = math.inf) -> tuple[int, str]:
+    """The width for the floating-point operations that fit into the budget at the speed of that width, and the reason.
+
+    tokens: size of the corpus.
+    """
+    if flops_at is None:
+        return DEFAULT_WIDTH, "no budget given"
+    width, why = DEFAULT_WIDTH, ""
+    for _ in range(ITERATIONS):
+        last = width
+        width, why = width_by_rule(flops_at(last), tokens)
+        if width == last:
+            break
+    return width, why
+
+
+def width_by_rule(flops: float, tokens: float = math.inf) -> tuple[int, str]:
     """The width for which `flops` pay for TOKENS_PER_WEIGHT tokens per weight of the blocks, and the reason.
 
     When that is more than EPOCHS_WANTED epochs of a corpus of `tokens`, a wider model trains for fewer epochs instead.
     """
-    if flops is None:
-        return 256, "no budget given"
     weights = math.sqrt(flops / (6 * TOKENS_PER_WEIGHT))
     why = f"about {flops:.1e} FLOPs, {TOKENS_PER_WEIGHT} tokens per weight"
     if (more := flops / (6 * EPOCHS_WANTED * tokens)) > weights:

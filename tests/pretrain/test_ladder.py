@@ -4,16 +4,22 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from mini_llm.corpus.fingerprint import corpus_fingerprint
 from mini_llm.engine.config import load_config
 from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.run.deadline import Deadline
+from mini_llm.engine.run.state import read_state
 from pretrain.config import PretrainConfig
-from pretrain.ladder.climb import check, climb, with_fixed_choices
+from pretrain.ladder.climb import Ladder, Rungs, check, climb, with_fixed_choices
 from pretrain.ladder.fit import Law, fit_law
 from pretrain.ladder.rungs import MOST_EPOCHS, Size, fitted_rungs, held_out_rung, parse_widths
+from pretrain.ladder.use import Record
 
 LAW = Law(E=1.7, A=400.0, B=410.0, alpha=0.34, beta=0.28)
 PARAMETERS = np.repeat([2e5, 4e5, 8e5, 1.6e6], 3)
@@ -79,11 +85,50 @@ def test_every_size_gets_an_equal_share_of_the_time_and_the_held_out_run_the_res
     rungs = fitted_rungs(sizes, 600.0, 10**9, 20.0)
     assert len({rung.name for rung in rungs}) == 9
     seconds = [sum(r.steps * s.step_seconds for r in rungs if r.width == s.width) for s in sizes]
-    assert seconds == pytest.approx([seconds[0]] * 3, rel=0.02) and 0.5 * 600 < sum(seconds) < 0.6 * 600
+    assert seconds == pytest.approx([seconds[0]] * 3, rel=0.02) and 0.6 * 600 < sum(seconds) < 600 * 2 / 3
+    assert sum(rung.seconds for rung in rungs) == pytest.approx(400, rel=0.01)
     last = held_out_rung(size(128, 0.08), 200.0, rungs)
+    assert last.seconds == 200
     assert 0.9 * 200 < last.steps * 0.08 < 200 and last.tokens <= max(rung.tokens for rung in rungs)
     assert held_out_rung(size(128), 1e6, rungs).tokens == max(rung.tokens for rung in rungs)
     assert held_out_rung(size(128), 0.0, rungs).steps == min(rung.steps for rung in rungs)
+
+
+@pytest.mark.parametrize("slower", [1.0, 2.0, 4.0])
+def test_a_machine_that_becomes_slower_trains_fewer_steps_in_the_same_time(tmp_path, monkeypatch, slower):
+    """After the speeds were measured, a step takes `slower` times as long, and every run 5 s more than planned."""
+    from pretrain.ladder import climb as module
+
+    clock = [0.0]
+    monkeypatch.setattr("mini_llm.engine.run.deadline.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    sizes = [size(32), size(64, 0.02), size(96, 0.04), size(128, 0.08)]
+    seconds_per_step = {one.width: slower * one.step_seconds for one in sizes}
+
+    def pretrain(config, runs):
+        steps = min(config.max_steps, round(config.budget_seconds / seconds_per_step[config.sizes.hidden_size]))
+        clock[0] += steps * seconds_per_step[config.sizes.hidden_size] + 5
+        (runs / config.run).mkdir()
+        (runs / config.run / "metrics.jsonl").write_text(json.dumps({"step": steps}) + "\n")
+        return {"val/loss": 3.0}
+
+    monkeypatch.setattr(module, "pretrain", pretrain)
+    rungs = Rungs(
+        tokenizer="t",
+        seconds_used=100,
+        fitted=fitted_rungs(sizes[:-1], 600.0, 10**9, 20.0),
+        last=sizes[-1],
+        held_back=200.0,
+        global_batch_size=4,
+    )
+    alone = SimpleNamespace(num_processes=1, is_main_process=True)
+    console = Console(quiet=True)
+    ladder = Ladder(load_config(PretrainConfig), "ladder", tmp_path, rungs, 700.0, Deadline(600.0), alone, console)
+    done = [ladder.train_fitted(index)[0] for index in range(9)]
+    assert clock[0] < 420 and json.loads((tmp_path / "rungs.json").read_text())["seconds_used"] < 700
+    assert all(rung.tokens == 100 * rung.steps for rung in done) and len({rung.tokens for rung in done}) >= 3
+    assert all(one.steps <= rung.steps and one.name == rung.name for one, rung in zip(done, rungs.fitted, strict=True))
+    ladder.train(held_out_rung(sizes[-1], ladder.deadline.left, done))
+    assert clock[0] < 610
 
 
 def test_no_run_reads_the_corpus_more_often_than_the_law_allows():
@@ -179,12 +224,15 @@ def test_a_ladder_runs_resumes_after_a_kill_and_predicts_the_held_out_size(tmp_p
     assert record["held_out"]["measured"] == found.measured and len(record["runs"]) == 9
     assert record["held_out"]["predicted_low"] < record["held_out"]["predicted"] < record["held_out"]["predicted_high"]
     for run in (*record["runs"], record["held_out"]):
-        name = f"width-{run['width']}-steps-{run['steps']}"
+        name = run["name"]
         scores = json.loads((folder / name / "finished.json").read_text())["scores"]
         assert scores["val/loss"] == run.get("loss", run.get("measured"))
     page, svg = (folder / "ladder.html").read_text(), (folder / "ladder.svg").read_text()
     assert "held out" in page and "<svg" in page and svg.startswith("<svg xmlns=")
     assert f"measured {found.measured:.4f}" in capsys.readouterr().out
+    law = read_state(folder / "law.json", Record)
+    assert law.corpus == corpus_fingerprint(config.corpus) and law.vocab_size == 300 and law.parameters == 32_000
+    assert law.fit.predict(5e4, 9e3) == pytest.approx(found.fit.predict(5e4, 9e3))
     assert climb(config, "16,24,32,48").measured == found.measured and len(trained) == 11
     with pytest.raises(ConfigError, match="another configuration"):
         climb(config, "16,24,32,64")

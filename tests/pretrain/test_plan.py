@@ -6,6 +6,7 @@ import torch
 from mini_llm.engine.config import build_config
 from mini_llm.engine.kernels.load import LANES
 from pretrain.config import PretrainConfig
+from pretrain.plan import compiling, speed
 from pretrain.plan import sizes as plan
 from pretrain.plan.draft import DraftTokenizer
 from pretrain.warm_start.choose import FEWEST_STEPS, MOST_COUNTED, MOST_STEPS, WarmStart
@@ -15,7 +16,7 @@ SMALL, LARGE = 400_000, 400_000_000
 
 @pytest.fixture(autouse=True)
 def one_machine(monkeypatch):
-    monkeypatch.setattr(plan, "matmul_ceiling", lambda *_: 4.3e11)
+    monkeypatch.setattr(speed, "matmul_ceiling", lambda *_: 4.3e11)
 
 
 def width(tokens: int, **settings) -> int:
@@ -47,8 +48,8 @@ def test_encoders_and_given_widths_are_not_widened():
 
 
 def compiles(monkeypatch, found: str | None = "/usr/bin/c++", kernels: bool = False, **settings) -> bool:
-    monkeypatch.setattr(plan, "compiler", lambda: found)
-    monkeypatch.setattr(plan, "has_kernels", lambda device: kernels)
+    monkeypatch.setattr(compiling, "compiler", lambda: found)
+    monkeypatch.setattr(compiling, "has_kernels", lambda device: kernels)
     config = build_config(PretrainConfig, settings, "test")
     return plan.make_plan(config, None, DraftTokenizer(1024), LARGE, None, 1, torch.device("cpu")).compile
 

@@ -166,7 +166,7 @@ def test_pairs_are_set_aside_by_their_source():
         ("source,target\nx,\ny,z\n", [], "empty in 1 of 2 rows: 1.*on_null=skip"),
         ("source,target\nx,y\n", [], "too few"),
         ("source,target\n", [], "no pairs"),
-        ("source,target\nx,y\nz,w\n", ["pairs.validation=given.csv"], "also the training pairs"),
+        ("source,target\nx,y\nz,w\n", ["pairs.validation=given.csv"], r"is part of the training data \(given.csv\)"),
     ],
 )
 def test_invalid_pairs_are_named(content, arguments, message, tmp_path, monkeypatch):

@@ -1,0 +1,64 @@
+"""The scaling law loss(N, D) = E + A / N^alpha + B / D^beta, and what a fit of it predicts.
+
+N: parameters, D: training tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+COVERAGE = 0.95
+# Beyond four epochs repeated tokens count for less (Muennighoff et al. 2023), which the law does not know.
+MOST_EPOCHS = 4.0
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Law:
+    """The five constants of the law."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    def loss(self, parameters: ArrayLike, tokens: ArrayLike) -> Vector:
+        return self.E + self.A / np.asarray(parameters) ** self.alpha + self.B / np.asarray(tokens) ** self.beta
+
+    def optimal(self, flops: ArrayLike) -> tuple[Vector, Vector]:
+        """(parameters, tokens) with the lowest loss for `flops`, at 6 N D FLOPs (Hoffmann et al. 2022, equation 4)."""
+        ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        parameters = ratio * (np.asarray(flops) / 6) ** (self.beta / (self.alpha + self.beta))
+        return parameters, np.asarray(flops) / 6 / parameters
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The fitted law, the laws fitted to resampled losses, and the residuals of log loss."""
+
+    law: Law
+    resampled: list[Law]
+    residuals: Vector
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """The interval of a constant, such as "alpha"."""
+        return _interval(np.array([getattr(law, name) for law in self.resampled]))
+
+    def predict(self, parameters: float, tokens: float) -> tuple[float, float, float]:
+        """(loss, low, high) of one more run. The interval includes the scatter of single runs around the law."""
+        losses = np.array([law.loss(parameters, tokens) for law in self.resampled])
+        scatter = np.random.default_rng(1).choice(inflated(self.residuals), len(losses))
+        return float(self.law.loss(parameters, tokens)), *_interval(losses * np.exp(scatter))
+
+
+def inflated(residuals: Vector) -> Vector:
+    """Residuals with the variance of the noise: five fitted constants have taken up a part of it."""
+    count = len(residuals)
+    return (residuals - residuals.mean()) * np.sqrt(count / max(1, count - 5))
+
+
+def _interval(values: Vector) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    return float(low), float(high)
