@@ -46,7 +46,8 @@ args   = "$${args[@]}"
 
 quoted  = '$(subst ','\'',$(1))'
 corpus  = $(or $(ON),$(if $(filter pipeline,$(MAKECMDGOALS)),$(DATA)))
-suffix  = $(if $(strip $(corpus)),$(shell .venv/bin/python -c 'import sys; from mini_llm.corpus.config import CorpusConfig; print("-" + CorpusConfig(sources=sys.argv[1:]).name)' $(call quoted,$(corpus))))
+# Names of the runs of models on this text.
+runs_of = $(if $(strip $(corpus)),$(shell .venv/bin/python -m pretrain.run_names $(call quoted,$(corpus)) $(1)),$(1))
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,9 +81,10 @@ pipeline: $(READY) ## train a tokenizer, a GPT, an MLM encoder and two classifie
 	@$(MAKE) --no-print-directory tokenizer RUN= CONFIG= ARGS=
 	@$(MAKE) --no-print-directory pretrain RUN= CONFIG=
 	@$(if $(strip $(DATA)),task=$$(python -m finetune.pipeline task "$$DATA") && )ON="$$DATA" DATA="$$task" $(MAKE) --no-print-directory finetune MODEL="$(MODEL)" RUN= CONFIG= ARGS=
-	@$(if $(or $(TYPED_PROMPT),$(if $(strip $(DATA)),,no)),,PROMPT=$$(python -m finetune.pipeline prompt "$$DATA"); )if [ -d runs/gpt$(suffix) ]; then python -m generate runs/gpt$(suffix) --prompt="$$PROMPT" --num-samples 2 --record > /dev/null; fi
+	@$(if $(or $(TYPED_PROMPT),$(if $(strip $(DATA)),,no)),,PROMPT=$$(python -m finetune.pipeline prompt "$$DATA"); )run=$(call runs_of,gpt); if [ -d runs/$$run ]; then python -m generate runs/$$run --prompt="$$PROMPT" --num-samples 2 --record > /dev/null; fi
 	@$(MAKE) --no-print-directory report
-	@python -m mini_llm summary runs/tokenizer$(suffix) $(foreach m,$(MODEL),runs/$(m)$(suffix)) $(foreach m,$(MODEL),runs/$(m)$(suffix)-classifier$(if $(strip $(DATA)),*))
+	@set -- $(call runs_of,$(MODEL)) && python -m mini_llm summary runs/$(call runs_of,tokenizer) "$${@/#/runs/}" \
+	  $$(for run in "$$@"; do echo runs/$$run-classifier$(if $(strip $(DATA)),*); done)
 
 tokenizer: $(READY) ## train, check and measure a SentencePiece tokenizer
 	@$(split) && python -m tokenizer $(config) $(call given,DATA,--data) $(named) $(args)
@@ -90,14 +92,15 @@ tokenizer: $(READY) ## train, check and measure a SentencePiece tokenizer
 pretrain: $(READY) ## pretrain MODEL on DATA within BUDGET
 	@$(split) && set -- $(MODEL) && for model in $(MODEL); do $(LAUNCH) -m pretrain $(common) --model $$model $(args) || exit $$?; done
 
+# Of the default models, those that are pretrained; of those that are asked for, all, pretrained first where need be.
 finetune: $(READY) ## fine-tune the pretrained MODEL as a classifier on DATA
-	@$(split) && set -- $(MODEL) \
-	  $(if $(filter file,$(origin MODEL)),&& set -- $$(for model in $(MODEL); do if [ -d runs/$$model$(suffix)/model ]; then echo $$model; fi; done) && if [ $$# = 0 ]; then set -- $(MODEL); fi) && \
-	  for model in "$$@"; do \
-	  if [ ! -d runs/$$model$(suffix)/model ]; then \
+	@$(split) && set -- $(join $(addsuffix :,$(MODEL)),$(call runs_of,$(MODEL))) && pretrained=() && \
+	  $(if $(filter file,$(origin MODEL)),for pair in "$$@"; do if [ -d "runs/$${pair#*:}/model" ]; then pretrained+=("$$pair"); fi; done && if [ $${#pretrained[@]} != 0 ]; then set -- "$${pretrained[@]}"; fi && ) \
+	  for pair in "$$@"; do model=$${pair%%:*} source=runs/$${pair#*:}; \
+	  if [ ! -d $$source/model ]; then \
 	    python -m finetune.pipeline check $(config) $(call given,DATA,data.path) $(args) || exit $$?; \
 	    WANDB_RUN_ID= WANDB_SWEEP_ID= $(LAUNCH) -m pretrain --model $$model $(call given,ON,--data) $(call given,BUDGET,--budget) || exit $$?; fi; \
-	  $(LAUNCH) -m finetune $(common) --model runs/$$model$(suffix) $(args) || exit $$?; done
+	  $(LAUNCH) -m finetune $(common) --model $$source $(args) || exit $$?; done
 
 # Prompts of a file or of a terminal take the place of PROMPT.
 generate: $(READY) ## continue PROMPT with the model in runs/gpt, or RUN

@@ -15,6 +15,7 @@ from mini_llm import stages
 from mini_llm.engine.config import Config, build_config, load_config
 from mini_llm.engine.run.directory import find_model
 from mini_llm.engine.run.files import read_json
+from mini_llm.engine.run.inputs import named_by_data
 
 RUNS = Path("runs")
 
@@ -193,6 +194,7 @@ def _run(stage: str, config: Any, runs: Path = RUNS) -> Run:
 
     # Accelerate keeps the precision of the first run of a process, and would refuse another.
     AcceleratorState._reset_state()
+    config = named_by_data(config, runs)
     module = stages.load(stage, "run")
     scores = module.pretrain(config) if stage == "pretrain" else module.finetune(config, runs)
     return Run(runs / config.run_name, scores)

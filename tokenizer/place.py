@@ -43,10 +43,13 @@ def find_tokenizer(config: TokenizerConfig, root: Path, fingerprint: str, sha256
 
 
 def new_directory(base: Path, key: str) -> Path:
-    """Return `base` if it is free or an unfinished run of this key, else a name with the key for what is there too."""
-    if not base.exists() or (not is_complete(base) and read_key(base) == key):
-        return base
-    return base.with_name(f"{base.name}-{key[:8]}")
+    """Return the first of `base`, BASE-2, BASE-3, ... that is free or an unfinished run of this key."""
+    number = 1
+    while True:
+        directory = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        if not directory.exists() or (not is_complete(directory) and read_key(directory) == key):
+            return directory
+        number += 1
 
 
 def tokenizer_key(config: TokenizerConfig, fingerprint: str) -> str:
