@@ -23,7 +23,7 @@ from .smaller.commands import register as register_smaller
 from .sweeping.commands import register as register_sweep
 
 ME = program("finetune")
-TRAIN_HELP = f"""Fine-tune a pretrained model into a text classifier, scored beside its baselines.
+TRAIN_HELP = f"""Fine-tune a pretrained model into a text classifier, or for another task (task=), beside its baselines.
 
 Without --data: the built-in task, which standard-library package does this function come from? \
 The run is written to runs/MODEL-classifier, with -NAME for data called NAME. The same command again resumes it.
@@ -34,14 +34,15 @@ The run is written to runs/MODEL-classifier, with -NAME for data called NAME. Th
   {ME} --model runs/mlm --run mlm-classifier
   {ME} --data reviews.csv data.text=review data.label=stars
   {ME} --init models/bert-base-uncased --data reviews.csv
-  {ME} configs/finetune/gpt.yaml data.test=test.tsv
+  {ME} configs/finetune/gpt.yaml data.path=train.tsv data.test=test.tsv
   {ME} predict runs/gpt-classifier new.csv > out.jsonl
 
 {EXIT_CODES}"""
 
 PREDICT_HELP = f"""Label new texts with a classifier: one row per row of FILE, in order, with all its columns.
 
-FILE is plain text (one text per line), .jsonl, .csv, .tsv or .parquet, or - for standard input, which may be endless. \
+FILE is plain text (one text per line), .jsonl, .json, .csv, .tsv or .parquet, also compressed, or - for standard \
+input, which may be endless. \
 Added columns: row (its number), label, probability, and the probability of every label; an added column is called \
 predicted_NAME if the input has NAME already. Probabilities are calibrated if the model holds a calibration.
 
@@ -58,6 +59,8 @@ With --output, the same command continues after a kill: rows go to OUTPUT.partia
 
 SCORE_HELP = f"""Score a classifier on labelled rows: accuracy, macro F1, MCC, log loss and calibration, with intervals.
 
+A model of another task gets the scores of that task.
+
 [bold]Examples[/bold]
 
   {ME} score runs/gpt-classifier test.csv --text review --label stars
@@ -69,6 +72,7 @@ COMPARE_HELP = f"""Compare classifiers on the same labelled rows: A beside each 
 
 Prints the differences of accuracy and macro F1 with 95 % intervals of the paired bootstrap, the rows that only one of \
 them classifies correctly, and McNemar's exact test; then mean and deviation of runs that differ by their seed only.
+Judged is what `predict` gives, pooled with the linear models beside a model; with --alone the model itself.
 
 [bold]Examples[/bold]
 
@@ -118,9 +122,12 @@ def train(
     flags = {"model": model, "data.path": data, "run": run, "budget": budget}
     config = read_settings(arguments or [], flags)
 
-    from mini_llm.engine.run.wandb_runs import run_of_its_own
+    from mini_llm.engine.run.inputs import named_by_data
+    from mini_llm.engine.tracking.wandb_runs import run_of_its_own
 
-    config = run_of_its_own(config, config.run_name, named=config.run is not None)
+    named = config.run is not None
+    config = named_by_data(config, Path("runs"))
+    config = run_of_its_own(config, config.run_name, named=named)
 
     from .run import finetune
 
@@ -140,7 +147,8 @@ ModelDirectory = Annotated[
 ]
 
 Encoding = Annotated[
-    str | None, typer.Option(help="Encoding of the input, such as cp1252. [default: UTF-8, or by the byte order mark]")
+    str | None,
+    typer.Option(help="Encoding of the input, such as cp1252.", show_default="UTF-8, or by the byte order mark"),
 ]
 
 
@@ -149,12 +157,14 @@ def predict(
     model_dir: ModelDirectory,
     source: Annotated[str, typer.Argument(metavar="FILE|-", help="Texts to label.")],
     text: Annotated[
-        str, typer.Option(help="Column that holds the text; tables only. [default: as in training with other tasks]")
+        str, typer.Option(help="Column that holds the text; tables only. With a task= the default is that of training.")
     ] = "text",
     text_pair: Annotated[str | None, typer.Option(help="Column of the second text, or of the question.")] = None,
     input_format: Annotated[str | None, typer.Option(help="Format of standard input: lines, jsonl, csv, tsv.")] = None,
-    output: Annotated[Path | None, typer.Option(help="File to write. [default: standard output]")] = None,
-    output_format: Annotated[str | None, typer.Option("--format", help="jsonl or csv. [default: by --output]")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write.", show_default="standard output")] = None,
+    output_format: Annotated[
+        str | None, typer.Option("--format", help="jsonl or csv.", show_default="by --output")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
     top_k: Annotated[int | None, typer.Option(min=1, help="Print only the K most likely labels.")] = None,
     min_probability: Annotated[
@@ -167,8 +177,8 @@ def predict(
     on_null: Annotated[
         str | None,
         typer.Option(
-            help="Rows without a text: stop with an error, empty (keep the row, without a label) or skip. "
-            "[default: stop; empty for lines]"
+            help="Rows without a text: stop with an error, empty (keep the row, without a label) or skip.",
+            show_default="stop; empty for lines",
         ),
     ] = None,
     encoding: Encoding = None,
@@ -243,18 +253,25 @@ def compare(
         ),
     ],
     data: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Labelled rows. [default: the runs' test rows]")
+        str | None, typer.Option(metavar="FILE", help="Labelled rows.", show_default="the runs' test rows")
     ] = None,
     text: Annotated[str, typer.Option(help="Column of --data that holds the text.")] = "text",
     label: Annotated[str, typer.Option(help="Column of --data that holds the label.")] = "label",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 64,
     encoding: Encoding = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Compare the models without the linear models beside them.")
+    ] = False,
+    on_null: Annotated[str, typer.Option(help="Rows of --data without text or label: stop, or skip.")] = "stop",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
+    check_choice(on_null, ("stop", "skip"), "--on-null")
+
     from .scores.compare_runs import compare_classifiers, print_comparisons
 
-    print_comparisons(*compare_classifiers(classifiers, data, text, label, batch_size), as_json)
+    found = compare_classifiers(classifiers, data, text, label, batch_size, encoding, alone, on_null)
+    print_comparisons(*found, as_json)
 
 
 def refuse(task: str, flags: list[str]) -> None:

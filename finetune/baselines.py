@@ -1,21 +1,22 @@
-"""Baselines for a classifier on the same split: the majority class, and TF-IDF with logistic regression."""
+"""Baselines for a classifier on the same split: the majority class, and linear models."""
 
 import random
 import time
-import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .examples import Example, Splits
-from .linear import LinearClassifier
+from .linear import TFIDF, LinearClassifier, fit_tfidf
 from .metrics import Scores, compute_scores
-from .recipe.words import fit_tfidf_features
+from .teacher import pool
 
 # The vectorizer reads about 1.5 MB/s, so this limits it to about a minute.
 MAXIMUM_CHARACTERS = 64_000_000
-INVERSE_REGULARIZATION = (1.0, 10.0, 100.0)
+# Linear models, each with its probabilities (N, C) of the scored rows.
+Teacher = Sequence[tuple[LinearClassifier, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,13 @@ class Baseline:
     seconds: float
 
 
-def compute_baselines(splits: Splits, seed: int = 0) -> list[Baseline]:
-    """Return the scores of the majority class, then of TF-IDF with logistic regression."""
-    return [majority_baseline(splits), tfidf_baseline(splits, seed)]
+def compute_baselines(splits: Splits, seed: int = 0, teacher: Teacher = ()) -> list[Baseline]:
+    """Return the scores of the majority class, of TF-IDF with logistic regression, and of the linear `teacher`.
+
+    A teacher that is TF-IDF alone has no row of its own.
+    """
+    found = [majority_baseline(splits), tfidf_baseline(splits, seed, teacher)]
+    return found if all(is_tfidf(member) for member, _ in teacher) else [*found, teacher_baseline(splits, teacher)]
 
 
 def majority_baseline(splits: Splits) -> Baseline:
@@ -41,45 +46,39 @@ def majority_baseline(splits: Splits) -> Baseline:
     return Baseline("majority class", score(scored, np.full(len(scored), label), splits.names), seconds_since(started))
 
 
-def tfidf_baseline(splits: Splits, seed: int = 0) -> Baseline:
-    """TF-IDF of words and word pairs with one-vs-rest logistic regression.
+def tfidf_baseline(splits: Splits, seed: int = 0, teacher: Teacher = ()) -> Baseline:
+    """TF-IDF of words and word pairs with one-vs-rest logistic regression: that of `teacher`, else fitted here.
 
-    Selects the regularization on the validation split, never on the test split. Samples training text beyond 64 million
-    characters down to that size, and says so in the name.
+    The regularization is chosen on validation, the teacher's by cross-validation on the training split; never on the
+    test split. Samples training text beyond 64 million characters down to that size, and says so in the name.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.multiclass import OneVsRestClassifier
+    started, scored = time.perf_counter(), splits.validation if splits.test is None else splits.test
+    for member, probabilities in teacher:
+        if is_tfidf(member):
+            return Baseline(member.name, score(scored, probabilities.argmax(-1), splits.names), member.seconds)
+    train = bounded_sample(splits.train, seed)
+    note = f" ({len(train):,} of {len(splits.train):,} examples)" if len(train) < len(splits.train) else ""
+    (texts, labels), held_out = columns(train), columns(splits.validation)
+    fitted = fit_tfidf(texts, labels, len(splits.names), seed, held_out)
+    predictions = fitted.probabilities(columns(scored)[0]).argmax(-1)
+    return Baseline(fitted.name + note, score(scored, predictions, splits.names), seconds_since(started))
 
-    started = time.perf_counter()
-    train, name = bounded_sample(splits.train, seed), "TF-IDF + logistic regression"
-    if len(train) < len(splits.train):
-        name += f" ({len(train):,} of {len(splits.train):,} examples)"
-    vectorizer, features = fit_tfidf_features([example.text for example in train])
-    labels = np.array([example.label for example in train])
-    validation = vectorizer.transform([example.text for example in splits.validation])
-    validation_labels = np.array([example.label for example in splits.validation])
-    best, best_accuracy = None, -1.0
-    for inverse in INVERSE_REGULARIZATION:
-        # One-vs-rest with liblinear is ten times faster here than the multinomial loss, and as accurate.
-        model = OneVsRestClassifier(LogisticRegression(C=inverse, solver="liblinear", random_state=seed))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.fit(features, labels)
-        accuracy = float((model.predict(validation) == validation_labels).mean())
-        if accuracy > best_accuracy:
-            best, best_accuracy = model, accuracy
-    assert best is not None, "INVERSE_REGULARIZATION is empty"
+
+def teacher_baseline(splits: Splits, teacher: Teacher) -> Baseline:
+    """The linear models that taught the Transformer, pooled."""
     scored = splits.validation if splits.test is None else splits.test
-    predictions = best.predict(vectorizer.transform([example.text for example in scored]))
-    return Baseline(name, score(scored, predictions, splits.names), seconds_since(started))
+    scores = score(scored, pool([probabilities for _, probabilities in teacher]).argmax(-1), splits.names)
+    seconds = sum(member.seconds for member, _ in teacher)
+    return Baseline(f"teacher: {' and '.join(member.name for member, _ in teacher)}", scores, seconds)
 
 
-def teacher_baseline(splits: Splits, members: list[LinearClassifier], probabilities: np.ndarray) -> Baseline:
-    """The linear models that taught the Transformer, with their pooled `probabilities` of the scored rows (N, C)."""
-    scored = splits.validation if splits.test is None else splits.test
-    scores = score(scored, probabilities.argmax(-1), splits.names)
-    seconds = sum(member.seconds for member in members)
-    return Baseline(f"teacher: {' and '.join(member.name for member in members)}", scores, seconds)
+def is_tfidf(member: LinearClassifier) -> bool:
+    return member.name == TFIDF
+
+
+def columns(examples: Sequence[Example]) -> tuple[list[str], np.ndarray]:
+    """Return the texts and the labels (N,)."""
+    return [example.text for example in examples], np.array([example.label for example in examples])
 
 
 def bounded_sample(examples: list[Example], seed: int) -> list[Example]:

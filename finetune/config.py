@@ -129,6 +129,11 @@ class FinetuneConfig(LoopConfig):
         return DROPOUT if self.dropout is None else self.dropout
 
     @property
+    def data_paths(self) -> list[str]:
+        """The paths that the name of the run is made from."""
+        return [self.data.path]
+
+    @property
     def run_name(self) -> str:
         source = Path(self.model)
         base = source.parent.name if source.name == "model" else source.name

@@ -4,23 +4,20 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mini_llm.corpus.encoding import suggest_encoding
+from mini_llm.corpus.parts import Source, find_parts, lacks_labels
 from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.tables import Row as TableRow
 from mini_llm.corpus.tables import iter_file_rows, iter_rows
 from mini_llm.engine.errors import DataError
 
-from .data_config import BUILT_IN, BY_FILE, DataConfig
+from .data_config import BUILT_IN, BY_FILE, DataConfig, check_columns
 from .examples import Example, Splits
-from .passages_task import is_plain_text, load_passages
+from .made.passages import is_plain_text, load_passages
+from .made.stdlib import load_stdlib_task
+from .quality.damage import ENCODING, REPLACEMENT, check_label, damaged_texts
 from .quality.labels import check_labels, label_name, label_names, listed, unseen_labels
 from .quality.preparation import prepare
-from .quality.sources import Source, find_sources
 from .quality.unlabelled import read_unlabelled
-from .stdlib_task import load_stdlib_task
-
-REPLACEMENT = "\ufffd"
-ENCODING = "data.encoding"
 
 
 class Row(NamedTuple):
@@ -58,7 +55,8 @@ def load_examples(config: DataConfig, with_test: bool = True) -> Splits:
 
 def read_splits(config: DataConfig, with_test: bool = True) -> Splits:
     """Read all rows as they are. `validation` is empty if the configuration names none."""
-    sources = find_sources(config)
+    check_columns(config.text, None, config.label)
+    sources = find_parts(config, "data")
     notes = list(sources["train"].notes)
     train = read_rows(config, sources["train"], notes)
     names = label_names({row.label for row in train})
@@ -76,10 +74,10 @@ def read_rows(config: DataConfig, source: Source, notes: list[str]) -> list[Row]
     """Read all rows of one source. Raises DataError for rows without text or label and for an empty source."""
     rows: list[Row] = []
     missing: dict[str, list[str]] = defaultdict(list)
-    damaged: list[tuple[str, int]] = []
+    damaged: list[tuple[str, str]] = []
     total, several = 0, source.files is not None and len(source.files) > 1
     by_column = config.group not in (None, BY_FILE)
-    report = ReadReport()
+    report = ReadReport(option=ENCODING)
     for file, number, row in iter_source(config, source, report):
         total += 1
         place = f"{file} row {number}"
@@ -91,13 +89,9 @@ def read_rows(config: DataConfig, source: Source, notes: list[str]) -> list[Row]
         if label is None:
             missing[config.label].append(place if several else str(number))
             continue
-        if REPLACEMENT in label:
-            raise DataError(
-                f"{place}: the label {label!a} holds U+FFFD, the sign for bytes that cannot be decoded. "
-                f"{suggest_encoding(file, ENCODING)}"
-            )
+        check_label(label, place, file)
         if REPLACEMENT in text:
-            damaged.append((file, number))
+            damaged.append((file, place))
         group = row[config.group] if by_column else file if config.group == BY_FILE else None
         # A row without a group is its own.
         rows.append(Row(file, number, text, label, "" if group is None else str(group)))
@@ -109,13 +103,7 @@ def read_rows(config: DataConfig, source: Source, notes: list[str]) -> list[Row]
                 "Fill or remove them, or skip such rows with data.on_null=skip"
             )
         notes.append(f"{source.path}: {len(places):,} rows without '{column}' skipped")
-    notes += report.notes
-    if damaged:
-        file, number = damaged[0]
-        notes.append(
-            f"{len(damaged):,} texts hold U+FFFD, the sign for bytes that cannot be decoded, such as {file} row "
-            f"{number}. {suggest_encoding(file, ENCODING)}"
-        )
+    notes += [*report.notes, *damaged_texts(damaged)]
     if not rows:
         raise DataError(f"{source.path}: no labelled rows. It needs columns '{config.text}' and '{config.label}'")
     return rows
@@ -141,7 +129,7 @@ def read_more(config: DataConfig, source: Source, ids: dict[str, int], notes: li
 
     Raises DataError for labels that training does not have.
     """
-    if source.by_name and not _has_labels(config, source):
+    if lacks_labels(source, [config.text, config.label], config.label, config.encoding):
         notes.append(f"{source.path}: not used: it has no labels in '{config.label}'")
         return None
     rows = read_rows(config, source, notes)
@@ -156,13 +144,3 @@ def read_more(config: DataConfig, source: Source, ids: dict[str, int], notes: li
 
 def to_examples(rows: list[Row], ids: dict[str, int]) -> list[Example]:
     return [Example(row.text, ids[row.label], f"{row.file} row {row.number}", row.group) for row in rows]
-
-
-def _has_labels(config: DataConfig, source: Source) -> bool:
-    """Return whether any row of files has a label; test files of benchmarks often have none."""
-    for path in source.files or []:
-        columns = [config.text, config.label]
-        for row in iter_file_rows(path, [], "replace", ReadReport(), True, config.encoding, columns):
-            if label_name(row.get(config.label), str(path)) not in (None, "-1"):
-                return True
-    return False

@@ -1,6 +1,7 @@
 """DataConfig: the labelled texts of a fine-tuning run, and how they are split."""
 
 import re
+from itertools import combinations
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mini_llm.corpus.encoding import check_encoding
 from mini_llm.engine.config import Config
+from mini_llm.engine.errors import ConfigError
 
 BUILT_IN = "stdlib"
 BY_FILE = "file"
@@ -106,6 +108,14 @@ class DataConfig(Config):
     def _known_encoding(cls, value: str | None) -> str | None:
         return check_encoding(value)
 
+    @field_validator("label_order")
+    @classmethod
+    def _each_label_once(cls, value: list[str]) -> list[str]:
+        twice = next((name for index, name in enumerate(value) if name in value[:index]), None)
+        if twice is not None:
+            raise ValueError(f"'{twice}' stands twice in it; name each label once")
+        return value
+
     @model_validator(mode="after")
     def _built_in_task_has_its_own_splits(self) -> "DataConfig":
         own = ("validation", "test", "validation_split", "test_split", "group", "encoding")
@@ -113,10 +123,6 @@ class DataConfig(Config):
         if self.path == BUILT_IN and given:
             raise ValueError(f"the built-in task has its own splits; give path=FILE together with {', '.join(given)}")
         return self
-
-    def sets(self, part: str) -> bool:
-        """Return whether the settings name the data of `part`, "validation" or "test"."""
-        return bool(getattr(self, part) or getattr(self, f"{part}_split"))
 
     @property
     def name(self) -> str:
@@ -127,3 +133,11 @@ class DataConfig(Config):
         while len(parts) > 1 and parts[-1].lower() in ("train", "training", "data"):
             parts.pop()
         return re.sub(r"[\W_]+", "-", parts[-1].lower()).strip("-")[:40] or "data" if parts else "data"
+
+
+def check_columns(text: str, pair: str | None, label: str) -> None:
+    """Raise ConfigError if two of the columns of a task are one: it would learn to copy."""
+    columns = {"data.text": text, "data.text_pair": pair, "data.label": label}
+    for (one, name), (other, same) in combinations(columns.items(), 2):
+        if name == same:
+            raise ConfigError(f"{one} and {other} both name the column '{name}'. Name different columns")

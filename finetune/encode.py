@@ -46,7 +46,7 @@ def encode_texts(
 
 def text_frame(tokenizer: Any, causal: bool, is_encoder_decoder: bool = False) -> tuple[list[int], list[int]]:
     """Return the ids of the special tokens before and after a text. Raises CheckpointError as encode_texts does."""
-    before, after = framing.text_frame(tokenizer, _kind(causal, is_encoder_decoder))
+    before, after = framing.text_frame(tokenizer, frame_kind(causal, is_encoder_decoder))
     if is_encoder_decoder and tokenizer.eos_id not in after:
         # The classifier reads the decoder's state at the eos token (Lewis et al. 2020).
         raise CheckpointError(
@@ -60,10 +60,11 @@ def pair_frame(
     tokenizer: Any, causal: bool, is_encoder_decoder: bool = False
 ) -> tuple[list[int], list[int], list[int]]:
     """Return the ids of the special tokens before, between and after two texts, as AutoTokenizer adds them."""
-    return framing.pair_frame(tokenizer, _kind(causal, is_encoder_decoder))
+    return framing.pair_frame(tokenizer, frame_kind(causal, is_encoder_decoder))
 
 
-def _kind(causal: bool, is_encoder_decoder: bool) -> framing.Kind:
+def frame_kind(causal: bool, is_encoder_decoder: bool) -> framing.Kind:
+    """Return the kind of special tokens around a text."""
     return "seq2seq" if is_encoder_decoder else "causal" if causal else "masked"
 
 

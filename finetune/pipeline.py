@@ -17,7 +17,7 @@ from mini_llm.engine.errors import UserError
 from .__main__ import read_settings
 from .data import load_examples
 from .data_config import BUILT_IN, DataConfig
-from .passages_task import is_plain_text, load_passages
+from .made.passages import is_plain_text, load_passages
 from .tasks.registry import SINGLE_LABEL, detect
 
 WORDS = 4

@@ -23,7 +23,7 @@ from mini_llm.model import load_model
 from mini_llm.model.huggingface.directory import read_config
 from mini_llm.tokenization.load import load_tokenizer
 
-from .encode import collate, encode_texts, padding_id
+from .encode import EncodedTexts, collate, encode_texts, padding_id
 from .predicting.output import LabelState, OutputFormat, RowWriter, Writable
 from .predicting.progress import BatchTimes, RowProgress
 from .predicting.rows import InputFormat, InputRow, OnNull, characters, is_stream, iter_chunks, iter_input
@@ -57,14 +57,18 @@ class Classifier:
         self.truncated = 0
         self.batch_times = BatchTimes()
 
+    def encode(self, texts: list[str]) -> EncodedTexts:
+        """Return the token ids of `texts` as the model reads them."""
+        config = self.model.config
+        return encode_texts(self.tokenizer, texts, config.causal, self.max_length, config.is_encoder_decoder)
+
     @torch.inference_mode()
     def probabilities(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
         """Return the probability of each label for each text, float32 (texts, labels), in the order of `texts`.
 
         They are the softmax of the model's logits, without calibration and without the linear models stored beside it.
         """
-        config = self.model.config
-        encoded = encode_texts(self.tokenizer, texts, config.causal, self.max_length, config.is_encoder_decoder)
+        encoded = self.encode(texts)
         self.truncated += encoded.truncated
         result = np.empty((len(texts), len(self.names)), dtype=np.float32)
         for batch in ordered_batches(encoded.lengths, batch_size):

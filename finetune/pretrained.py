@@ -5,7 +5,7 @@ from typing import Any
 
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.engine.run.directory import find_model
-from mini_llm.model import Model, SequenceClassifier, load_model
+from mini_llm.model import HEADS, Model, SequenceClassifier, load_model
 from mini_llm.model.huggingface.directory import read_config
 from mini_llm.model.huggingface.layouts import LAYOUTS
 
@@ -37,25 +37,34 @@ def find_pretrained(path: Path) -> Path:
 def load_classifier(
     config: FinetuneConfig, source: Path, names: list[str], tokenizer: Any, max_length: int | None = None
 ) -> SequenceClassifier:
-    """Load the pretrained trunk with a new classification head, or build the same architecture untrained.
+    """Load the pretrained trunk with a new classification head for `names`; see load_with_head."""
+    model = load_with_head(config, source, "classifier", tokenizer, max_length, id2label=dict(enumerate(names)))
+    assert isinstance(model, SequenceClassifier)
+    return model
+
+
+def load_with_head(
+    config: FinetuneConfig, source: Path, head: str, tokenizer: Any, max_length: int | None, **changes: Any
+) -> Model:
+    """Load the pretrained trunk with a new `head`, or build the same architecture untrained.
 
     Sets the config's padding id to ours, because transformers uses it to find the end of a text. `max_length`: tokens
-    of a text that the model shall read; more than in pretraining only if its positions have no weights.
+    of a text that the model shall read; more than in pretraining only if its positions have no weights. `changes`:
+    further fields of ModelConfig. Raises CheckpointError for a tokenizer that is not the model's.
     """
-    changes: dict[str, Any] = {"id2label": dict(enumerate(names)), "dropout": config.dropout_or_default}
-    changes["pad_token_id"] = padding_id(tokenizer)
+    changes |= {"dropout": config.dropout_or_default, "pad_token_id": padding_id(tokenizer)}
     settings = read_config(source)
     if settings["model_type"] == "modernbert":
         changes["classifier_pooling"] = "mean" if config.pooling == "auto" else config.pooling
     if max_length is not None and settings["model_type"] in ROTARY:
         changes["max_position_embeddings"] = max(max_length, settings["max_position_embeddings"])
-    model = load_model(source, head="classifier", **changes)
+    model = load_model(source, head=head, **changes)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(
             f"{source}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model only "
             f"{model.config.vocab_size:,}: they do not match. Copy the directory again"
         )
-    return SequenceClassifier(model.config) if config.weights == "random" else model
+    return HEADS[head](model.config) if config.weights == "random" else model
 
 
 def describe_start(source: Path, model: Model) -> list[str]:

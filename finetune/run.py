@@ -10,8 +10,8 @@ from mini_llm.engine.distributed.processes import start_processes
 from mini_llm.engine.replay import Replay
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.files import write_json
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import HARMLESS
+from mini_llm.engine.tracking.tracker import Tracker
 from mini_llm.tokenization.load import load_tokenizer
 
 from .config import FinetuneConfig
@@ -58,7 +58,8 @@ def finetune(
             write_json(run.path / "data.json", splits.findings)
         for note in (splits.description, *splits.notes):
             console.print(note, markup=False)
-        with Tracker(run.path, config.tracking, "finetune", tree, main_process) as tracker:
+        with Tracker(run.path, config.tracking, "finetune", tree, main_process, start=source) as tracker:
+            tracker.uses(f"{run.path.name}-data", "dataset", run.path / "data.json")
             train(config, source, splits, processes, run, tracker, console)
             scores: dict[str, float] = {}
             if main_process:

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from mini_llm.engine.run.directory import RunDirectory
-from mini_llm.engine.run.tracker import Tracker
+from mini_llm.engine.tracking.tracker import Tracker
 
 from .config import FinetuneConfig
 from .examples import Example, Splits
@@ -15,7 +15,7 @@ from .linear import LinearClassifier
 from .predict import Classifier
 from .recipe.ensemble import FEW_HELD_OUT, Ensemble, choose_weight, linear_probabilities, mix, write_ensemble
 from .scores.calibration import Calibration, fit_temperature, write_calibration
-from .teacher import FOLDER, read_members
+from .teacher import FOLDER, pool, read_members
 
 if TYPE_CHECKING:
     from .metrics import Scores
@@ -31,7 +31,7 @@ def score_run(
     Writes calibration.json into run.model: the temperature and the abstention thresholds, chosen on validation. Where
     validation gains by the linear teacher, writes the ensemble too (recipe/ensemble.py), which has a row of its own.
     """
-    from .baselines import compute_baselines, teacher_baseline
+    from .baselines import compute_baselines
     from .metrics import compute_scores
     from .scores.intervals import probability_intervals
     from .scores.predictions import write_predictions
@@ -49,11 +49,12 @@ def score_run(
     for note in _describe(calibration, own, calibrated, part):
         console.print(note, markup=False)
     rows = [_row(run.path.name, own, False, **probability_intervals(labels, probabilities))]
-    baselines = compute_baselines(splits, config.seed)
-    best_of_run = own.accuracy
-    if members := read_members(run.path / FOLDER):
-        linear = linear_probabilities(members, [example.text for example in examples])
-        baselines.append(teacher_baseline(splits, members, linear))
+    members, texts = read_members(run.path / FOLDER), [example.text for example in examples]
+    taught = [(member, member.probabilities(texts)) for member in members]
+    baselines = compute_baselines(splits, config.seed, taught)
+    best_of_run, pooled = own.accuracy, None
+    if members:
+        linear = pool([values for _, values in taught])
         if (ensemble := choose_ensemble(config, members, splits, held_out)) is not None:
             write_ensemble(run.model, ensemble)
             pooled = mix(probabilities, linear, ensemble.weight)
@@ -76,7 +77,7 @@ def score_run(
             "use it, or give this model a longer budget, data.unlabelled=FILE, or a better pretrained model",
             markup=False,
         )
-    write_predictions(run.path, part, examples, probabilities, splits.names)
+    write_predictions(run.path, part, examples, probabilities, splits.names, pooled)
     figures = _record_tables(splits, examples, probabilities, held_out, own, calibration, tracker)
     numbers = {f"{part}/{name}": value for name, value in own.numbers().items()}
     tracker.summary(

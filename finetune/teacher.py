@@ -17,7 +17,9 @@ from mini_llm.engine.errors import DataError
 from mini_llm.engine.run.files import content_hash, write_atomic, write_json
 from mini_llm.engine.run.state import read_state, say
 
-from .linear import LinearClassifier, fit_lsa, fit_tfidf, log_loss, read_arrays
+from .linear import LinearClassifier, fit_tfidf, read_arrays
+from .recipe.logistic_regression import log_loss
+from .recipe.lsa import fit_lsa
 
 FOLDER = "teacher"
 # Weight of the label in the target of a training text; the rest is the teacher's.
@@ -52,7 +54,8 @@ class Teacher:
 def fit_teacher(
     folder: Path, texts: Sequence[str], labels: np.ndarray, classes: int, unlabelled: Sequence[str], seed: int
 ) -> Teacher:
-    """Fit TF-IDF, and LSA if there is text enough, and keep the one or both with the smallest out-of-fold log loss.
+    """Fit TF-IDF in two ways, and LSA if there is text enough, and keep the model, or the better TF-IDF with LSA, that
+    has the smallest out-of-fold log loss.
 
     What was fitted is saved in `folder`, and read from there when a run is resumed.
     """
@@ -60,9 +63,10 @@ def fit_teacher(
     if (found := _load(folder, fingerprint)) is not None:
         return found
     started = time.perf_counter()
-    models = [fit_tfidf(texts, labels, classes, seed)]
+    plain, scaled = (fit_tfidf(texts, labels, classes, seed, naive_bayes=scale) for scale in (False, True))
+    tfidf = min(plain, scaled, key=lambda model: model.log_loss)
     lsa = fit_lsa(texts, labels, classes, unlabelled, seed)
-    candidates = [models, [lsa], [*models, lsa]] if lsa is not None else [models]
+    candidates = [[plain], [scaled]] + ([[lsa], [tfidf, lsa]] if lsa is not None else [])
     losses = [log_loss(pool([model.out_of_fold for model in members]), labels) for members in candidates]
     members = candidates[int(np.argmin(losses))]
     described = "; ".join(f"{' + '.join(m.name for m in c)}: {x:.3f}" for c, x in zip(candidates, losses, strict=True))

@@ -24,12 +24,13 @@ Mistakes are those on the run's test split, or without one on validation. Words 
 def errors(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run of a classifier.")],
     per_class: Annotated[int, typer.Option(min=1, help="Mistakes to show of each class.")] = 8,
+    alone: Annotated[bool, typer.Option("--alone", help="Use the model without the linear models beside it.")] = False,
     debug: Debug = False,
 ) -> None:
     from .mistakes import collect_errors
     from .page import write_errors
 
-    found = collect_errors(run, per_class)
+    found = collect_errors(run, per_class, alone)
     page = write_errors(run, found)
     suspects = ", ".join(f"{len(rows)} in {name}" for name, rows in found.suspects.items()) or "none"
     print(

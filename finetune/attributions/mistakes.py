@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.errors import ConfigError, DataError
 
 from ..data import load_examples
-from ..encode import encode_texts
 from ..examples import Example, Splits
 from ..predict import Classifier
+from ..recipe.ensemble import Ensemble
 from ..requested import data_of_run
 from ..scores.label_errors import suspected_label_errors
-from ..scores.predictions import FILE, read_predictions
+from ..scores.predictions import read_predictions
 from ..teacher import FOLDER
 from .gradients import attribute, empty_embedding
 
@@ -62,7 +62,10 @@ class SuspectRow:
 
 @dataclass(frozen=True)
 class Errors:
-    """What errors.html shows; `mistakes` by label, most confident first."""
+    """What errors.html shows; `mistakes` by label, most confident first.
+
+    pool: what the Transformer is pooled with in predictions, "" if with nothing.
+    """
 
     part: str
     rows: int
@@ -70,22 +73,26 @@ class Errors:
     support: dict[str, int]
     mistakes: dict[str, list[Mistake]]
     suspects: dict[str, list[SuspectRow]]
+    pool: str = ""
 
 
-def collect_errors(run: Path, per_class: int) -> Errors:
+def collect_errors(run: Path, per_class: int, alone: bool = False) -> Errors:
     """Read the run's data and predictions, and explain its `per_class` most confident mistakes of each class.
 
-    Raises ConfigError for a directory that is not a run, or whose data have changed.
+    Predictions are those of `predict`; `alone`: without the linear models stored beside the model. Raises ConfigError
+    for a directory that is not a run, or whose data have changed.
     """
     data = data_of_run(run)
-    classifier = Classifier(run)
+    classifier = Classifier(run, alone)
     splits = load_examples(data)
     if list(classifier.names) != splits.names:
         raise ConfigError(f"{run}: the labels of its data ({data.path}) have changed since it was trained")
     part, examples = ("test", splits.test) if splits.test is not None else ("validation", splits.validation)
-    probabilities = stored_probabilities(run, examples)
-    if probabilities is None:
-        probabilities = classifier.probabilities([example.text for example in examples])
+    stored = stored_probabilities(run, examples, alone)
+    if stored is None:
+        probabilities = classifier.calibrated([example.text for example in examples])
+    else:
+        probabilities = classifier.calibration.apply(stored)
     labels = np.array([example.label for example in examples])
     wrong = np.bincount(labels[probabilities.argmax(-1) != labels], minlength=len(splits.names))
     chosen = choose_mistakes(labels, probabilities, per_class)
@@ -100,14 +107,23 @@ def collect_errors(run: Path, per_class: int) -> Errors:
         dict(zip(splits.names, np.bincount(labels, minlength=len(splits.names)).tolist(), strict=True)),
         mistakes,
         suspects(run, splits, part, examples, probabilities),
+        describe_pool(classifier.ensemble),
     )
 
 
-def stored_probabilities(run: Path, examples: Sequence[Example]) -> np.ndarray | None:
-    """The probabilities that the run was scored with, or None if they are not those of `examples`."""
-    if not (run / FILE).is_file():
+def describe_pool(ensemble: Ensemble | None) -> str:
+    """Return 'TF-IDF + logistic regression (weight 0.40)', or "" without linear models."""
+    if ensemble is None:
+        return ""
+    return f"{' and '.join(member.name for member in ensemble.members)} (weight {ensemble.weight:.2f})"
+
+
+def stored_probabilities(run: Path, examples: Sequence[Example], alone: bool) -> np.ndarray | None:
+    """The probabilities that the run was scored with, or None if there are none of `examples`."""
+    try:
+        stored = read_predictions(run, alone)
+    except (ConfigError, DataError):
         return None
-    stored = read_predictions(run)
     return stored.probabilities if stored.sources == [example.source for example in examples] else None
 
 
@@ -128,7 +144,7 @@ def choose_mistakes(labels: np.ndarray, probabilities: np.ndarray, per_class: in
 def explain(classifier: Classifier, example: Example, probabilities: np.ndarray) -> Mistake:
     """A mistake with the attributions of its words to logit[predicted] - logit[label]."""
     config, tokenizer = classifier.model.config, classifier.tokenizer
-    encoded = encode_texts(tokenizer, [example.text], config.causal, classifier.max_length, config.is_encoder_decoder)
+    encoded = classifier.encode([example.text])
     ids, predicted = encoded.tokens[0], int(probabilities.argmax())
     special = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
     fixed = frozenset(i for i in (*special, config.decoder_start_token_id) if i is not None)

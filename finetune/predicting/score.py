@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset
+from mini_llm.corpus.parts import find_scored
 from mini_llm.engine.config import build_config
 from mini_llm.engine.errors import DataError
 from mini_llm.engine.run.files import plain
@@ -21,8 +21,13 @@ from ..data_config import DataConfig
 from ..metrics import compute_scores
 from ..predict import Classifier
 from ..quality.labels import unseen_labels
-from ..quality.sources import Source
 from ..scores.intervals import confusion_intervals, probability_intervals, with_intervals
+
+FLAGS = {
+    "data.on_null=skip": "--on-null skip",
+    "data.encoding=": "--encoding=",
+    "data.label=COLUMN": "--label COLUMN",
+}
 
 
 def score(
@@ -43,15 +48,14 @@ def score(
     `alone`: without the linear models stored beside the model. Raises CheckpointError, and DataError for
     labels that the classifier does not have.
     """
-    notes: list[str] = []
     settings = {"path": source, "text": text, "label": label, "on_null": on_null, "encoding": encoding}
     config = build_config(DataConfig, settings, "score")
-    files = None if is_hub_name(source) or saved_dataset(source) else find_files(source)
+    scored = find_scored(source, split)
+    notes = scored.notes
     try:
-        rows = read_rows(config, Source(source, split, files), notes)
+        rows = read_rows(config, scored, notes)
     except DataError as error:
-        message = str(error).replace("data.on_null=skip", "--on-null skip").replace("data.encoding=", "--encoding=")
-        raise DataError(message) from None
+        raise with_flags(error) from None
     classifier = Classifier(directory, alone)
     ids = {name: index for index, name in enumerate(classifier.names)}
     check_labels_are_known(rows, ids, source, classifier.directory)
@@ -78,6 +82,14 @@ def score(
         "confusion": found.confusion,
         "notes": notes,
     }
+
+
+def with_flags(error: DataError) -> DataError:
+    """Return the error with flags of the command line in place of settings."""
+    message = str(error)
+    for setting, flag in FLAGS.items():
+        message = message.replace(setting, flag)
+    return DataError(message)
 
 
 def check_labels_are_known(rows: list[Row], ids: dict[str, int], source: str, classifier: Path) -> None:

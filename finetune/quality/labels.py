@@ -49,7 +49,7 @@ def check_labels(names: Sequence[str], rows: int, path: str, column: str) -> Non
     """Raise DataError if the label names of `rows` training rows are one only, or too many to be classes."""
     if len(names) < 2:
         raise DataError(
-            f"{path}: all {rows:,} rows have the label '{names[0]}'. Classification needs at least "
+            f"{path}: {all_rows(rows)} the label '{names[0]}'. Classification needs at least "
             f"two labels; is '{column}' the right column (data.label=COLUMN)?"
         )
     if len(names) > max(MANY_LABELS, rows / 2):
@@ -57,6 +57,11 @@ def check_labels(names: Sequence[str], rows: int, path: str, column: str) -> Non
             f"{path}: column '{column}' has {len(names):,} different values in {rows:,} rows "
             f"({listed(names, 3, '')}). Name the column that holds the class: data.label=COLUMN"
         )
+
+
+def all_rows(count: int) -> str:
+    """Return 'all 40 rows have'."""
+    return "the only row has" if count == 1 else f"all {count:,} rows have"
 
 
 def unseen_labels(unseen: Mapping[str, Sequence[int]], known: Sequence[str], path: str, train: str) -> DataError:

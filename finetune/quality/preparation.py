@@ -43,6 +43,11 @@ def prepare(splits: Splits, config: DataConfig) -> Splits:
     elif not given:
         train, validation = split_validation(train, config.validation_fraction, config.seed, comparison)
     if not validation:
+        if config.group and len({example.group for example in train}) == 1:
+            raise DataError(
+                f"{config.path}: all rows are of one group (data.group={config.group}), so none can be held out for "
+                "validation. Give data.validation=FILE, or another column of groups"
+            )
         raise DataError(
             f"{config.path}: no label has two different texts or groups{' beyond its shots' * bool(config.shots)}, so "
             "no text can be held out for validation. Add data, or set data.validation=FILE"

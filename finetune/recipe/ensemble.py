@@ -20,9 +20,10 @@ from mini_llm.engine.errors import CheckpointError, DataError
 from mini_llm.engine.run.files import write_json
 from mini_llm.engine.run.state import read_state
 
-from ..linear import LinearClassifier, log_loss
+from ..linear import LinearClassifier
 from ..scores.calibration import Calibration, read_calibration, write_calibration
 from ..teacher import load_members, pool
+from .logistic_regression import log_loss
 
 FOLDER = "linear"
 WEIGHTS = np.linspace(0, 1, 21)

@@ -7,42 +7,56 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mini_llm.corpus.parts import find_scored
+from mini_llm.engine.config import build_config
 from mini_llm.engine.errors import ConfigError, DataError
 
+from ..data_config import DataConfig
 from .compare import Comparison, compare
 from .predictions import Predictions, read_predictions
 from .seeds import SeedGroup, seed_groups
 
 
 class Pair(NamedTuple):
-    """The first classifier (a) beside another one (b)."""
+    """The first classifier (a) beside another one (b), and whether each is pooled with linear models."""
 
     a: str
     b: str
     comparison: Comparison
+    pooled: tuple[bool, bool]
 
 
 def compare_classifiers(
-    paths: Sequence[Path], data: str | None = None, text: str = "text", label: str = "label", batch_size: int = 64
+    paths: Sequence[Path],
+    data: str | None = None,
+    text: str = "text",
+    label: str = "label",
+    batch_size: int = 64,
+    encoding: str | None = None,
+    alone: bool = False,
+    on_null: str = "stop",
 ) -> tuple[list[Pair], list[SeedGroup]]:
     """Compare the first of `paths` with each of the others, and summarise runs that differ by their seed only.
 
-    Uses the predictions that finished runs stored for the rows they were scored on; with `data` (labelled rows: file,
-    folder, glob or dataset), the classifiers, runs or model directories, label those rows first. Raises ConfigError if
-    the runs were scored on different rows, CheckpointError, DataError.
+    Judges what `predict` gives: the Transformer pooled with the linear models stored beside it, where there are any;
+    `alone`: the Transformer alone. Uses the predictions that finished runs stored for the rows they were scored on;
+    with `data` (labelled rows: file, folder, glob or dataset), the classifiers, runs or model directories, label those
+    rows first. Raises ConfigError if the runs were scored on different rows, CheckpointError, DataError.
     """
     if len(paths) < 2:
         raise ConfigError("compare needs two classifiers or more, for example: finetune compare runs/one runs/two")
     if data is None:
-        found = [read_predictions(path) for path in paths]
+        found = [read_predictions(path, alone) for path in paths]
     else:
-        found = predict_rows(paths, data, text, label, batch_size)
+        settings = {"path": data, "text": text, "label": label, "encoding": encoding, "on_null": on_null}
+        config = build_config(DataConfig, settings, "compare")
+        found = predict_rows(paths, config, batch_size, alone)
     names = [str(path) for path in paths]
     pairs = []
     for name, other in zip(names[1:], found[1:], strict=True):
         labels, a, b = aligned(found[0], other, names[0], name)
-        pairs.append(Pair(names[0], name, compare(labels, a, b)))
-    return pairs, seed_groups(paths)
+        pairs.append(Pair(names[0], name, compare(labels, a, b), (found[0].pooled, other.pooled)))
+    return pairs, seed_groups(paths, alone)
 
 
 def aligned(a: Predictions, b: Predictions, name_a: str, name_b: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -81,27 +95,28 @@ def numbered(sources: Sequence[str]) -> dict[tuple[str, int], int]:
     return found
 
 
-def predict_rows(paths: Sequence[Path], data: str, text: str, label: str, batch_size: int) -> list[Predictions]:
-    """Label the rows of `data` with each classifier. Raises DataError for a label that a classifier does not have."""
+def predict_rows(paths: Sequence[Path], config: DataConfig, batch_size: int, alone: bool) -> list[Predictions]:
+    """Label the rows of `config` with each classifier. Raises DataError for a label that a classifier does not have."""
     from ..data import read_rows
-    from ..data_config import DataConfig
     from ..predict import Classifier
-    from ..quality.sources import find_sources
+    from ..predicting.score import with_flags
 
-    config = DataConfig(path=data, text=text, label=label)
-    rows = read_rows(config, find_sources(config)["train"], [])
+    try:
+        rows = read_rows(config, find_scored(config.path, config.split), [])
+    except DataError as error:
+        raise with_flags(error) from None
     found = []
     for path in paths:
-        classifier = Classifier(path)
+        classifier = Classifier(path, alone)
         unknown = [row for row in rows if row.label not in classifier.names]
         if unknown:
             raise DataError(
                 f"{unknown[0].file} row {unknown[0].number}: label '{unknown[0].label}' ({len(unknown):,} rows in "
                 f"all) is not a label of {path}. Remove these rows, or name the right column: --label COLUMN"
             )
-        values = classifier.probabilities([row.text for row in rows], batch_size)
-        sources = [f"{row.file} row {row.number}" for row in rows]
-        found.append(Predictions(classifier.names, [row.label for row in rows], sources, values))
+        values = classifier.calibrated([row.text for row in rows], batch_size)
+        labels, sources = [row.label for row in rows], [f"{row.file} row {row.number}" for row in rows]
+        found.append(Predictions(classifier.names, labels, sources, values, classifier.ensemble is not None))
     return found
 
 
@@ -111,12 +126,15 @@ def print_comparisons(pairs: Sequence[Pair], groups: Sequence[SeedGroup], as_jso
 
     if as_json:
         content: dict[str, Any] = {
-            "pairs": [{"a": a, "b": b, **asdict(c), "verdict": c.verdict(a, b)} for a, b, c in pairs],
+            "pairs": [
+                {"a": a, "b": b, "pooled": pooled, **asdict(c), "verdict": c.verdict(a, b)} for a, b, c, pooled in pairs
+            ],
             "seeds": [asdict(group) for group in groups],
         }
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
-    for a, b, comparison in pairs:
-        print(f"A: {a}\nB: {b}\n{comparison}\n{comparison.verdict(a, b)}\n")
+    for a, b, comparison, pooled in pairs:
+        first, second = (", pooled with its linear models" * which for which in pooled)
+        print(f"A: {a}{first}\nB: {b}{second}\n{comparison}\n{comparison.verdict(a, b)}\n")
     for group in groups:
         print(group)

@@ -24,8 +24,9 @@ to learn from. The student is a run like any other, runs/TEACHER-distilled. The 
 SMALLER_HELP = f"""Make smaller variants of a run, measure them, and say what to deploy.
 
 Variants: half precision, int8 and int4 weights, half of the weights set to zero, a quarter of the heads and neurons \
-removed, and a distilled student (RUN-distilled, trained first if it is not there) with int8 and int4 weights. They \
-are written to RUN/smaller, the table and the Pareto pictures to RUN/smaller.html. `predict` and `score` read them all.
+removed (also in int8), and a distilled student (RUN-distilled, trained first if it is not there) with int8 and int4 \
+weights. They are written to RUN/smaller, the table and the Pareto pictures to RUN/smaller.html. `predict` and `score` \
+read them all.
 
 [bold]Examples[/bold]
 
@@ -66,7 +67,9 @@ def smaller(
         list[Path] | None, typer.Option(metavar="RUN", help="Distilled run to measure too, in place of RUN-distilled.")
     ] = None,
     distil: Annotated[bool, typer.Option(help="Train RUN-distilled if no student is given.")] = True,
-    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Time of it. [default: that of RUN]")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Time of its training.", show_default="that of RUN")
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0, max=1, help="Accuracy that may be lost, for the verdict (0.02: two points).")
     ] = 0.02,

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,19 +15,18 @@ from accelerate import PartialState
 from rich.console import Console
 from torch import Tensor, nn
 
-from mini_llm.engine.batch import Batch, LengthBatches, ordered_batches, to_device
-from mini_llm.engine.distributed.processes import make_accelerator, resolved_runtime
+from mini_llm.engine.batch import Batch, ordered_batches, to_device
+from mini_llm.engine.checkpoint.format import has_checkpoint
 from mini_llm.engine.errors import ConfigError
-from mini_llm.engine.flops import flops_per_token
-from mini_llm.engine.loop import train
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.files import content_hash, read_json, write_atomic
-from mini_llm.engine.run.tracker import Tracker
+from mini_llm.engine.tracking.tracker import Tracker
 from mini_llm.model import SequenceClassifier
 from mini_llm.tokenization.save import save_tokenizer
 
-from ..encode import EncodedTexts, collate, encode_texts, padding_id
+from ..encode import collate, frame_kind, padding_id
 from ..examples import Example, Splits
+from ..fit import Fit
 from ..predict import Classifier, find_classifier
 from ..requested import check_single_label
 from ..run import RUNS, finetune
@@ -37,7 +35,7 @@ from ..scores.calibration import scale
 from ..scores.reliability import log_loss
 from ..tasks.registry import model_task
 from .config import DistilConfig, StudentConfig
-from .importance import Importance, importance
+from .importance import Importance, equal_importance, importance
 from .shape import choose_shape, count_parameters, keep_for
 from .subnetwork import subnetwork
 
@@ -97,73 +95,53 @@ def train_student(
     texts = [*(example.text for example in splits.train), *splits.unlabelled]
     with processes.main_process_first():
         answers = soft_labels(run.path / LABELS_FILE, teacher, texts, config.student.temperature)
-    student = build_student(teacher.model, measure_importance(teacher, splits.validation), config.student)
+    if has_checkpoint(run.path):  # whose weights replace those that importance chooses
+        found = equal_importance(teacher.model.config)
+    else:
+        found = measure_importance(teacher, splits.validation)
+    student = build_student(teacher.model, found, config.student)
     student = student.cpu()
     for module in student.modules():
         if isinstance(module, nn.Dropout):
             module.p = config.dropout_or_default
     console.print(describe(student, teacher.model), markup=False)
-    training = encode(teacher, texts)
-    held_out = encode(teacher, [example.text for example in splits.validation])
+    training = teacher.encode(texts)
+    held_out = teacher.encode([example.text for example in splits.validation])
     truth = np.array([example.label for example in splits.validation])
+    fit = Fit(config, training.lengths, processes, MICRO_BATCH_TOKENS)
 
-    ranks = processes.num_processes
-    tokens = config.batch_size / ranks * float(np.quantile(training.lengths, 0.9))
-    accumulation = max(1, min(config.batch_size // ranks, round(tokens / MICRO_BATCH_TOKENS)))
-    batches = LengthBatches(
-        training.lengths, config.batch_size, config.seed, ranks, processes.process_index, accumulation
-    )
-    micro_batch_size = max(1, config.batch_size // (accumulation * ranks))
-    accelerator = make_accelerator(config.runtime, accumulation, micro_batch_size, config.optim.max_grad_norm)
+    def batch(rows: np.ndarray) -> Batch:
+        return collate([training.tokens[i] for i in rows], answers[rows], pad, max_length)
 
-    def batch(step: int) -> list[Batch]:
-        return [
-            collate([training.tokens[i] for i in rows], answers[rows], pad, max_length) for rows in batches.batch(step)
-        ]
+    def held_out_batch(rows: np.ndarray) -> Batch:
+        return collate([held_out.tokens[i] for i in rows], truth[rows], pad, max_length)
+
+    def read(logits: Tensor, labels: Tensor, rows: np.ndarray) -> np.ndarray:
+        return logits.float().softmax(-1).cpu().numpy()
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        # Every rank computes all rows: ZeRO-3 needs equally many forward passes on each.
-        model.eval()
-        with torch.no_grad(), accelerator.autocast():
-            probabilities = predict(model, held_out, pad, max_length, config.evaluation_batch_size)
-        model.train()
+        probabilities = np.empty((len(truth), len(splits.names)), dtype=np.float32)
+        for rows, found in fit.predict(model, held_out.lengths, held_out_batch, read):
+            probabilities[rows] = found
         return validation_scores(log_loss(truth, probabilities), truth, probabilities.argmax(-1))
 
-    steps = max(1, round(config.epochs * batches.steps_per_epoch))
-    steps = min(config.max_steps or steps, steps)
-    optim = config.optim.for_width(student.config.hidden_size)
-    resolved = config.model_copy(
-        update={
-            "run": config.run_name,
-            "max_steps": steps,
-            "micro_batch_size": micro_batch_size,
-            "optim": optim.resolved(),
-            "runtime": resolved_runtime(config.runtime, compiled=config.runtime.compile is True),
-        }
-    ).model_dump(mode="json")
-    run.resolve(resolved)
-    tracker.config(resolved)
-    mean_length = float(training.lengths.mean())
-    kind = "causal" if student.config.causal else "masked"
-    train(
+    fit.resolve(student.config, run, tracker)
+    kind = frame_kind(student.config.causal, student.config.is_encoder_decoder)
+    fit.run(
         student,
         batch,
         evaluate,
-        config.model_copy(update={"max_steps": steps, "optim": optim}),
-        accelerator,
         run,
         tracker,
         lambda directory: save_tokenizer(tokenizer, directory, kind, max_length, pad),
-        metric=f"val/{config.metric}",
+        metric=config.metric,
         larger_is_better=config.metric != "loss",
         seconds_used=time.perf_counter() - started,
-        evaluation_in_steps=held_out.lengths.sum() / (config.batch_size * mean_length),
-        flops_per_token=lambda head_share: flops_per_token(student.config, round(mean_length), 0.0),
-        metadata={
-            "tokenizer_sha256": tokenizer.sha256,
-            "data_fingerprint": content_hash([*texts, *(row.text for row in splits.validation)]),
-            "global_batch_size": config.batch_size,
-        },
+        held_out=held_out.lengths,
+        sources=[example.source for example in splits.train]
+        + [f"unlabelled {i}" for i in range(len(splits.unlabelled))],
+        tokenizer_sha256=tokenizer.sha256,
+        data_fingerprint=content_hash([*texts, *(row.text for row in splits.validation)]),
     )
     sizes = {
         "parameters": count_parameters(student.config),
@@ -203,7 +181,7 @@ def soft_labels(path: Path, teacher: Classifier, texts: list[str], temperature: 
 def measure_importance(classifier: Classifier, examples: Sequence[Example]) -> Importance:
     """The importance of heads, neurons and channels for the labels of up to IMPORTANCE_TEXTS examples."""
     chosen = examples[:: max(1, len(examples) // IMPORTANCE_TEXTS)][:IMPORTANCE_TEXTS]
-    encoded = encode(classifier, [example.text for example in chosen])
+    encoded = classifier.encode([example.text for example in chosen])
     pad, labels = padding_id(classifier.tokenizer), np.array([example.label for example in chosen])
     rows = ordered_batches(encoded.lengths, IMPORTANCE_BATCH)
     batches = (collate([encoded.tokens[i] for i in r], labels[r], pad, classifier.max_length) for r in rows)
@@ -226,19 +204,3 @@ def describe(student: SequenceClassifier, teacher: SequenceClassifier) -> str:
         f"student: {config.num_hidden_layers} layers of {config.hidden_size} channels, {config.num_attention_heads} "
         f"heads of {config.head_dim}: {small:,} parameters, {small / large:.0%} of the teacher's {large:,}"
     )
-
-
-def encode(classifier: Classifier, texts: list[str]) -> EncodedTexts:
-    config = classifier.model.config
-    return encode_texts(classifier.tokenizer, texts, config.causal, classifier.max_length, config.is_encoder_decoder)
-
-
-def predict(model: nn.Module, texts: EncodedTexts, pad: int, max_length: int, batch_size: int) -> np.ndarray:
-    """Probabilities (N, classes) in the order of `texts`."""
-    device = next(model.parameters()).device
-    found: dict[int, Any] = {}
-    for rows in ordered_batches(texts.lengths, batch_size):
-        batch = collate([texts.tokens[i] for i in rows], None, pad, max_length)
-        logits = model(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-        found.update(zip(rows.tolist(), logits.float().softmax(-1).cpu().numpy(), strict=True))
-    return np.stack([found[row] for row in range(len(found))])

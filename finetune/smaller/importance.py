@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mini_llm.model import SequenceClassifier
+from mini_llm.model import ModelConfig, SequenceClassifier
 
 from .subnetwork import layers_of
 
@@ -23,6 +23,13 @@ class Importance:
     groups: Tensor
     neurons: Tensor
     channels: Tensor
+
+
+def equal_importance(config: ModelConfig) -> Importance:
+    """The same importance for all parts, where only the shapes of what is kept matter."""
+    layers = config.num_hidden_layers
+    sizes = (layers, config.num_key_value_heads), (layers, config.intermediate_size), (config.hidden_size,)
+    return Importance(*(torch.zeros(size) for size in sizes))
 
 
 def importance(model: SequenceClassifier, batches: Iterable[dict[str, Tensor]]) -> Importance:

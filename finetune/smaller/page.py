@@ -55,6 +55,7 @@ def pareto_picture(rows: Sequence[Measured], cost: str) -> str:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.1)
         plain_axes(axes)
+        axes.tick_params(which="minor", length=0)
     return svg()
 
 

@@ -3,12 +3,13 @@
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mini_llm.engine.config import flag_overrides, load_config, split_arguments
 from mini_llm.engine.errors import ConfigError
+from mini_llm.engine.run.inputs import own_name
 
 from ..config import FinetuneConfig
 
@@ -18,6 +19,8 @@ NOT_SWEPT = ("run", "budget", "data.test", "data.test_split")
 LEAST_SECONDS = 5.0
 # The rest of the budget is for loading data, and for scoring the chosen run.
 TRAINING_SHARE = 0.9
+# What follows the name of the final run in the name of the folder of the trials.
+TRIALS = "-trials"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Sweep:
     def name(self) -> str:
         """The name of the final run."""
         return self.base.run or f"{self.base.run_name}-sweep"
+
+    def named_by_data(self, runs: Path) -> "Sweep":
+        """This sweep with a name of its own if nobody has named it and its default name belongs to other data."""
+        name = self.base.run or own_name(self.name, self.base.data_paths, runs, TRIALS)
+        return replace(self, base=self.base.model_copy(update={"run": name}))
 
     def trials(self) -> list[dict[str, str]]:
         """Every combination of values, seeds of the same settings together."""

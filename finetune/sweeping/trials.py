@@ -21,8 +21,8 @@ from mini_llm.engine.distributed.processes import start_processes
 from mini_llm.engine.loop import train
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.files import write_json
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import HARMLESS
+from mini_llm.engine.tracking.tracker import Tracker
 
 from ..config import FinetuneConfig
 from ..data import load_examples
@@ -32,7 +32,7 @@ from ..requested import check_single_label
 from ..run import RUNS, finetune
 from ..tasks.registry import task_name
 from ..training import train_classifier
-from .grid import Sweep, trial_name
+from .grid import TRIALS, Sweep, trial_name
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def run_sweep(sweep: Sweep, runs: Path = RUNS) -> tuple[list[Setting], dict[str,
 
     Raises the errors of mini_llm.engine.errors.
     """
+    sweep = sweep.named_by_data(runs)
     settings = run_trials(sweep, runs)
     trial = settings[0].best_trial()
     final = sweep.config(trial).model_copy(update={"run": sweep.name})
@@ -84,7 +85,7 @@ def run_trials(sweep: Sweep, runs: Path = RUNS) -> list[Setting]:
     processes = start_processes(sweep.base.runtime)
     main = processes.is_main_process
     console = Console(stderr=True, quiet=not main, soft_wrap=True)
-    folder = runs / f"{sweep.name}-trials"
+    folder = runs / f"{sweep.name}{TRIALS}"
     tree = {
         "grid": [f"{key}={','.join(values)}" for key, values in sweep.grid.items()],
         **sweep.base.model_dump(mode="json"),
@@ -132,8 +133,8 @@ def run_trial(
             metrics.update(train(*arguments, **options))
             return metrics
 
-        with Tracker(run.path, config.tracking, "finetune", tree, main) as tracker:
-            source = find_pretrained(Path(config.model))
+        source = find_pretrained(Path(config.model))
+        with Tracker(run.path, config.tracking, "finetune", tree, main, start=source) as tracker:
             train_classifier(config, source, splits, processes, run, tracker, console, remember)
             tracker.summary(metrics)
         run.finish(metrics)

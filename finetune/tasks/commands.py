@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset
+from mini_llm.corpus.parts import find_scored
 from mini_llm.corpus.report import ReadReport
 from mini_llm.engine.errors import ConfigError, DataError
 from mini_llm.engine.run.files import plain
@@ -20,10 +20,10 @@ from ..predict import BATCHES_PER_CHUNK, open_output
 from ..predicting.output import LabelState, Layout, OutputFormat, Writable, csv_value, json_value
 from ..predicting.progress import RowProgress
 from ..predicting.rows import InputFormat, InputRow, OnNull, characters, is_stream, iter_chunks, iter_input
-from ..quality.sources import Source
+from ..predicting.score import with_flags
 from .metrics.bootstrap import scores_with_intervals
 from .model import TaskModel
-from .reading import read_rows
+from .reading import is_readable, read_rows
 from .run import score_line
 from .task import Row
 
@@ -168,12 +168,13 @@ def score_task(
     """Return the scores of a model on labelled rows, with 95 % intervals. Raises CheckpointError, DataError."""
     settings = {"text": text, "text_pair": text_pair, "label": label, "on_null": on_null, "encoding": encoding}
     model = TaskModel(directory, settings)
-    task, notes = model.task, []
-    files = None if is_hub_name(source) or saved_dataset(source) else find_files(source)
+    task = model.task
+    found_source = find_scored(source, split, is_readable(task))
+    notes = found_source.notes
     try:
-        rows = read_rows(task, Source(source, split, files), notes)
+        rows = read_rows(task, found_source, notes)
     except DataError as error:
-        raise DataError(str(error).replace("data.on_null=skip", "--on-null skip")) from None
+        raise with_flags(error) from None
     task.check(rows, source, f"of {model.directory}")
     found = scores_with_intervals(task.statistics(rows, model.predict(rows, batch_size)), task.scores)
     return {

@@ -14,7 +14,7 @@ _COMMENT = re.compile(r"#\s*[\w.]+\s*=")  # of CoNLL-U: "# text = ..."; a word "
 
 
 def iter_sentences(
-    path: Path, word_column: str, tag_column: str, encoding: str | None = None
+    path: Path, word_column: str, tag_column: str, report: ReadReport, encoding: str | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ('train.conll line 7', {word_column: words, tag_column: tags}) for every sentence.
 
@@ -24,7 +24,7 @@ def iter_sentences(
     words: list[str] = []
     tags: list[str] = []
     start = 0
-    for number, line in enumerate(iter_lines(read_text(path, "replace", ReadReport(), encoding), newline="\n"), 1):
+    for number, line in enumerate(iter_lines(read_text(path, "replace", report, encoding), newline="\n"), 1):
         columns = line.split("\t") if "\t" in line else line.split()
         columns = [column.strip() for column in columns]
         if not any(columns):

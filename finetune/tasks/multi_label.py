@@ -7,7 +7,7 @@ import numpy as np
 
 from mini_llm.engine.errors import DataError
 
-from ..quality.labels import MANY_LABELS, label_names, listed, similar_names
+from ..quality.labels import MANY_LABELS, all_rows, label_names, listed, similar_names
 from .encoder import Window
 from .metrics import label_sets
 from .objectives.label_sets import LabelSetLoss
@@ -44,7 +44,7 @@ class MultiLabel(SequenceTask):
         if len({frozenset(row.target) for row in rows}) < 2:
             shown = ", ".join(self.names) or "none"
             raise DataError(
-                f"{path}: all {len(rows):,} rows have the same labels ({shown}), so there is nothing to learn. "
+                f"{path}: {all_rows(len(rows))} the same labels ({shown}), so there is nothing to learn. "
                 f"Is '{column}' the right column (data.label=COLUMN)?"
             )
         if len(self.names) > max(MANY_LABELS, len(rows) / 2):
@@ -91,7 +91,7 @@ class MultiLabel(SequenceTask):
             return list(found)
 
         best, best_value = majority.predictions, -1.0
-        for c in REGULARIZATION:
+        for c in REGULARIZATION if len(varied) else ():
             model = OneVsRestClassifier(LogisticRegression(C=c, solver="liblinear", random_state=seed))
             model.fit(inputs, truth[:, varied])
             means = self.statistics(parts.validation, predictions(model, held_out)).mean(0)[None]

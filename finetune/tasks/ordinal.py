@@ -26,6 +26,8 @@ class Ordinal(ClassTask):
             missing = [name for name in self.names if name not in order]
             if missing:
                 raise DataError(f"{path}: data.label_order lacks the labels {listed(missing, kind='')}")
+            if unused := [name for name in order if name not in self.names]:
+                notes.append(f"data.label_order: no training row has the labels {listed(unused, kind='')}")
             self.names = [name for name in order if name in self.names]
         return [*notes, f"order of the labels, lowest first: {listed(self.names, 12, '')} (data.label_order sets it)"]
 

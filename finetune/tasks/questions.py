@@ -178,7 +178,7 @@ def spans(value: Any, text: str, place: str) -> tuple[Span, ...] | None:
     Reads a list of {"text", "answer_start"} (SQuAD), or {"text": [...], "answer_start": [...]} (datasets). Raises
     DataError for answers that do not stand where they say.
     """
-    if value is None:
+    if value is None or value != value or value == "":
         return None
     if isinstance(value, dict) and isinstance(value.get("text"), list) and isinstance(value.get("answer_start"), list):
         texts, starts = value["text"], value["answer_start"]
@@ -189,7 +189,8 @@ def spans(value: Any, text: str, place: str) -> tuple[Span, ...] | None:
         pairs = [(part.get("text"), part.get("answer_start")) for part in value]
     else:
         raise DataError(
-            f'{place}: {str(value)[:60]!a} is not a list of answers such as {{"text": "1815", "answer_start": 12}}'
+            f'{place}: {str(value)[:60]!a} is not a list of answers such as {{"text": "1815", "answer_start": 12}}, '
+            "which JSONL, Parquet and SQuAD's JSON hold"
         )
     found = []
     for answer, start in pairs:

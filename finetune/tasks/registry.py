@@ -70,7 +70,8 @@ def detect(config: DataConfig) -> str:
     if config.path == BUILT_IN or is_hub_name(config.path) or saved_dataset(config.path):
         return SINGLE_LABEL
     try:
-        path = find_files(config.path)[0]
+        files = find_files(config.path)
+        path = next((file for file in files if table_format(file) or file.suffix.lower() in CONLL), files[0])
         if table_format(path) is None:
             return Tokens.name if path.suffix.lower() in CONLL else SINGLE_LABEL
         if is_squad(path):

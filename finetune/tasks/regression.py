@@ -12,6 +12,7 @@ from mini_llm.engine.run.files import atomic_directory
 from mini_llm.model import SequenceClassifier, load_model, save_model
 from mini_llm.model.huggingface.directory import INDEX, WEIGHTS
 
+from ..quality.labels import all_rows
 from .encoder import Window
 from .metrics import numbers
 from .objectives.numbers import SquaredError
@@ -19,6 +20,7 @@ from .sequence import SequenceTask, tfidf_features
 from .task import Baseline, Parts, Row
 from .values import number_of
 
+LARGEST = 1e30  # number to predict
 PENALTIES = (0.1, 1.0, 10.0, 100.0)
 
 
@@ -46,8 +48,15 @@ class Regression(SequenceTask):
         values = self.values(rows)
         if values.min() == values.max():
             raise DataError(
-                f"{path}: all {len(rows):,} rows have the number {values[0]:g}, so there is nothing to learn. "
+                f"{path}: {all_rows(len(rows))} the number {values[0]:g}, so there is nothing to learn. "
                 f"Is '{self.columns.label}' the right column (data.label=COLUMN)?"
+            )
+        largest = float(np.abs(values).max())
+        if largest > LARGEST:
+            row = rows[int(np.abs(values).argmax())]
+            raise DataError(
+                f"{row.place}: '{self.columns.label}': {largest:g} is too large for the weights of a model, which are "
+                f"32-bit numbers. Divide the numbers, or take their logarithms, so that they are below {LARGEST:g}"
             )
         return [
             f"'{self.columns.label}' is {values.mean():.4g} on average, from {values.min():.4g} to {values.max():.4g}"
@@ -57,7 +66,8 @@ class Regression(SequenceTask):
         """Set `mean` and `scale`; an output layer without bias can hold a scale only."""
         values = self.values(rows)
         self.mean = float(values.mean()) if has_bias else 0.0
-        self.scale = float(np.sqrt(((values - self.mean) ** 2).mean()))
+        # Equal numbers, left in training after others were held out, need no scale.
+        self.scale = float(np.sqrt(((values - self.mean) ** 2).mean())) or 1.0
 
     def fold(self, directory: Path) -> None:
         """Rewrite the model in `directory` so that its logits are the real numbers."""

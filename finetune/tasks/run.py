@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mini_llm.engine.loop import train
 from mini_llm.engine.run.directory import RunDirectory
-from mini_llm.engine.run.tracker import Tracker
+from mini_llm.engine.tracking.tracker import Tracker
 
 from ..config import FinetuneConfig
 from .metrics.bootstrap import scores_with_intervals
@@ -41,7 +41,7 @@ def run_task(
     console.print(f"task: {name}, {task.columns.label} of {task.columns.text} in {config.data.path}", markup=False)
     for note in parts.notes:
         console.print(note, markup=False)
-    with Tracker(run.path, config.tracking, "finetune", tree, main and loop is train) as tracker:
+    with Tracker(run.path, config.tracking, "finetune", tree, main and loop is train, start=source) as tracker:
         train_task(task, config, source, parts, processes, run, tracker, console, loop)
         if not main or loop is not train:
             return {}

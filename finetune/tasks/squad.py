@@ -5,16 +5,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mini_llm.corpus.report import ReadReport
+from mini_llm.corpus.text import read_text
 from mini_llm.engine.errors import DataError
 
 
 def iter_questions(
-    path: Path, context_column: str, question_column: str | None, answers_column: str
+    path: Path,
+    context_column: str,
+    question_column: str | None,
+    answers_column: str,
+    report: ReadReport,
+    encoding: str | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ('dev.json question 56be4db0', {context, question, answers}) for every question. Raises DataError."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        tree = json.loads("".join(read_text(path, "replace", report, encoding)))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON file: {error}") from None
     for place, context, question in _questions(path, tree):
         answers = [] if question.get("is_impossible") else question.get("answers")

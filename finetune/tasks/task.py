@@ -123,6 +123,10 @@ class Task(ABC):
         """Raise DataError for labels that the training data (`train`) do not have."""
         return
 
+    def names_of(self, row: Row) -> Sequence[str]:
+        """Return the names of the labels of a row; none for numbers and answers."""
+        return [row.target] if isinstance(row.target, str) else row.target if isinstance(row.target, list) else []
+
     def stratum(self, row: Row) -> int:
         """Rows with equal numbers are divided evenly between training and validation."""
         return 0

@@ -3,35 +3,32 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
+from accelerate import PartialState
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
-from mini_llm.engine.batch import Batch, LengthBatches, ordered_batches, to_device
-from mini_llm.engine.device import default_device
-from mini_llm.engine.distributed.processes import make_accelerator, resolved_runtime
-from mini_llm.engine.flops import flops_per_token
+from mini_llm.engine.batch import Batch
 from mini_llm.engine.loop import train
 from mini_llm.engine.loss import cross_entropy_sum
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.files import content_hash, read_json, write_json
-from mini_llm.engine.run.tracker import Tracker
-from mini_llm.model import HEADS, Model, load_model
+from mini_llm.engine.tracking.tracker import Tracker
+from mini_llm.model import Model
 from mini_llm.model.huggingface.directory import read_config
 from mini_llm.tokenization.load import load_tokenizer
 from mini_llm.tokenization.save import save_tokenizer
 
 from ..config import FinetuneConfig
-from ..encode import padding_id
-from ..pretrained import ROTARY, describe_start
+from ..encode import frame_kind
+from ..fit import Fit, balanced_weights, without_choice_by_few
+from ..pretrained import describe_start, load_with_head
 from ..recipe.window import choose_length
-from ..training import FEW_HELD_OUT, MICRO_BATCH_TOKENS
 from .encoder import Encoder, Window, collate
 from .metrics.bootstrap import point_scores
 from .registry import FILE, task_file
@@ -77,50 +74,46 @@ def train_task(
             "only their beginning is read"
         )
     held_out = task.windows(parts.validation, encoder)
-    lengths = np.array([len(window.tokens) for window in training])
-    ranks, device = processes.num_processes, default_device(config.runtime.device)
-    accumulation = _accumulation(config, lengths, ranks, device)
+    fit = Fit(without_choice_by_few(config, len(parts.validation)), token_counts(training), processes)
 
-    def batches_of(rank: int) -> LengthBatches:
-        return LengthBatches(lengths, config.batch_size, config.seed, ranks, rank, accumulation)
+    def batch(windows: Sequence[Window], rows: np.ndarray) -> Batch:
+        return collate([windows[i] for i in rows], encoder.pad, max_length, task.by_token)
 
-    batches = batches_of(processes.process_index)
-    micro_batch_size = max(1, config.batch_size // (accumulation * ranks))
-    accelerator = make_accelerator(config.runtime, accumulation, micro_batch_size, config.optim.max_grad_norm)
+    def read(logits: Tensor, labels: Tensor, rows: np.ndarray) -> tuple[list[np.ndarray], float, float]:
+        logits, objective = logits.float(), task.objective
+        loss = cross_entropy_sum(logits, labels) if objective is None else objective.loss_sum(logits, labels)
+        count = float((labels >= 0).sum()) if objective is None else objective.count(labels)
+        values = logits.cpu().numpy()
+        return [task.trimmed(values[place], held_out[i]) for place, i in enumerate(rows)], loss.item(), count
 
-    def batch(step: int) -> list[Batch]:
-        return [
-            collate([training[i] for i in rows], encoder.pad, max_length, task.by_token) for rows in batches.batch(step)
-        ]
+    shown: list[list[str]] = []  # the predictions of the last evaluation that go into a table
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        loss, logits = _predict(model, task, held_out, encoder, config.evaluation_batch_size, accelerator)
+        found = fit.predict(model, token_counts(held_out), partial(batch, held_out), read)
+        logits: list[np.ndarray] = [np.zeros(0)] * len(held_out)
+        for rows, (values, _, _) in found:
+            for index, value in zip(rows, values, strict=True):
+                logits[index] = value
+        loss = sum(part[1] for _, part in found) / max(sum(part[2] for _, part in found), 1)
         predictions = task.decode(parts.validation, held_out, logits)
+        shown[:] = [
+            [row.text, str(row.target), *map(str, task.output(row, prediction).values())]
+            for row, prediction in zip(parts.validation[: config.tracking.samples], predictions, strict=False)
+        ]
         scores = point_scores(task.statistics(parts.validation, predictions), task.scores)
         return {"val/loss": loss, **{f"val/{name}": value for name, value in scores.items()}}
 
-    steps = max(1, round(config.epochs * batches.steps_per_epoch))
-    if len(parts.validation) < FEW_HELD_OUT:
-        # The best of several evaluations on a few texts is luck: take the last weights.
-        config = config.model_copy(update={"load_best": False, "patience": None})
-    optim = config.optim.for_width(model.config.hidden_size)
-    max_steps = min(config.max_steps or steps, steps)
     metric = task.metric if config.metric == "accuracy" else config.metric
-    chosen: dict[str, Any] = {"run": config.run_name, "micro_batch_size": micro_batch_size, "max_steps": max_steps}
-    chosen |= {"task": task.name, "data": config.data.model_copy(update={"max_length": max_length})}
-    chosen |= {"optim": optim.resolved()}
-    chosen["runtime"] = resolved_runtime(config.runtime, compiled=config.runtime.compile is True)
-    resolved = config.model_copy(update=chosen).model_dump(mode="json")
-    run.resolve(resolved)
-    tracker.config(resolved)
+    data = config.data.model_copy(update={"max_length": max_length})
+    resolved = fit.resolve(model.config, run, tracker, task=task.name, data=data)
     console.print(
         f"{len(parts.train):,} training and {len(parts.validation):,} validation rows in {len(training):,} and "
-        f"{len(held_out):,} windows; {steps:,} steps of {config.batch_size} are {config.epochs:g} epochs; learning "
-        f"rate {optim.lr:.2g}; budget {config.budget}; best weights by {metric}"
+        f"{len(held_out):,} windows; {fit.steps:,} steps of {config.batch_size} are {config.epochs:g} epochs; learning "
+        f"rate {resolved.optim.lr:.2g}; budget {config.budget}; best weights by {metric}"
     )
-    kind = "seq2seq" if model.config.is_encoder_decoder else "causal" if model.config.causal else "masked"
 
     def save_extras(directory: Path) -> None:
+        kind = frame_kind(model.config.causal, model.config.is_encoder_decoder)
         save_tokenizer(tokenizer, directory, kind, max_length, encoder.pad)
         if training[0].types is not None:
             # AutoTokenizer passes token types on only if they are named here.
@@ -129,106 +122,51 @@ def train_task(
             write_json(directory / "tokenizer_config.json", {**(settings or {}), "model_input_names": names})
         write_json(directory / FILE, task_file(task))
 
-    loop(
+    fit.run(
         model,
-        batch,
+        partial(batch, training),
         evaluate,
-        config.model_copy(update={"max_steps": max_steps, "optim": optim}),
-        accelerator,
         run,
         tracker,
         save_extras,
-        metric=f"val/{metric}",
+        metric=metric,
         larger_is_better=metric not in ("loss", *task.smaller_is_better),
         seconds_used=time.perf_counter() - started,
-        evaluation_in_steps=sum(len(w.tokens) for w in held_out) / (config.batch_size * float(lengths.mean())),
-        flops_per_token=lambda head_share: flops_per_token(model.config, round(float(lengths.mean())), 0.0),
-        documents=lambda step, rank, _: [
-            parts.train[training[i].row].place for rows in batches_of(rank).batch(step) for i in rows
-        ],
+        held_out=token_counts(held_out),
+        sources=[parts.train[window.row].place for window in training],
+        tokenizer_sha256=tokenizer.sha256,
+        data_fingerprint=content_hash(_content(row) for rows in (parts.train, parts.validation) for row in rows),
+        loop=loop,
         class_weights=_class_weights(training, task) if config.class_weights == "balanced" else None,
         objective=task.objective,
-        metadata={
-            "tokenizer_sha256": tokenizer.sha256,
-            "data_fingerprint": content_hash(_content(row) for rows in (parts.train, parts.validation) for row in rows),
-            "global_batch_size": config.batch_size,
-        },
+        samples=(lambda _: (["text", "label", *task.outputs()], shown)) if config.tracking.samples else None,
     )
-    if isinstance(task, Regression) and accelerator.is_main_process and loop is train:
+    if isinstance(task, Regression) and processes.is_main_process and loop is train:
         task.fold(run.model)
 
 
 def load_task_model(
     task: Task, config: FinetuneConfig, source: Path, tokenizer: Any, max_length: int | None = None
 ) -> Model:
-    """Load the pretrained trunk with the head of the task, or build the same architecture untrained.
+    """Load the pretrained trunk with the head of the task; see load_with_head.
 
-    max_length: tokens to read at most; rotary positions need no weights, so that it may exceed those of pretraining. A
-    model that was trained on other questions keeps its output layer.
+    A model that was trained on other questions keeps its output layer.
     """
-    changes: dict[str, Any] = {"dropout": config.dropout_or_default, "pad_token_id": padding_id(tokenizer)}
+    changes: dict[str, Any] = {}
     if task.labels:
-        changes |= {"id2label": dict(enumerate(task.labels)), "problem_type": task.problem_type}
-    settings = read_config(source)
-    if settings["model_type"] == "modernbert":
-        changes["classifier_pooling"] = "mean" if config.pooling == "auto" else config.pooling
-    if max_length is not None and settings["model_type"] in ROTARY:
-        changes["max_position_embeddings"] = max(max_length, settings["max_position_embeddings"])
-    model = load_model(source, head=task.head, **changes)
-    return HEADS[task.head](model.config) if config.weights == "random" else model
+        changes = {"id2label": dict(enumerate(task.labels)), "problem_type": task.problem_type}
+    return load_with_head(config, source, task.head, tokenizer, max_length, **changes)
 
 
-def _accumulation(config: FinetuneConfig, lengths: np.ndarray, ranks: int, device: torch.device) -> int:
-    """Return the micro-batches per step and rank that keep a forward pass within MICRO_BATCH_TOKENS."""
-    if config.micro_batch_size:
-        return max(1, -(-config.batch_size // (config.micro_batch_size * ranks)))
-    tokens = config.batch_size / ranks * float(np.quantile(lengths, 0.9))
-    return max(1, min(config.batch_size // ranks, round(tokens / MICRO_BATCH_TOKENS[device.type])))
+def token_counts(windows: Sequence[Window]) -> np.ndarray:
+    return np.array([len(window.tokens) for window in windows])
 
 
-def _class_weights(windows: Sequence[Window], task: Task) -> torch.Tensor:
-    """Return N / (classes * count) of each label, so that every class has the same total weight."""
+def _class_weights(windows: Sequence[Window], task: Task) -> Tensor:
+    """Return the weight of each label, of tokens where there is one label per token."""
     labels = np.concatenate([np.atleast_1d(window.labels) for window in windows])
-    counts = np.bincount(labels[labels >= 0], minlength=len(task.labels))
-    return torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
+    return balanced_weights(labels[labels >= 0], len(task.labels))
 
 
 def _content(row: Row) -> list[Any]:
     return [row.text, row.pair, row.target, row.words]
-
-
-@torch.no_grad()
-def _predict(
-    model: nn.Module, task: Task, windows: list[Window], encoder: Encoder, batch_size: int, accelerator: Accelerator
-) -> tuple[float, list[np.ndarray]]:
-    """Return the mean loss per label and the logits of each window. Batches are distributed over the ranks.
-
-    All ranks run the same number of forward passes, because ZeRO-3 gathers weights in each. A repeated batch counts
-    once.
-    """
-    batches = ordered_batches([len(window.tokens) for window in windows], batch_size)
-    found: list[tuple[np.ndarray, list[np.ndarray], float, float]] = []
-    model.eval()
-    for start in range(0, len(batches), accelerator.num_processes):
-        mine = start + accelerator.process_index
-        rows = batches[min(mine, len(batches) - 1)]
-        batch = collate([windows[i] for i in rows], encoder.pad, encoder.max_length, task.by_token)
-        batch = to_device(batch, accelerator.device)
-        labels = batch.pop("labels")
-        with accelerator.autocast():
-            logits = model(**batch).float()
-        if mine < len(batches):
-            objective = task.objective
-            loss = cross_entropy_sum(logits, labels) if objective is None else objective.loss_sum(logits, labels)
-            count = float((labels >= 0).sum()) if objective is None else objective.count(labels)
-            values = logits.cpu().numpy()
-            trimmed = [task.trimmed(values[place], windows[i]) for place, i in enumerate(rows)]
-            found.append((rows, trimmed, loss.item(), count))
-    model.train()
-    if accelerator.num_processes > 1:
-        found = gather_object(found)
-    logits_of: list[np.ndarray] = [np.zeros(0)] * len(windows)
-    for rows, values, _, _ in found:
-        for index, value in zip(rows, values, strict=True):
-            logits_of[index] = value
-    return sum(part[2] for part in found) / max(sum(part[3] for part in found), 1), logits_of

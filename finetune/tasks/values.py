@@ -58,15 +58,20 @@ def number_of(value: Any, place: str) -> float | None:
             number = math.inf
         if math.isfinite(number):
             return number
-    raise DataError(f"{place}: {str(value)[:60]!a} is not a finite number. For classes: task=single_label or ordinal")
+    raise DataError(
+        f"{place}: {str(value)[:60]!a} is not a finite number such as 3.5. For classes: task=single_label or ordinal"
+    )
 
 
 def string_list(value: Any, place: str) -> list[str] | None:
     """Return a list of strings, or None for null and an empty list. Raises DataError for other values."""
-    if value is None:
+    if value is None or value != value or value == "":
         return None
     if not isinstance(value, (list, tuple)):
-        raise DataError(f"{place} holds {str(value)[:60]!a}, not a list")
+        raise DataError(
+            f"{place} holds {str(value)[:60]!a}, not a list of words. Tables that hold lists are JSONL and Parquet; a "
+            "CoNLL file has a word and its tag on each line"
+        )
     for index, part in enumerate(value):
         if not isinstance(part, str) or not part.strip():
             raise DataError(f"{place}: element {index} is {str(part)[:60]!a}, not a word")

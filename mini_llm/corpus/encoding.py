@@ -62,10 +62,19 @@ def suggest_encoding(file: str, option: str) -> str:
     data = _invalid_part(path)
     if data is None:
         return "The file itself is valid UTF-8, so the damage is older: restore the text from its origin"
+    if _share_of_utf8(data) > 0.5:
+        return "Most of the file is UTF-8, so parts in another encoding were added to it: convert those parts to UTF-8"
     best = guess_encoding(data)
     if best is None:
         return f"Name the encoding of the file: {option}=cp1252, for example"
     return f"The file looks like {best} ({_sample(data, best)}): set {option}={best}"
+
+
+def _share_of_utf8(data: bytes) -> float:
+    """Return the share of the bytes beyond ASCII that are valid UTF-8."""
+    beyond = sum(byte >= 0x80 for byte in data)
+    valid = sum(byte >= 0x80 for byte in data.decode("utf-8", "ignore").encode())
+    return valid / max(1, beyond)
 
 
 def guess_encoding(data: bytes) -> str | None:

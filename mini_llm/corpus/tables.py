@@ -147,6 +147,8 @@ def _no_header(header: Sequence[str], following: Sequence[Sequence[str]]) -> str
 
 def _require(columns: Sequence[str], found: Sequence[str], name: str, advice: str = "") -> None:
     missing = [column for column in columns if column not in found]
+    if missing and not found:
+        raise DataError(f"{name}: empty, not even a header. It needs the column '{missing[0]}'")
     if missing:
         raise DataError(
             f"{name}: no column '{missing[0]}'; the columns are: {', '.join(map(_short, found)) or 'none'}. "

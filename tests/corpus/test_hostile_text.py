@@ -37,9 +37,17 @@ TURKISH = "k\u00f6t\u00fc, s\u0131k\u0131c\u0131\n"
         (TURKISH, "cp1254"),
     ],
 )
-def test_encodings_are_guessed_from_a_few_words(text, encoding, rows):
+def test_encodings_are_guessed_from_a_few_words(text, encoding, rows, tmp_path):
     data = ("text,label\n" + text * rows).encode(encoding)
     assert data.decode(guess_encoding(data)) == data.decode(encoding)
+    (tmp_path / "a.csv").write_bytes(data)
+    assert "Most of the file is UTF-8" not in suggest_encoding(str(tmp_path / "a.csv"), "data.encoding")
+
+
+def test_a_file_of_two_encodings_is_called_so(tmp_path):
+    lines = [f"caf\u00e9 {i},a\n".encode("utf-8" if i % 3 else "cp1252") for i in range(30)]
+    (tmp_path / "a.csv").write_bytes(b"text,label\n" + b"".join(lines))
+    assert suggest_encoding(str(tmp_path / "a.csv"), "data.encoding").startswith("Most of the file is UTF-8")
 
 
 def test_the_advice_names_the_encoding_and_shows_what_it_reads(tmp_path):

@@ -1,15 +1,21 @@
 """Attributions sum to the difference of the logits, and the page of errors shows the worst mistakes."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from finetune.__main__ import app
 from finetune.attributions.gradients import attribute, empty_embedding
 from finetune.attributions.mistakes import choose_mistakes, collect_errors, words
 from finetune.attributions.page import strongest, write_errors
+from finetune.linear import fit_tfidf
 from finetune.predict import Classifier
+from finetune.recipe.ensemble import Ensemble, write_ensemble
+from finetune.scores.calibration import Calibration
+from mini_llm.engine.cli import run_app
 from mini_llm.engine.errors import ConfigError
 from mini_llm.model import SequenceClassifier
 from tests.families import make_config
@@ -85,6 +91,35 @@ def test_the_page_shows_mistakes_and_a_planted_label_error(teacher_run, tmp_path
     page = write_errors(run, errors).read_text()
     assert "&lt;c&gt;" in page and "<c>" not in page and "test.csv row 61" in page
     assert "http" not in page and "<script" not in page and 'name="viewport"' in page
+
+
+def test_errors_and_comparisons_judge_what_predict_gives(teacher_run, tmp_path, capsys):
+    run = tmp_path / "pooled"
+    shutil.copytree(teacher_run, run)
+    rows = letters(80, seed=5)
+    texts, labels = [text for text, _ in rows], np.array([int(label == "upper") for _, label in rows])
+    # A linear model that has learned the opposite, alone in the pool.
+    write_ensemble(run / "model", Ensemble([fit_tfidf(texts, 1 - labels, 2)], 1.0, Calibration()))
+    found, alone = collect_errors(run, 1), collect_errors(run, 1, alone=True)
+    assert sum(found.wrong.values()) > 100 > sum(alone.wrong.values())
+    assert found.pool == "TF-IDF + logistic regression (weight 1.00)" and alone.pool == ""
+    page = [write_errors(run, errors).read_text() for errors in (found, alone)]
+    assert ["pooled with TF-IDF + logistic regression (weight 1.00)" in text for text in page] == [True, False]
+    data = str(write_rows(tmp_path / "test.csv", letters(60, seed=6)))
+    for flags, better in ([], True), (["--alone"], False):
+        app(["compare", str(run), str(teacher_run), "--data", data, "--json", *flags], standalone_mode=False)
+        (pair,) = json.loads(capsys.readouterr().out)["pairs"]
+        assert (pair["accuracy_b"] > pair["accuracy_a"] + 0.5) == better and pair["pooled"] == [better, False]
+
+
+def test_compare_names_its_flags(teacher_run, tmp_path, capsys):
+    data = write_rows(tmp_path / "test.csv", [*letters(60, seed=6), ("x", "")])
+    arguments = ["compare", str(teacher_run), str(teacher_run), "--data", str(data), "--json"]
+    with pytest.raises(SystemExit) as stop:
+        run_app(app, "finetune", arguments)
+    assert stop.value.code == 3 and "skip such rows with --on-null skip" in capsys.readouterr().err
+    app([*arguments, "--on-null", "skip"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)["pairs"][0]["rows"] == 60
 
 
 def test_a_model_without_its_run_is_a_clear_error(teacher_run):

@@ -10,9 +10,9 @@ import pytest
 from finetune.data import load_examples
 from finetune.data_config import DataConfig
 from finetune.examples import Example
+from finetune.made.stdlib import load_stdlib_task, split_files
 from finetune.quality.labels import label_name, label_names
 from finetune.quality.splitting import split_validation
-from finetune.stdlib_task import load_stdlib_task, split_files
 from mini_llm.engine.config import load_config
 from mini_llm.engine.errors import ConfigError, DataError
 
@@ -352,6 +352,25 @@ def test_texts_with_replaced_bytes_are_counted(tmp_path):
     splits = load_examples(DataConfig(path=str(tmp_path / "d.csv")))
     note = next(note for note in splits.notes if "U+FFFD" in note)
     assert note.startswith("40 texts") and "row 1" in note and "data.encoding=" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.jsonl",
+            json.dumps({"text": "x", "label": "a\0"}),
+            r"row 1: the label 'a\\x00' holds the control character U\+0000",
+        ),
+        ("a.jsonl", json.dumps({"text": "x", "label": "w " * 600}), "row 1: the label .* has 1,199 characters"),
+        ("a.csv", "", "a.csv: empty, not even a header. It needs the column 'text'"),
+        ("a.xlsx", "PK\3\4\0\0", "a.xlsx: a binary file, neither a table nor text. Save it as CSV"),
+    ],
+)
+def test_files_that_hold_no_labelled_texts_are_named(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_examples(DataConfig(path=str(tmp_path / name)))
 
 
 # Folders

@@ -1,17 +1,21 @@
 """Scores equal scikit-learn's, absent classes included, are defined everywhere, and touch neither network nor disk."""
 
+import random
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from finetune.baselines import bounded_sample, compute_baselines, majority_baseline, tfidf_baseline
+from finetune.baselines import bounded_sample, columns, compute_baselines, majority_baseline, tfidf_baseline
 from finetune.examples import Example, Splits
+from finetune.linear import NAIVE_BAYES_TFIDF, fit_tfidf
 from finetune.metrics import Accuracy, MacroF1, MatthewsCorrelation, compute_scores, wilson_interval
+from finetune.recipe.logistic_regression import log_loss
 from mini_llm.engine.errors import DataError
 
 NAMES = ["a", "b", "c", "d"]
@@ -161,6 +165,42 @@ def test_tfidf_survives_texts_without_words_and_labels_without_training_texts():
 
 def test_tfidf_is_deterministic():
     assert tfidf_baseline(separable()).scores == tfidf_baseline(separable()).scores
+
+
+@pytest.mark.parametrize("with_lsa", [False, True])
+def test_the_teacher_is_not_fitted_again_for_its_rows(with_lsa, monkeypatch):
+    splits = separable()
+    texts, labels = columns(splits.train)
+    tfidf, scored = fit_tfidf(texts, labels, 2), columns(splits.test)[0]
+    lsa = replace(tfidf, name="LSA + logistic regression", components=np.zeros((1, len(tfidf.vocabulary))))
+    monkeypatch.setattr("finetune.baselines.fit_tfidf", lambda *_: pytest.fail("fitted again"))
+    members = [tfidf, lsa] if with_lsa else [tfidf]
+    rows = compute_baselines(splits, 0, [(member, tfidf.probabilities(scored)) for member in members])
+    expected = ["majority class", tfidf.name, f"teacher: {tfidf.name} and {lsa.name}"]
+    assert [row.name for row in rows] == expected[: 2 + with_lsa]
+    assert rows[1].scores.accuracy == rows[-1].scores.accuracy == 1
+
+
+@pytest.mark.parametrize("name", ["LSA + logistic regression", NAIVE_BAYES_TFIDF])
+def test_a_teacher_without_plain_tfidf_has_a_row_of_its_own(name):
+    splits = separable()
+    texts, labels = columns(splits.train)
+    other = replace(fit_tfidf(texts, labels, 2), name=name)
+    rows = compute_baselines(splits, 0, [(other, np.full((30, 2), 0.5))])
+    assert [row.name for row in rows] == ["majority class", "TF-IDF + logistic regression", f"teacher: {name}"]
+    assert rows[1].scores.accuracy == 1 and rows[2].scores.accuracy == pytest.approx(1 / 3)
+
+
+def test_held_out_texts_choose_the_regularization_of_tfidf():
+    draw = random.Random(0)
+    rows = [(" ".join(draw.choices("abcdefghijklmnop", k=8)), i % 2) for i in range(300)]
+    rows = [(text + (" good fine" if label and draw.random() < 0.4 else ""), label) for text, label in rows]
+    texts, labels = [text for text, _ in rows], np.array([label for _, label in rows])
+    fitted = fit_tfidf(texts[:200], labels[:200], 2, held_out=(texts[200:], labels[200:]))
+    assert len(fitted.out_of_fold) == 0
+    assert fitted.log_loss == pytest.approx(log_loss(fitted.probabilities(texts[200:]), labels[200:]), abs=1e-6)
+    turned = fit_tfidf(texts[:200], labels[:200], 2, held_out=(texts[200:], 1 - labels[200:]))
+    assert np.abs(turned.coefficients).max() < np.abs(fitted.coefficients).max(), "wrong labels ask for smaller weights"
 
 
 def test_training_text_is_bounded(monkeypatch):

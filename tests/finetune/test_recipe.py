@@ -11,9 +11,10 @@ import torch
 
 from finetune.config import FinetuneConfig
 from finetune.encode import collate
-from finetune.linear import LinearClassifier, fit_lsa, fit_tfidf
+from finetune.linear import LinearClassifier, fit_tfidf
 from finetune.recipe.ensemble import FOLDER, Ensemble, choose_weight, mix, read_ensemble, write_ensemble
 from finetune.recipe.head_start import choose_weight_decay, fit_logistic_regression, fit_output_layer
+from finetune.recipe.lsa import fit_lsa
 from finetune.recipe.texts import load_texts
 from finetune.recipe.window import choose_length
 from finetune.recipe.words import fit_tfidf_features

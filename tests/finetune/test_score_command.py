@@ -84,6 +84,18 @@ def test_the_command_prints_tables_or_json(model, labelled, capsys):
     assert "longer than 16 tokens" in log
 
 
+def test_of_a_folder_the_test_files_are_scored_else_those_of_validation(model, tmp_path):
+    for name, count in {"train": 9, "dev": 5, "test": 3}.items():
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(f"{name} {i},yes\n" for i in range(count)))
+    found = score(model, str(tmp_path))
+    assert found["scores"]["examples"] == 3 and "scored are the test files by name: test.csv" in found["notes"][0]
+    assert "not read: dev.csv, train.csv" in found["notes"][0]
+    (tmp_path / "test.csv").unlink()
+    assert score(model, str(tmp_path))["scores"]["examples"] == 5
+    (tmp_path / "dev.csv").unlink()
+    assert score(model, str(tmp_path))["scores"]["examples"] == 9
+
+
 def test_unseen_labels_name_their_rows(model, tmp_path):
     path = tmp_path / "test.csv"
     path.write_text("text,label\na,yes\nb,Yes\nc,no\nd,never\ne,never\n")

@@ -19,8 +19,8 @@ from finetune.scoring import score_run
 from mini_llm.engine.errors import ConfigError, DataError
 from mini_llm.engine.report.page import write_report
 from mini_llm.engine.run.directory import RunDirectory
-from mini_llm.engine.run.tracker import Tracker
 from mini_llm.engine.settings import TrackingConfig
+from mini_llm.engine.tracking.tracker import Tracker
 from tests.simulated_classifier import simulate
 
 
@@ -136,7 +136,7 @@ def test_rows_and_labels_are_matched_by_name(tmp_path):
     order = np.random.default_rng(0).permutation(50)
     turned = [examples[i]._replace(label=2 - examples[i].label) for i in order]
     write_predictions(two, "test", turned, probabilities[order][:, ::-1], ["c", "b", "a"])
-    ((_, _, found),), _ = compare_classifiers([one, two])
+    ((_, _, found, _),), _ = compare_classifiers([one, two])
     assert found.accuracy_difference == 0 and found.wins == found.losses == 0
     assert read_predictions(one).probabilities == pytest.approx(probabilities, abs=1e-6)
 
@@ -158,6 +158,30 @@ def test_rows_and_labels_are_matched_by_name(tmp_path):
         compare_classifiers([one, tmp_path / "none"])
     with pytest.raises(ConfigError, match="two classifiers or more"):
         compare_classifiers([one])
+
+
+def test_what_predict_gives_is_compared_and_the_transformer_alone_on_request(tmp_path):
+    labels, probabilities = simulate(60, 3)
+    examples = [Example(f"text {i}", int(label), f"row {i}") for i, label in enumerate(labels)]
+    runs, names = [tmp_path / "one", tmp_path / "two"], ["a", "b", "c"]
+    right = np.eye(3)[labels] * 0.9 + 0.1 / 3
+    for run in runs:
+        write_predictions(run, "test", examples, probabilities, names)
+        scores = [{"name": run.name, "accuracy": 0.5}, {"name": f"{run.name}, pooled", "accuracy": 0.75}]
+        (run / "summary.json").write_text(json.dumps({"scores": [*scores, {"name": "m", "baseline": True}]}))
+        (run / "requested.yaml").write_text("seed: 0")
+    write_predictions(runs[1], "test", examples, probabilities, names, pooled=right)
+    (runs[1] / "model" / "linear").mkdir(parents=True)
+    ((_, _, found, pooled),), (group,) = compare_classifiers(runs)
+    assert found.accuracy_b == 1 > found.accuracy_a and pooled == (False, True)
+    assert group.scores["accuracy"][0] == 0.625  # of the Transformer of one, and of the pool of two
+    ((_, _, found, pooled),), (group,) = compare_classifiers(runs, alone=True)
+    assert found.wins == found.losses == 0 and pooled == (False, False) and group.scores["accuracy"][0] == 0.5
+    # A file of an earlier release, beside linear models.
+    write_predictions(runs[1], "test", examples, probabilities, names)
+    with pytest.raises(ConfigError, match=r"Take those of the Transformer alone \(--alone\)"):
+        compare_classifiers(runs)
+    assert compare_classifiers(runs, alone=True)[0][0].comparison.rows == 60
 
 
 def test_the_table_of_classes_has_intervals_and_average_precision(splits):

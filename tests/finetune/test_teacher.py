@@ -8,7 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from finetune.encode import collate
-from finetune.linear import LinearClassifier, fit_lsa, fit_tfidf, log_loss
+from finetune.linear import LinearClassifier, fit_tfidf, make_vectorizer
+from finetune.recipe.logistic_regression import log_count_ratios, log_loss
+from finetune.recipe.lsa import fit_lsa
 from finetune.teacher import fit_teacher, pool, read_members, targets
 from mini_llm.engine.loss import cross_entropy_sum
 from mini_llm.engine.step import _counts
@@ -64,6 +66,60 @@ def test_lsa_needs_unlabelled_text_and_beats_tfidf_with_few_labels():
         m.name[:3]: (m.probabilities(unseen).argmax(1) == truth).mean() for m in (lsa, fit_tfidf(texts, labels, 3))
     }
     assert accuracy["LSA"] > accuracy["TF-"]
+
+
+def test_lsa_leaves_out_frequent_tokens_where_they_hide_the_labels():
+    """A subject that fills the texts has the leading coordinates; rarer words of opinion have them without it."""
+    subjects = {0: [f"sea{i}" for i in range(8)], 1: [f"war{i}" for i in range(8)], 2: [f"law{i}" for i in range(8)]}
+    opinions = {0: [f"dull{i}" for i in range(300)], 1: [f"fine{i}" for i in range(300)]}
+
+    def reviews(count: int, seed: int) -> tuple[list[str], np.ndarray]:
+        draw = random.Random(seed)
+        labels = [draw.randrange(2) for _ in range(count)]
+        return [
+            " ".join(draw.choices(subjects[draw.randrange(3)], k=30) + draw.choices(opinions[label], k=6))
+            for label in labels
+        ], np.array(labels)
+
+    texts, labels = reviews(40, 0)
+    unlabelled, _ = reviews(1500, 1)
+    unseen, truth = reviews(300, 2)
+    found = fit_lsa(texts, labels, 2, unlabelled)
+    assert found is not None and not {word for words in subjects.values() for word in words} & {*found.vocabulary}
+    assert (found.probabilities(unseen).argmax(1) == truth).mean() > 0.95
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2])
+def test_lsa_survives_saving(share, tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.recipe.lsa.LARGEST_SHARES", (share,))
+    texts, labels = documents(60, 10)
+    unseen = ["film film film goal", "", *documents(50, 12)[0]]
+    found = fit_lsa(texts, labels, 3, documents(1500, 11)[0])
+    assert found is not None
+    found.save(tmp_path)
+    loaded = LinearClassifier.load(tmp_path)
+    assert loaded is not None and np.allclose(loaded.probabilities(unseen), found.probabilities(unseen), atol=1e-5)
+    again = found.probabilities(["film goal film goal", "film goal film goal film goal"])
+    assert np.allclose(again[0], again[1]), "a token counts once"
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_naive_bayes_ratios_are_those_of_counts_and_are_part_of_the_coefficients(classes, tmp_path):
+    texts, labels = documents(200, 13, classes)
+    vectorizer = make_vectorizer()
+    features = vectorizer.fit_transform(texts)
+    wanted = labels == 1
+    ratios = log_count_ratios(features, wanted)
+    counts = (features.toarray() > 0).astype(float)
+    p, q = counts[wanted].sum(0) + 1, counts[~wanted].sum(0) + 1
+    expected = np.log(p / p.sum()) - np.log(q / q.sum())
+    assert np.allclose(ratios, expected / np.sqrt((expected**2).mean()), atol=1e-5)
+    model = fit_tfidf(texts, labels, classes, naive_bayes=True)
+    unseen, truth = documents(100, 14, classes)
+    assert (model.probabilities(unseen).argmax(1) == truth).mean() > 0.9
+    model.save(tmp_path)
+    loaded = LinearClassifier.load(tmp_path)
+    assert loaded is not None and np.allclose(loaded.probabilities(unseen), model.probabilities(unseen), atol=1e-5)
 
 
 def test_a_teacher_is_read_back_unless_the_texts_changed(tmp_path):

@@ -21,9 +21,9 @@ from finetune.smaller.distil import Student, build_student, distil, measure_impo
 from finetune.smaller.measure import Measured, accuracy_interval, choose, measure, pareto_front, verdict
 from finetune.smaller.shape import count_parameters
 from finetune.smaller.variants import copy_other_files, size_in_bytes
+from mini_llm.engine import loop
 from mini_llm.engine.cli import run_app
 from mini_llm.engine.errors import ConfigError
-from mini_llm.engine.loop import train
 from mini_llm.model import load_model
 from mini_llm.model.huggingface.directory import WEIGHTS
 from tests.families import make_config
@@ -60,22 +60,20 @@ def test_a_killed_distillation_ends_as_an_undisturbed_one(teacher_run, tmp_path,
     config = read_distil_config(teacher_run, changes, {})
     distil(config, tmp_path / "whole")
 
-    def killed(model, batch, evaluate, *rest, **options):
-        evaluations = []
+    step, steps = loop.train_step, []
 
-        def evaluate_once(model):
-            evaluations.append(None)
-            if len(evaluations) == 2:
-                raise KeyboardInterrupt
-            return evaluate(model)
-
-        return train(model, batch, evaluate_once, *rest, **options)
+    def killed(*arguments):
+        steps.append(None)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.smaller.distil.train", killed)
+        patch.setattr(loop, "train_step", killed)
         with pytest.raises(KeyboardInterrupt):
             distil(config, tmp_path / "killed")
     assert not (tmp_path / "killed" / "student" / "model").exists()
+    monkeypatch.setattr("finetune.smaller.distil.measure_importance", lambda *_: pytest.fail("measured again"))
     distil(config, tmp_path / "killed")
     weights = [(tmp_path / name / "student" / "model" / WEIGHTS).read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
@@ -162,6 +160,7 @@ def test_all_variants_are_measured_and_written(smaller):
     html = page.read_text()
     assert words.splitlines()[0][:40] in html and "http" not in html.replace("http://www.w3.org", "")
     ElementTree.parse(run / "pareto.svg")
+    assert 'data-label="accuracy"' in (run / "smaller.html").read_text()
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.text import is_binary, iter_lines, read_text
 from mini_llm.engine.errors import DataError
 
-from .data_config import BUILT_IN, DataConfig
-from .examples import Example, Splits
+from ..data_config import BUILT_IN, DataConfig
+from ..examples import Example, Splits
 
 CHARACTERS, FEWEST_CHARACTERS = 400, 100  # of a passage, about; fewer for short texts
 WANTED = 200  # passages of a short text
@@ -34,7 +34,10 @@ def is_plain_text(config: DataConfig) -> bool:
 def load_passages(config: DataConfig) -> Splits:
     """Make the task from the text files at config.path. Raises DataError for a text that is too short."""
     report = ReadReport(option="data.encoding")
-    paths = [path for path in find_files(config.path) if not is_binary(path)]
+    found = find_files(config.path)
+    paths = [path for path in found if config.encoding or not is_binary(path)]
+    if not paths:
+        raise DataError(f"{found[0]}: a binary file, neither a table nor text. Save it as CSV, JSONL, Parquet or text")
     size = sum(path.stat().st_size for path in paths)
     length = min(CHARACTERS, max(FEWEST_CHARACTERS, size // WANTED))
     passages = {path: list(_passages(path, length, config, report)) for path in paths}

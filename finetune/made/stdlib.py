@@ -29,7 +29,7 @@ from typing import NamedTuple
 from mini_llm.corpus.stdlib import iter_stdlib_files
 from mini_llm.engine.errors import DataError
 
-from .examples import Example, Splits
+from ..examples import Example, Splits
 
 DESCRIPTION = (
     "Which standard-library package does this function come from? Functions and methods of the running Python, "
