@@ -79,8 +79,9 @@ Exit code: 6 if there is drift. {EXIT_CODES}"""
 
 SPEED_HELP = f"""Measure latency and throughput of generation: a model here, or an OpenAI-compatible server by its URL.
 
-Prompts have 4 to 200 words. First 1, 4 and 16 clients, each of which waits for its answer before it sends the next \
-request; then requests that arrive at random times (Poisson), whether there is room or not, so that waiting counts.
+Prompts have 4 to 200 words, other ones in every loop. First 1, 4 and 16 clients, each of which waits for its answer \
+before it sends the next request; then requests that arrive at random times (Poisson), whether there is room or not, \
+so that waiting counts.
 
 [bold]Examples[/bold]
 
@@ -158,7 +159,7 @@ def score(
     ] = 256,
     training: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Training data to look for copies in. [default: the run's corpus]"),
+        typer.Option(metavar="FILE", help="Training data to look for copies in.", show_default="the run's corpus"),
     ] = None,
     seed: Seed = 0,
     batch_tokens: BatchTokens = 8192,
@@ -190,7 +191,9 @@ def choices(
     model: Model,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Questions: JSONL, JSON or Parquet.")],
     shots_file: Annotated[Path | None, typer.Option(help="Solved questions to put before each one.")] = None,
-    shots: Annotated[int | None, typer.Option(min=1, help="Solved questions from --shots-file. [default: 3]")] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Solved questions from --shots-file.", show_default="3")
+    ] = None,
     template: Annotated[str, typer.Option(help="How a question is shown, with {question}.")] = "{question}",
     most: Most = None,
     batch_tokens: BatchTokens = 8192,
@@ -220,7 +223,9 @@ def compare(
     ] = None,
     questions: Annotated[Path | None, typer.Option(help="Multiple-choice questions, as `choices` reads them.")] = None,
     shots_file: Annotated[Path | None, typer.Option(help="Solved questions to put before each one.")] = None,
-    shots: Annotated[int | None, typer.Option(min=1, help="Solved questions from --shots-file. [default: 3]")] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Solved questions from --shots-file.", show_default="3")
+    ] = None,
     template: Annotated[str, typer.Option(help="How a question is shown, with {question}.")] = "{question}",
     text: Text = "text",
     source: Annotated[str, typer.Option(help="Encoder-decoder: column of the source text.")] = "source",
@@ -297,9 +302,10 @@ def speed(
     requests: Annotated[int, typer.Option(min=1, help="Requests of each loop.")] = 32,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 32,
     rate: Annotated[
-        float | None, typer.Option(min=1e-6, help="Arrivals per second. [default: 0.7 of the best throughput]")
+        float | None, typer.Option(min=1e-6, help="Arrivals per second.", show_default="0.7 of the best throughput")
     ] = None,
     prompts: Annotated[str | None, typer.Option(metavar="FILE", help="Texts to take prompts from.")] = None,
+    prompt_words: Annotated[int, typer.Option(help="Words of the longest prompt.")] = 200,
     text: Text = "text",
     served_model: Annotated[str, typer.Option(help="URL: name of the model on the server.")] = "default",
     seed: Seed = 0,
@@ -313,7 +319,9 @@ def speed(
     from .texts import read_texts
 
     texts = [document.text for document in read_texts(prompts, text, 1000)] if prompts else None
-    found = measure(target, concurrency, requests, new_tokens, rate, texts, served_model, seed, device, dtype)
+    loops: dict[str, Any] = {"concurrency": concurrency, "requests": requests, "new_tokens": new_tokens, "rate": rate}
+    where: dict[str, Any] = {"served_model": served_model, "device": device, "dtype": dtype}
+    found = measure(target, **loops, texts=texts, longest=prompt_words, seed=seed, **where)
     emit(found, as_json, show_speed)
 
 

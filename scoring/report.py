@@ -145,6 +145,8 @@ def show_speed(console: Console, found: dict[str, Any]) -> None:
         table.add_row(title, number(loop["requests_per_second"]), number(loop["tokens_per_second"]), *times)
     console.print(table)
     console.print("times: P50 / P95 / P99; waiting for a free slot counts")
+    if short := sum(loop["short_answers"] for loop in found["loops"]):
+        console.print(f"{short} answers have fewer than {found['new_tokens']} tokens, so that less work was measured")
     for name in ("peak_memory_mb", "peak_gpu_memory_mb"):
         if name in found:
             console.print(f"{name.replace('_', ' ').replace(' mb', '')}: {found[name]:,.0f} MB")

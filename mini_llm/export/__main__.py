@@ -21,12 +21,26 @@ MODEL_DIR is a Hugging Face model directory or a run directory; supported famili
   llama-cli -m gpt.gguf -p "def read_lines(path):"
 
 {EXIT_CODES}"""
-CHECK_HELP = """Check that FILE holds the model of MODEL_DIR: print a table, and exit with 4 if something differs.
+CHECK_HELP = f"""Check that FILE holds the model of MODEL_DIR: print a table, and exit with 4 if something differs.
 
 Tensors must be equal for F32, else within the rounding error of their type. Tokenizer: llama.cpp's algorithm with the \
 vocabulary of FILE must give our ids for hostile and random strings. With llama-cpp-python (pip install \
 llama-cpp-python), llama.cpp's own ids are compared too, and its greedy text for five prompts, which must equal ours \
-for an F32 file."""
+for an F32 file.
+
+[bold]Examples[/bold]
+
+  {ME} check runs/gpt gpt.gguf
+
+{EXIT_CODES}"""
+GGUF_HELP = f"""Write MODEL_DIR as a GGUF file.
+
+[bold]Examples[/bold]
+
+  {ME} gguf runs/gpt
+  {ME} gguf runs/gpt --type q8_0 --out gpt.gguf
+
+{EXIT_CODES}"""
 
 app = command_app(HELP)
 ModelDir = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Model or run directory.")]
@@ -46,11 +60,11 @@ def main(version: Version = False) -> None:
     pass
 
 
-@app.command(help="Write MODEL_DIR as a GGUF file.")
+@app.command(help=GGUF_HELP, short_help="Write a model as a GGUF file.")
 def gguf(
     model_dir: ModelDir,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File to write. [default: MODEL_DIR/NAME-TYPE.gguf]")
+        Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="MODEL_DIR/NAME-TYPE.gguf")
     ] = None,
     tensor_type: Annotated[
         TensorType,
@@ -65,7 +79,7 @@ def gguf(
     print(export_gguf(model_dir, out, tensor_type.value))
 
 
-@app.command(help=CHECK_HELP)
+@app.command(help=CHECK_HELP, short_help="Check that a GGUF file holds the model of a directory.")
 def check(
     model_dir: ModelDir,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The GGUF file.")],

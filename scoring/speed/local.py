@@ -35,22 +35,25 @@ class LocalEngine:
         running: list[tuple[Trace, Any, int]] = []  # with the window and the next token
         free = [start] * slots  # when each client can send
         while len(traces) < len(ids) or running:
-            while len(traces) < len(ids) and len(running) < slots:
-                arrival = free.pop(0) if arrivals is None else start + arrivals[len(traces)]
-                if arrival > time.perf_counter():
-                    break
-                trace = Trace(arrival)
-                window = self._window(self.generator.model, ids[len(traces)], self.new_tokens, self.generator.step)
-                token = int(window.restart().argmax())
-                trace.tokens.append(time.perf_counter())
-                traces.append(trace)
-                running.append((trace, window, token))
+            # One prompt, then one token of every answer: the others wait for one prompt at most.
+            if len(traces) < len(ids) and len(running) < slots:
+                arrival = free[0] if arrivals is None else start + arrivals[len(traces)]
+                if arrival <= time.perf_counter():
+                    free = free[1:]
+                    running.append(self._begin(arrival, ids[len(traces)]))
+                    traces.append(running[-1][0])
             if not running:
                 time.sleep(max(0.0, start + arrivals[len(traces)] - time.perf_counter()))  # ty: ignore[not-subscriptable]
                 continue
             running = self._step(running)
             free += [time.perf_counter()] * (slots - len(running) - len(free))
         return traces
+
+    def _begin(self, arrival: float, prompt: list[int]) -> tuple[Trace, Any, int]:
+        """Read a prompt and choose the first token of its answer."""
+        window = self._window(self.generator.model, prompt, self.new_tokens, self.generator.step)
+        token = int(window.restart().argmax())
+        return Trace(arrival, [time.perf_counter()]), window, token
 
     def _step(self, running: list[tuple[Trace, Any, int]]) -> list[tuple[Trace, Any, int]]:
         """Append one token to every answer that is not complete; return those that are still running."""

@@ -7,19 +7,25 @@ from typing import Any
 import numpy as np
 
 PERCENTILES = (50, 95, 99)
+SHORTEST, LONGEST = 4, 200  # words of a prompt
 
 
 @dataclass
 class Trace:
-    """The times of a request in seconds on one clock: when it arrived, and when each of its tokens did."""
+    """The times of a request in seconds on one clock: when it arrived, and when each of its tokens did.
+
+    generated: the number of tokens where a server reports it; some tokens are no text of their own.
+    """
 
     arrival: float
     tokens: list[float] = field(default_factory=list)
+    generated: int | None = None
 
 
-def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
+def summarize(traces: Sequence[Trace], new_tokens: int = 0) -> dict[str, Any]:
     """Return milliseconds to the first token, between tokens and to the last one as percentiles over requests (for
-    "between" over tokens), and requests and tokens per second from the first arrival to the last token.
+    "between" over tokens), requests and tokens per second from the first arrival to the last token, and the number of
+    answers of fewer than `new_tokens`.
 
     Time to the first token counts from the arrival, so that waiting for a free slot counts.
     """
@@ -30,10 +36,12 @@ def summarize(traces: Sequence[Trace]) -> dict[str, Any]:
     whole = [trace.tokens[-1] - trace.arrival for trace in done]
     between = np.concatenate([np.diff(trace.tokens) for trace in done])
     seconds = max(trace.tokens[-1] for trace in done) - min(trace.arrival for trace in done)
-    count = sum(len(trace.tokens) for trace in done)
+    lengths = [trace.generated or len(trace.tokens) for trace in done]
+    count = sum(lengths)
     return {
         "requests": len(done),
         "tokens": count,
+        "short_answers": sum(length < new_tokens for length in lengths),
         "seconds": seconds,
         "requests_per_second": len(done) / seconds,
         "tokens_per_second": count / seconds,
@@ -55,11 +63,19 @@ def poisson_arrivals(count: int, rate: float, seed: int) -> np.ndarray:
     return np.cumsum(gaps) - gaps[0]
 
 
-def ragged_prompts(count: int, seed: int, texts: Sequence[str] | None = None) -> list[str]:
-    """Return prompts of different lengths: 4 to 200 words, log-uniform, from `texts` or from a list of words."""
+def ragged_prompts(
+    count: int, seed: int | Sequence[int], texts: Sequence[str] | None = None, longest: int = LONGEST
+) -> list[str]:
+    """Return prompts of different lengths: SHORTEST to `longest` words, log-uniform.
+
+    They are passages of `texts`, or random words, so that no two of them begin alike: a server may keep what it has
+    read of a prompt.
+    """
     generator = np.random.default_rng(seed)
-    words = " ".join(texts).split() if texts else WORDS.split()
-    lengths = np.exp(generator.uniform(np.log(4), np.log(200), count)).astype(int)
+    lengths = np.exp(generator.uniform(np.log(SHORTEST), np.log(longest), count)).astype(int)
+    if not texts:
+        return [" ".join(generator.choice(WORDS.split(), length)) for length in lengths]
+    words = " ".join(texts).split()
     starts = generator.integers(len(words), size=count)
     return [
         " ".join(words[(start + i) % len(words)] for i in range(n)) for start, n in zip(starts, lengths, strict=True)

@@ -20,6 +20,7 @@ def test_a_summary_follows_from_the_times():
     traces = [Trace(0.0, [1.0, 1.5, 2.5]), Trace(1.0, [1.25]), Trace(9.0)]
     found = summarize(traces)
     assert (found["requests"], found["tokens"], found["seconds"]) == (2, 4, 2.5)
+    assert found["short_answers"] == 0 and summarize(traces, 3)["short_answers"] == 1
     assert found["requests_per_second"] == 0.8 and found["tokens_per_second"] == 1.6
     assert found["milliseconds_to_first_token"]["p50"] == 625  # of 1000 and 250
     assert found["milliseconds_between_tokens"] == pytest.approx({"p50": 750, "p95": 975, "p99": 995})
@@ -72,12 +73,14 @@ def test_waiting_for_a_slot_counts(engine):
 
 
 class Server(ThreadingHTTPServer):
-    """Streams `pieces` chunks after `delay` seconds, with `gap` between them; one request at a time if `single`."""
+    """Streams `pieces` chunks after `delay` seconds, with `gap` between them, then `last`; one request at a time if
+    `single`. It answers with `status`, and with 400 if a request has a field of `refused`."""
 
     daemon_threads = True
 
-    def __init__(self, delay=0.1, gap=0.02, pieces=4, single=False, status=200):
+    def __init__(self, delay=0.1, gap=0.02, pieces=4, single=False, status=200, last="", refused=()):
         self.delay, self.gap, self.pieces, self.status = delay, gap, pieces, status
+        self.last, self.refused = last, refused
         self.lock = threading.Lock() if single else None
         self.seen = []
         super().__init__(("127.0.0.1", 0), Handler)
@@ -102,12 +105,14 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self):
         server = self.server
         time.sleep(server.delay)
-        self.send_response(server.status)
+        status = 400 if set(server.refused) & set(server.seen[-1][1]) else server.status
+        self.send_response(status)
         self.end_headers()
-        for i in range(server.pieces if server.status == 200 else 0):
+        for i in range(server.pieces if status == 200 else 0):
             time.sleep(server.gap if i else 0)
             self.wfile.write(b'data: {"choices": [{"text": "word"}]}\n\n')
             self.wfile.flush()
+        self.wfile.write(server.last.encode())
         self.wfile.write(b'data: {"choices": [], "usage": {}}\n\ndata: [DONE]\n\n')
 
 
@@ -143,6 +148,51 @@ def test_a_server_that_refuses_or_is_gone_is_said():
         ServerEngine(Server(status=404).url, "m", 4).answer(["p"], 1)
     with pytest.raises(ConfigError, match="Start the server"):
         ServerEngine("http://127.0.0.1:9/v1", "m", 4).answer(["p"], 1)
+
+
+def test_answers_have_full_length_where_the_server_knows_how():
+    server = Server(delay=0)
+    ServerEngine(server.url, "m", 4).answer(["p"], 1)
+    assert server.seen[0][1]["ignore_eos"] is True and server.seen[0][1]["cache_prompt"] is False
+    strict = Server(delay=0, refused=["ignore_eos"])
+    engine = ServerEngine(strict.url, "m", 4)
+    assert [len(trace.tokens) for trace in engine.answer(["p", "q"], 1)] == [4, 4]
+    assert [("ignore_eos" in body) for _, body in strict.seen] == [True, False, False]
+
+
+def test_the_number_of_tokens_is_the_one_that_the_server_reports():
+    server = Server(delay=0, last='data: {"choices": [{"text": ""}], "usage": {"completion_tokens": 6}}\n\n')
+    traces = ServerEngine(server.url, "m", 6).answer(["p", "q"], 2)
+    assert [len(trace.tokens) for trace in traces] == [4, 4] and summarize(traces)["tokens"] == 12
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ('data: {"error": {"message": "too long"}}\n\n', "too long"),
+        ("data: {not JSON}\n\n", "holds no completions"),
+        ('data: {"choices": ["a text"]}\n\n', "holds no completions"),
+    ],
+)
+def test_an_error_in_the_stream_is_said(last, words):
+    with pytest.raises(ConfigError, match=words):
+        ServerEngine(Server(delay=0, last=last).url, "m", 4).answer(["p"], 1)
+
+
+def test_an_address_that_is_none_is_said():
+    for url in ("http://127.0.0.1:port/v1", "http://"):
+        with pytest.raises(ConfigError, match="check the URL"):
+            ServerEngine(url, "m", 4).answer(["p"], 1)
+
+
+def test_no_prompt_comes_twice_and_none_is_too_long():
+    server = Server(delay=0, gap=0)
+    found = measure(server.url, [1, 2], 5, 3, 500.0, None, "m", 0, "cpu", "auto", longest=20)
+    prompts = [body["prompt"] for _, body in server.seen[1:]]
+    assert len(set(prompts)) == len(prompts) == 15
+    assert found["prompt_words"][0] >= 4 and found["prompt_words"][1] <= 20
+    with pytest.raises(ConfigError, match="at least 4 words"):
+        measure(server.url, [1], 1, 3, None, None, "m", 0, "cpu", "auto", longest=3)
 
 
 def test_models_and_servers_get_the_same_loops(lab):

@@ -11,6 +11,8 @@ from mini_llm.engine.sweep.trials import Sweep
 
 # A parameter whose values span more than this factor has a logarithmic axis.
 LOGARITHMIC = 8
+# A parameter of at most this many values is labelled with them.
+FEW = 6
 # Columns of a table that is not printed to a terminal.
 WIDTH = 250
 
@@ -66,6 +68,11 @@ def picture(sweep: Sweep, key: str) -> str:
             axes.xaxis.set_minor_formatter(NullFormatter())
         for x, y, final in points:
             axes.plot([x if numeric else str(x)], [y], "o", ms=5, color=SERIES[0] if final else MUTED)
+        if numeric and axes.get_xscale() == "linear":
+            if len(set(numbers)) <= FEW:
+                axes.set_xticks(sorted(set(numbers)))
+            else:
+                axes.locator_params(axis="x", nbins=FEW)
         axes.set_xlabel(key)
         axes.set_ylabel(sweep.metric.name)
         plain_axes(axes)
