@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .examples import Example, Splits
+from .fit import FEW_HELD_OUT
 from .linear import TFIDF, LinearClassifier, fit_tfidf
 from .metrics import Scores, compute_scores
 from .teacher import pool
@@ -49,8 +50,9 @@ def majority_baseline(splits: Splits) -> Baseline:
 def tfidf_baseline(splits: Splits, seed: int = 0, teacher: Teacher = ()) -> Baseline:
     """TF-IDF of words and word pairs with one-vs-rest logistic regression: that of `teacher`, else fitted here.
 
-    The regularization is chosen on validation, the teacher's by cross-validation on the training split; never on the
-    test split. Samples training text beyond 64 million characters down to that size, and says so in the name.
+    The regularization is chosen on validation or, where that has few texts and for a teacher, by cross-validation on
+    the training split; never on the test split. Samples training text beyond 64 million characters down to that size,
+    and says so in the name.
     """
     started, scored = time.perf_counter(), splits.validation if splits.test is None else splits.test
     for member, probabilities in teacher:
@@ -58,7 +60,8 @@ def tfidf_baseline(splits: Splits, seed: int = 0, teacher: Teacher = ()) -> Base
             return Baseline(member.name, score(scored, probabilities.argmax(-1), splits.names), member.seconds)
     train = bounded_sample(splits.train, seed)
     note = f" ({len(train):,} of {len(splits.train):,} examples)" if len(train) < len(splits.train) else ""
-    (texts, labels), held_out = columns(train), columns(splits.validation)
+    texts, labels = columns(train)
+    held_out = columns(splits.validation) if len(splits.validation) >= FEW_HELD_OUT else None
     fitted = fit_tfidf(texts, labels, len(splits.names), seed, held_out)
     predictions = fitted.probabilities(columns(scored)[0]).argmax(-1)
     return Baseline(fitted.name + note, score(scored, predictions, splits.names), seconds_since(started))
