@@ -86,7 +86,7 @@ def main(
         **{"rows": rows, "accumulation": accumulation, "checkpointing": checkpointing, "steps": steps},
     }
     wanted = [name for name in CASES if not only or name.startswith(tuple(only.split(";")))]
-    absent = [kind for kind in ("nanogpt", "nanochat") if model == "mlm" or kind.upper() not in os.environ]
+    absent = [kind for kind in ("nanogpt", "nanochat") if model == "mlm" or not os.environ.get(kind.upper())]
     wanted = [name for name in wanted if CASES[name]["kind"] not in absent]
     # nanoGPT documents these rows for this length only.
     wanted = [name for name in wanted if "rows" not in CASES[name] or length == 256]

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -97,7 +98,7 @@ class Session:
             note("/save needs a file: /save text.txt")
             return
         try:
-            Path(argument).expanduser().write_text(self.printer.text, encoding="utf-8", errors="replace")
+            Path(os.path.expanduser(argument)).write_text(self.printer.text, encoding="utf-8", errors="replace")
         except OSError as error:
             note(f"/save {argument}: cannot write it ({error.strerror or error})")
         else:

@@ -60,7 +60,7 @@ def read_prompts(source: str, input_format: str | None = None, encoding: str | N
             codecs.lookup(encoding)
         except LookupError:
             raise ConfigError(f"unknown encoding '{encoding}'; Python's names are such as cp1252 or utf-16") from None
-    place: Path | InputStream = Path(source).expanduser()
+    place: Path | InputStream = Path(os.path.expanduser(source))
     if source == STDIN:
         if sys.stdin is None:
             raise DataError("--file -: standard input is closed")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from accelerate.state import AcceleratorState
 
 import finetune.__main__
 import generate.__main__
@@ -142,6 +143,7 @@ def test_the_commands_of_the_page_run_in_this_order(tmp_path, monkeypatch, capsy
     for words in WALK:
         apps = {name: app for name, app in APPS.items() if words[: len(name.split())] == name.split()}
         name = max(apps, key=len)
+        AcceleratorState._reset_state()  # each command has a process of its own
         with pytest.raises(SystemExit) as end:
             run_app(apps[name], name, words[len(name.split()) :])
         assert not end.value.code, (words, capsys.readouterr().err)

@@ -4,6 +4,7 @@ A file is a table if its name ends in .csv, .tsv, .jsonl, .json or .parquet (als
 Standard input and named pipes are lines, or what --input-format names.
 """
 
+import os
 import sys
 import threading
 from collections import deque
@@ -56,7 +57,7 @@ def iter_input(
     them in `report`. Raises ConfigError, DataError.
     """
     report = report or ReadReport()
-    place: Path | InputStream = Path(source).expanduser()
+    place: Path | InputStream = Path(os.path.expanduser(source))
     if is_stream(source):
         place = _open_stream(source, input_format)
     elif input_format is not None:

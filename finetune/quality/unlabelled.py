@@ -2,6 +2,7 @@
 
 import hashlib
 import heapq
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def iter_unlabelled(source: str, config: DataConfig) -> Iterator[str]:
     if is_hub_name(source) or saved_dataset(source):
         yield from (str(row[config.text]) for row in iter_rows(source, None, [config.text]) if row[config.text])
         return
-    alone = Path(source).expanduser().is_file()
+    alone = Path(os.path.expanduser(source)).is_file()
     for path in find_files(source):
         if table_format(path) is not None:
             rows = iter_file_rows(path, [config.text], "replace", ReadReport(), encoding=config.encoding)

@@ -1,5 +1,6 @@
 """Hugging Face datasets, by name from the Hub (or its cache) or from a folder written by `save_to_disk`."""
 
+import os
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -41,7 +42,7 @@ def load_saved(path: str, split: str) -> Any:
     import datasets
 
     try:
-        dataset = datasets.load_from_disk(str(Path(path).expanduser()))
+        dataset = datasets.load_from_disk(str(Path(os.path.expanduser(path))))
     except Exception as error:  # as above: Arrow, JSON and file errors
         raise DataError(f"{path}: not a readable save_to_disk folder: {type(error).__name__}: {error}") from None
     if isinstance(dataset, datasets.DatasetDict):

@@ -1,5 +1,6 @@
 """Which files hold the training, validation and test rows: as configured, or by their names in a folder."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ def find_parts(config: Any, section: str, readable: Callable[[Path], bool] = is_
     """
     train = find_source(config.path, config.split)
     sources = {"train": train}
-    if train.files and Path(config.path).expanduser().is_dir():
+    if train.files and Path(os.path.expanduser(config.path)).is_dir():
         sources = _by_name(config.path, train.files, readable)
     for part in ("validation", "test"):
         path, split = getattr(config, part), getattr(config, f"{part}_split")
@@ -66,7 +67,7 @@ def find_source(path: str, split: str) -> Source:
 def find_scored(path: str, split: str, readable: Callable[[Path], bool] = is_table) -> Source:
     """Return the rows to score at `path`: of a folder whose files are taken by name, those of test, else validation."""
     source = find_source(path, split)
-    if source.files is None or not Path(path).expanduser().is_dir():
+    if source.files is None or not Path(os.path.expanduser(path)).is_dir():
         return source
     parts = _by_name(path, source.files, readable)
     for part in ("test", "validation"):

@@ -56,7 +56,7 @@ def find_files(path: str) -> list[Path]:
 
     Raises DataError for a path that does not exist (naming the nearest one), matches nothing or is not a regular file.
     """
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     if place.is_file():
         return [place]
     if place.is_dir():
@@ -87,7 +87,7 @@ def named_splits(path: str) -> dict[str, list[Path]] | None:
     A folder has splits if it holds a text file or table named train.* and another one named validation.* (valid, val,
     dev) or test.*; train-00000-of-00002.parquet counts too. None for other folders and paths.
     """
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     if not place.is_dir() or saved_dataset(path):
         return None
     parts: dict[str, list[Path]] = {}
@@ -107,7 +107,7 @@ def split_name(file: Path) -> str:
 
 def saved_dataset(path: str) -> bool:
     """Return whether `path` is a folder written by `save_to_disk` of the datasets library."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     return (folder / "dataset_dict.json").is_file() or (
         (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     )

@@ -1,5 +1,6 @@
 """Turn a source into documents, each a re-iterable sequence of text chunks, so that no long file is held whole."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def read_source(
                     for row, text in enumerate(split_documents(file, separator), start=1):
                         yield Origin(str(path), row), [text]
                 else:
-                    notice_separator(path, source.encoding, path == Path(source.path).expanduser(), report)
+                    notice_separator(path, source.encoding, path == Path(os.path.expanduser(source.path)), report)
                     yield Origin(str(path)), file
 
 
@@ -74,7 +75,7 @@ def readable_files(source: SourceConfig, report: ReadReport) -> Iterator[Path]:
     """Yield the files of a source, counting and skipping binary files in a folder or glob. Raises DataError if none
     are left."""
     paths = find_files(source.path)
-    named = paths == [Path(source.path).expanduser()]
+    named = paths == [Path(os.path.expanduser(source.path))]
     kept = 0
     for path in paths:
         if not named and source.encoding is None and table_format(path) != ".parquet" and is_binary(path):
@@ -91,7 +92,7 @@ def readable_files(source: SourceConfig, report: ReadReport) -> Iterator[Path]:
 def is_table(path: Path, source: SourceConfig) -> bool:
     """Return whether a file is read row by row. A .json file without rows (package.json) in a folder counts as text."""
     kind = table_format(path)
-    if kind == ".json" and path != Path(source.path).expanduser():
+    if kind == ".json" and path != Path(os.path.expanduser(source.path)):
         return json_layout(path, source.encoding) is not None
     return kind is not None
 

@@ -8,6 +8,8 @@ import pytest
 
 from finetune.config import FinetuneConfig
 from finetune.sweeping.grid import read_sweep
+from mini_llm.corpus.paths import find_files
+from mini_llm.engine.errors import DataError
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.inputs import named_by_data, own_name
 from pretrain.config import PretrainConfig
@@ -59,6 +61,7 @@ def test_a_run_on_one_of_several_sources_has_other_data(notes):
 def test_data_that_are_no_files_and_runs_without_a_record_need_no_number(notes):
     start("gpt-notes", "a/notes.txt")
     assert own_name("gpt-notes", ["someone/notes"], RUNS) == "gpt-notes"
+    assert own_name("gpt-notes", ["~no-such-user/notes.txt"], RUNS) == "gpt-notes"
     (RUNS / "gpt-notes/inputs.json").unlink()
     assert own_name("gpt-notes", ["b/notes.txt"], RUNS) == "gpt-notes"
 
@@ -90,3 +93,9 @@ def test_names_as_make_asks_for_them(notes):
     command = [sys.executable, "-m", "pretrain.run_names", " b/notes.txt ", "gpt", "mlm"]
     found = subprocess.run(command, env={"PYTHONPATH": str(repository)}, capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["gpt-notes-2", "mlm-notes"]
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/notes.txt", "~no-such-user/*.txt"])
+def test_the_home_of_an_unknown_user_is_a_path_that_does_not_exist(notes, path):
+    with pytest.raises(DataError, match="no-such-user"):
+        find_files(path)

@@ -96,7 +96,7 @@ def check_wandb() -> Finding:
 def _has_netrc_key() -> bool:
     """Whether netrc names W&B's server."""
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rpartition("//")[2].strip("/")
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    path = Path(os.path.expanduser(os.environ.get("NETRC") or "~/.netrc"))
     try:
         return f"machine {host}" in path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -107,7 +107,7 @@ def check_caches() -> list[Finding]:
     """Findings on our cache, and on those of Hugging Face and PyTorch: size, and writable."""
     from platformdirs import user_cache_path
 
-    home = Path(os.environ.get("HF_HOME") or user_cache_path("huggingface")).expanduser()
+    home = Path(os.path.expanduser(os.environ.get("HF_HOME") or user_cache_path("huggingface")))
     inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     folders = {"cache": user_cache_path("mini-llm"), "Hugging Face's cache": home}
     if inductor:

@@ -337,4 +337,4 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_gone(value: Any) -> bool:
     """Whether a path of the configuration no longer exists."""
-    return isinstance(value, str) and not Path(value).expanduser().exists()
+    return isinstance(value, str) and not Path(os.path.expanduser(value)).exists()

@@ -97,7 +97,7 @@ def own_name(name: str, paths: Sequence[str], runs: Path, suffix: str = "") -> s
 
 
 def _describe(path: str, earlier: Input | None) -> Input | None:
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     model = place / "model" if (place / "model" / "config.json").is_file() else place
     is_model = (model / "config.json").is_file() or any(
         (model / name).is_file() for name in ("tokenizer.model", "tokenizer.json")
