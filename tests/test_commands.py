@@ -1,7 +1,11 @@
 """Every command: its help has examples that parse, hides nothing, and docs/commands.md and README's table name it."""
 
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,3 +153,12 @@ def test_the_commands_of_the_page_run_in_this_order(tmp_path, monkeypatch, capsy
         assert not end.value.code, (words, capsys.readouterr().err)
     for name in ("inspect.html", "labelled.csv", "runs/index.html", "runs/compare.html"):
         assert Path(name).stat().st_size
+
+
+def test_a_reader_that_has_gone_ends_a_command_as_sigpipe_does():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mini_llm", "settings"]
+    found = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (found.returncode, found.stderr) == (128 + signal.SIGPIPE, "")

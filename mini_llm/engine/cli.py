@@ -241,9 +241,11 @@ def _run(app: typer.Typer, stage: str, arguments: list[str]) -> None:
     except KeyboardInterrupt:
         _exit(stage, "interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:
-        # The reader of our output has gone (| head): discard what is still buffered.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        _exit_without_reader()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Click has made exit code 1 of it
+            _exit_without_reader()
+        raise
     except Exception as error:
         if debug:
             raise
@@ -257,6 +259,12 @@ def _run(app: typer.Typer, stage: str, arguments: list[str]) -> None:
         if isinstance(code, int):
             _exit(stage, str(error), code)
         _exit(stage, f"internal error: {type(error).__name__}: {error}\nRun again with --debug for the traceback.", 1)
+
+
+def _exit_without_reader() -> NoReturn:
+    """End as SIGPIPE would: the reader of our output has gone (| head). Discards what is still buffered."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def _exit(stage: str, message: str, code: int) -> None:

@@ -36,7 +36,12 @@ def load_tokenizer(directory: Path | str, rows: int | None = None) -> Tokenizer 
     if any((directory / name).is_file() for name in OLDER_FILES):
         return FastTokenizer.convert(directory, rows)
     problem = "holds neither tokenizer.model nor tokenizer.json" if directory.is_dir() else "no such directory"
-    raise CheckpointError(f"{directory}: {problem}. Train a tokenizer: python -m tokenizer --data YOUR_TEXT")
+    advice = "Train a tokenizer: python -m tokenizer --data YOUR_TEXT"
+    if (directory / "config.json").is_file():
+        advice = (
+            "A new tokenizer would not fit the model there: copy the files of its own (tokenizer.*) into the directory"
+        )
+    raise CheckpointError(f"{directory}: {problem}. {advice}")
 
 
 def _check_regular(directory: Path) -> None:

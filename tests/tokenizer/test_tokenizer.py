@@ -287,8 +287,12 @@ print(refused)
 def test_missing_huge_and_swapped_models_are_named(tokenizer, model, tmp_path):
     with pytest.raises(CheckpointError, match="no such directory"):
         load_tokenizer(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="holds neither"):
+    with pytest.raises(CheckpointError, match=r"holds neither.*Train a tokenizer"):
         load_tokenizer(tmp_path)
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds neither.*would not fit the model there: copy"):
+        load_tokenizer(tmp_path / "bare")
     with open(tmp_path / "tokenizer.model", "wb") as file:
         file.truncate(3 << 30)
     with pytest.raises(CheckpointError, match="too large"):
