@@ -1,5 +1,6 @@
 """Fixtures that several rooms use."""
 
+import os
 from collections.abc import Callable, Iterator
 
 # Before torch: sets up OpenMP, as every command does.
@@ -17,6 +18,14 @@ from tokenizer.sample import draw_sample
 from tokenizer.train import train_model
 
 TEXT = "def one(x):\n    return x + 1\n\n\nclass Two:\n    pass\n# caf\u00e9 \u2192 \U0001f600\n"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_service_of_wandb() -> Iterator[None]:
+    """Commands that later tests start must not look for the service process of W&B that this process had."""
+    yield
+    for name in [name for name in os.environ if name.endswith("WANDB_SERVICE")]:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

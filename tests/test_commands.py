@@ -137,6 +137,7 @@ WALK = [shlex.split(line)[2:] for block in re.findall(r"```bash\n(.*?)```", PAGE
 def test_the_commands_of_the_page_run_in_this_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("MINI_LLM_WANDB_RUN", "")  # the commands set it
     generator = np.random.default_rng(0)
     words = {"good": ["fine", "great", "lovely", "film"], "bad": ["poor", "awful", "dull", "film"]}
     rows = [(label, " ".join(generator.choice(words[label], 6))) for label in generator.choice(list(words), 200)]
