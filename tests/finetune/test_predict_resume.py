@@ -259,15 +259,15 @@ def peak_memory(model, source, output):
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_memory_does_not_grow_with_the_input(model, tmp_path, suffix):
-    """Ten times the rows (30 MB) take at most 30 MB more."""
+    """Ten times the rows (120 MB) take at most 60 MB more: buffers and caches that fill once."""
     peaks = []
     for rows in (1500, 15_000):
         source = tmp_path / f"new-{rows}.{suffix}"
         with source.open("w") as file:
             file.write("text,note\n" if suffix == "csv" else "")
             for i in range(rows):
-                row = {"text": f"def f{i}(x)", "note": f"{i} " * 350}
+                row = {"text": f"def f{i}(x)", "note": f"{i} " * 1400}
                 file.write(f"{row['text']},{row['note']}\n" if suffix == "csv" else json.dumps(row) + "\n")
         peaks.append(peak_memory(model, source, tmp_path / f"out.{suffix}"))
-    assert peaks[1] < peaks[0] + 30, peaks
+    assert peaks[1] < peaks[0] + 60, peaks
     assert peaks[1] < 1500
