@@ -233,16 +233,12 @@ def test_killed_again_and_again(model, tmp_path):
     assert output.read_bytes() == whole.read_bytes()
 
 
-# wait4 would report at least the memory of the process that started the command.
 WATCHED = """
-import atexit, os, re, runpy
+import atexit, os, runpy
 from pathlib import Path
+from tests.peak_memory import peak_bytes
 
-def note_peak():
-    status = Path("/proc/self/status").read_text()
-    Path(os.environ["PEAK_FILE"]).write_text(re.search("VmHWM: *\\t* *([0-9]+) kB", status)[1])
-
-atexit.register(note_peak)
+atexit.register(lambda: Path(os.environ["PEAK_FILE"]).write_text(str(peak_bytes())))
 runpy.run_module("finetune", run_name="__main__")
 """
 
@@ -253,7 +249,7 @@ def peak_memory(model, source, output):
     arguments = [*command(model, source, output)[3:-1], "256"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PEAK_FILE": str(peak)}
     subprocess.run([sys.executable, "-c", WATCHED, *arguments], check=True, cwd=ROOT, env=environment)
-    return int(peak.read_text()) / 1024
+    return int(peak.read_text()) / 1e6
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ mini_llm/model/operations.py and says for which inputs the kernel runs.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,22 +44,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
     return Norm.apply(x, weight, eps, dtype)
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    q_norm: nn.Module,
-    k_norm: nn.Module,
-    rotary: tuple[Tensor, Tensor] | None,
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    head_dim: int,
-    keep_weights: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Kernel: lengths and types where it is expected to be faster; else as attention_in_kernel."""
+def attention(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor | None]:
+    """Kernel: lengths and types where it is expected to be faster, and what attention_in_kernel supports."""
     run = PYTORCH.attention if query.size(1) > longest_in_kernel(query.dtype) else attention_in_kernel
-    return run(query, key, value, q_norm, k_norm, rotary, mask, is_causal, scale, head_dim, keep_weights)
+    return run(query, *arguments)
 
 
 def attention_in_kernel(
