@@ -236,7 +236,7 @@ def test_killed_again_and_again(model, tmp_path):
 WATCHED = """
 import atexit, os, runpy
 from pathlib import Path
-from tests.peak_memory import peak_bytes
+from tests.engine.peak_memory import peak_bytes
 
 atexit.register(lambda: Path(os.environ["PEAK_FILE"]).write_text(str(peak_bytes())))
 runpy.run_module("finetune", run_name="__main__")
