@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from .encode import EncodedTexts, collate, encode_texts, frame_kind, padding_id
 from .examples import Splits
 from .fit import Fit, balanced_weights, without_choice_by_few
 from .pretrained import describe_start, load_classifier
-from .recipe.head_start import fit_output_layer
+from .recipe.bag_start import briefly_pretrained, start_as_bag
+from .recipe.head_start import distributions, fit_output_layer
 from .recipe.texts import CHARACTERS_PER_SECOND
 from .recipe.window import choose_length
 from .teacher import FOLDER, Teacher, fit_teacher, targets
@@ -94,8 +95,7 @@ def train_classifier(
     # The weights of a checkpoint would replace the fitted ones; a replay may begin before the first checkpoint.
     resumes = has_checkpoint(run.path) and not isinstance(loop, Replay)
     if config.weights == "pretrained" and not resumes:
-        note = fit_output_layer(model, training.tokens, answers, pad, length, config.budget_seconds, config.seed)
-        if note:
+        for note in _head_start(config, source, model, training, answers, pad):
             console.print(note, markup=False)
     held_out_labels = np.array([example.label for example in splits.validation])
     # Imports scikit-learn, which would count as time of the first evaluation.
@@ -178,6 +178,28 @@ def _fit_teacher(
         console.print("the pretraining corpus does not help the teacher, so its texts are not learned from")
         return replace(teacher, unlabelled=teacher.unlabelled[:0]), []
     return teacher, unlabelled
+
+
+def _head_start(
+    config: FinetuneConfig,
+    source: Path,
+    model: SequenceClassifier,
+    training: EncodedTexts,
+    answers: np.ndarray,
+    pad: int,
+) -> Iterator[str]:
+    """Fit the output layer, then embeddings and head as a bag of tokens if that is better; yield notes."""
+    length, budget = int(training.lengths.max()), config.budget_seconds
+    found = fit_output_layer(model, training.tokens, answers, pad, length, budget, config.seed)
+    if found is None:
+        return
+    note, loss = found
+    yield note
+    if not briefly_pretrained(source):
+        return
+    soft = distributions(answers, model.config.num_labels)
+    if (bag := start_as_bag(model, training.tokens, soft, loss, budget, config.seed)) is not None:
+        yield bag
 
 
 def _within(texts: list[str], characters: float) -> list[str]:

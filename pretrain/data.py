@@ -25,7 +25,7 @@ from .objectives.masked import MaskedObjective
 from .objectives.next_sentence import NextSentenceObjective
 from .objectives.pairs import EncodedPairs, PairsObjective, encode_pairs
 from .objectives.spans import SENTINELS, SpanObjective, span_shape
-from .pairs import TextPairs, load_pairs
+from .pairs import TextPairs, load_pairs, training_text
 from .plan.sizes import Plan, expected_width
 from .presets import Shape, config_of, read_preset, shape_of
 
@@ -103,7 +103,7 @@ def _tokenizer(config: PretrainConfig, source: Source | None, shape: Shape, proc
         return load_tokenizer(config.tokenizer)
     length = config.sizes.max_position_embeddings
     settings = TokenizerConfig(
-        corpus=config.pairs.corpus(config.corpus) if config.pairs else config.corpus,
+        corpus=training_text(config.pairs, config.corpus) if config.pairs else config.corpus,
         vocab_size=config.vocab_size,
         hidden_size=expected_width(config, processes.num_processes, default_device(config.runtime.device)),
         sentinels=max(SENTINELS, span_shape(length).spans if length else 0) if shape == "seq2seq" else None,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from mini_llm.corpus.config import CorpusConfig
 from mini_llm.corpus.parts import Source, find_parts, lacks_labels
+from mini_llm.corpus.paths import find_files
 from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.tables import Row, iter_file_rows, iter_rows
 from mini_llm.engine.errors import DataError
@@ -66,6 +67,16 @@ def load_pairs(config: PairsConfig, corpus: CorpusConfig, seed: int) -> TextPair
     if shared:
         notes.append(f"{shared:,} of {len(test or validation):,} scored sources are also in the training data")
     return TextPairs(train, validation[:MOST_HELD_OUT], test, notes)
+
+
+def training_text(config: PairsConfig, corpus: CorpusConfig) -> CorpusConfig:
+    """The text to train a tokenizer on: config.corpus without the files that hold validation or test pairs."""
+    text = config.corpus(corpus)
+    files = find_parts(config, "pairs")["train"].files if config.path else None
+    if files is None or files == find_files(config.path or ""):
+        return text
+    sources = [source.model_copy(update={"path": str(file)}) for file in files for source in text.sources]
+    return text.model_copy(update={"sources": sources})
 
 
 def read_more(config: PairsConfig, source: Source | None, notes: list[str]) -> list[Pair] | None:

@@ -19,13 +19,16 @@ SHOWN = 5  # values listed in a message
 def label_name(value: Any, place: str) -> str | None:
     """Convert a label of any type to its name: 3, 3.0 and "3" give "3", True gives "True"; strips whitespace.
 
-    Returns None for null, NaN and the empty string. Raises DataError naming `place` for lists and other containers.
+    Returns None for null, NaN and the empty string. Raises DataError naming `place` for infinity, lists and other
+    containers.
     """
     if value is None:
         return None
     if isinstance(value, float):
         if math.isnan(value):
             return None
+        if math.isinf(value):
+            raise DataError(f"{place} is infinite: a label must be one string or number")
         return str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, (list, tuple, dict, set, bytes)):
         raise DataError(f"{place} holds {type(value).__name__} {str(value)[:60]}: a label must be one string or number")

@@ -41,48 +41,56 @@ def fit_output_layer(
     max_length: int,
     budget_seconds: float | None,
     seed: int,
-) -> str | None:
+) -> tuple[str, float] | None:
     """Fit the last linear layer of `model` to `answers`: labels (N,) or target distributions (N, C) of `tokens`.
 
-    Reads at most MOST_TEXTS texts, chosen by `seed`. Returns a note, or None where there is too little to fit.
+    Reads at most MOST_TEXTS texts, chosen by `seed`. Returns a note and the cross-validated loss, or None where there
+    is too little to fit.
     """
     most = min(MOST_TEXTS, int((budget_seconds or np.inf) * TEXTS_PER_SECOND) if budget_seconds else MOST_TEXTS)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(tokens))[:most])
     if len(chosen) < 2 * model.config.num_labels:
         return None
     features = _features(model, [tokens[i] for i in chosen], pad, max_length)
-    targets = torch.from_numpy(answers[chosen])
-    if not targets.is_floating_point():
-        targets = F.one_hot(targets, model.config.num_labels).float()
+    targets = distributions(answers[chosen], model.config.num_labels)
     layer = model.score if model.config.classifier_head == "linear" else model.classifier
     with_bias = layer.bias is not None
-    decay = choose_weight_decay(features, targets.float(), with_bias)
-    weight, bias = fit_logistic_regression(features, targets.float(), with_bias, decay)
+    decay, held_out_loss = choose_weight_decay(features, targets, with_bias)
+    weight, bias = fit_logistic_regression(features, targets, with_bias, decay)
     with torch.no_grad():
         layer.weight.copy_(weight)
         if layer.bias is not None:
             layer.bias.copy_(bias)
         loss = F.cross_entropy(layer(features.to(layer.weight.device)).cpu(), targets)
     floor = -(targets * targets.clamp(min=1e-9).log()).sum(-1).mean()
-    return (
+    note = (
         f"output layer fitted to the features of {len(chosen):,} texts: divergence from their targets "
         f"{loss - floor:.3f} nats"
     )
+    return note, held_out_loss
 
 
-def choose_weight_decay(features: Tensor, targets: Tensor, with_bias: bool) -> float:
-    """The candidate with the smallest cross-validated loss."""
+def distributions(answers: np.ndarray, classes: int) -> Tensor:
+    """Target distributions (N, C) of labels (N,), or of distributions as they are."""
+    targets = torch.from_numpy(answers)
+    return targets.float() if targets.is_floating_point() else F.one_hot(targets, classes).float()
+
+
+def choose_weight_decay(features: Tensor, targets: Tensor, with_bias: bool) -> tuple[float, float]:
+    """The candidate with the smallest cross-validated loss, and that loss."""
 
     def loss(decay: float) -> float:
-        total = 0.0
+        total, count = 0.0, 0
         for fold in range(FOLDS if len(features) < FEW_TEXTS else 1):
             held_out = torch.arange(len(features)) % FOLDS == fold
             weight, bias = fit_logistic_regression(features[~held_out], targets[~held_out], with_bias, decay)
             logits = F.linear(features[held_out], weight, bias)
             total += F.cross_entropy(logits, targets[held_out], reduction="sum").item()
-        return total
+            count += len(logits)
+        return total / count
 
-    return min(WEIGHT_DECAYS, key=loss)
+    losses = [loss(decay) for decay in WEIGHT_DECAYS]
+    return WEIGHT_DECAYS[int(np.argmin(losses))], min(losses)
 
 
 def fit_logistic_regression(

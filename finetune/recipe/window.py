@@ -8,8 +8,10 @@ import numpy as np
 from ..config import FinetuneConfig
 from ..pretrained import ROTARY
 
-# The whole of this share of the texts is read, up to MOST_TOKENS: a step costs more with every token.
-SHARE, MOST_TOKENS, MULTIPLE = 0.9, 512, 64
+# The whole of this share of the texts is read, up to a limit: a step costs more with every token. Models that average
+# their states may start as a bag of tokens (recipe/bag_start.py), which gains from the whole text.
+SHARE, MULTIPLE = 0.9, 64
+MOST_TOKENS, MOST_AVERAGED_TOKENS = 512, 1024
 SAMPLE = 1000
 SPECIAL_TOKENS = 2
 
@@ -27,7 +29,8 @@ def choose_length(
     every = max(1, len(texts) // SAMPLE)
     lengths = [len(ids) + SPECIAL_TOKENS for ids in tokenizer.encode_batch(list(texts[::every]))]
     needed = -(-int(np.quantile(lengths, SHARE)) // MULTIPLE) * MULTIPLE
-    length = min(needed, MOST_TOKENS)
+    averaged = settings["model_type"] == "modernbert" and config.pooling != "cls"
+    length = min(needed, MOST_AVERAGED_TOKENS if averaged else MOST_TOKENS)
     if length <= context:
         return None, None
     return length, (

@@ -85,8 +85,8 @@ def test_the_fitted_output_layer_knows_more_than_a_random_one(head, soft):
 
     random_accuracy = accuracy()
     classifier.train()
-    note = fit_output_layer(classifier, tokens, answers, 0, 32, None, 0)
-    assert note is not None and "200 texts" in note and classifier.training
+    note, _ = fit_output_layer(classifier, tokens, answers, 0, 32, None, 0)
+    assert "200 texts" in note and classifier.training
     assert accuracy() > max(0.6, random_accuracy + 0.15)
     changed = {name for name, p in classifier.named_parameters() if not torch.equal(p, before[name])}
     assert changed <= {"score.weight", "classifier.weight", "classifier.bias"}, "only the output layer is fitted"
@@ -120,9 +120,9 @@ def test_logistic_regression_equals_scikit_learn():
 def test_few_texts_with_many_features_are_fitted_with_more_weight_decay():
     draw = torch.Generator().manual_seed(0)
     noise, labels = torch.randn(80, 64, generator=draw), torch.randint(0, 2, (80,), generator=draw)
-    assert choose_weight_decay(noise, torch.eye(2)[labels], True) > 10
+    assert choose_weight_decay(noise, torch.eye(2)[labels], True)[0] > 10
     told = torch.cat([noise, 5 * torch.eye(2)[labels]], 1)
-    assert choose_weight_decay(told, torch.eye(2)[labels], True) <= 10
+    assert choose_weight_decay(told, torch.eye(2)[labels], True)[0] <= 10
 
 
 def test_the_fit_does_not_import_the_compiler():
@@ -139,7 +139,8 @@ def test_the_window_covers_long_texts_only_where_positions_have_no_weights():
     assert choose_length(FinetuneConfig(), rotary, tokenizer, long)[0] == 320
     assert choose_length(FinetuneConfig(), rotary, tokenizer, short) == (None, None)
     assert choose_length(FinetuneConfig(), learned, tokenizer, long) == (None, None)
-    assert choose_length(FinetuneConfig(), rotary, tokenizer, ["x" * 9000] * 20)[0] == 512
+    assert choose_length(FinetuneConfig(), rotary, tokenizer, ["x" * 9000] * 20)[0] == 1024
+    assert choose_length(FinetuneConfig(pooling="cls"), rotary, tokenizer, ["x" * 9000] * 20)[0] == 512
     given = FinetuneConfig(data={"max_length": 64})
     assert choose_length(given, rotary, tokenizer, long) == (64, None)
 

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
+from mini_llm.corpus.documents import iter_documents
 from mini_llm.engine.config import load_config
 from pretrain.config import PretrainConfig
-from pretrain.pairs import load_pairs
+from pretrain.pairs import load_pairs, training_text
 
 
 def folder_of_pairs(place: Path, **parts: str) -> PretrainConfig:
@@ -37,3 +40,10 @@ def test_a_test_file_of_a_folder_without_targets_is_not_used(tmp_path):
     found = load_pairs(config.pairs, config.corpus, 0)
     assert found.test is None and {pair.source.split()[0] for pair in found.train + found.validation} == {"one"}
     assert any("test.csv: not used: it has no targets in 'target'" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("names", [{"one": "train.csv", "held": "test.csv"}, {"one": "pairs.csv", "held": "test.csv"}])
+def test_a_tokenizer_reads_no_test_pairs(tmp_path, names):
+    config = folder_of_pairs(tmp_path / "data", **names)
+    text = " ".join(iter_documents(training_text(config.pairs, config.corpus), "all"))
+    assert "one" in text and "out" in text and "held" not in text

@@ -14,7 +14,13 @@ from mini_llm.engine.run.progress import human_time
 from mini_llm.engine.run.state import Counts, Environment, Finished, Summary, Table, Tokens, read_object, read_state
 
 RUN_FILES = ("config.yaml", "summary.json", "metrics.jsonl")
-_KINDS = {"tokenizer": "Tokenizer", "pretrain": "Pretraining", "finetune": "Fine-tuning"}
+_KINDS = {
+    "tokenizer": "Tokenizer",
+    "pretrain": "Pretraining",
+    "finetune": "Fine-tuning",
+    "ladder": "Ladder",
+    "sweep": "Sweep",
+}
 _OBJECTIVES = {
     "causal": "language model",
     "masked": "masked language model",

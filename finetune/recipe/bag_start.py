@@ -1,0 +1,174 @@
+"""Start a classifier of averaged states as a bag of tokens (fastText; Joulin et al. 2017).
+
+Without its layers, an encoder that averages the states of its tokens is a bag of tokens: a state is a function of its
+token alone. So all states are computed once per step, a text is an average of rows of that table, and tens of thousands
+of whole texts are read in seconds, where the layers read a few hundred. Embeddings and head learn this way. The output
+projections of the layers are then set to zero (as in Fixup; Zhang et al. 2019): the model is that bag at first, and
+training adds context to it.
+
+A model that was pretrained for long knows more than a bag of tokens. So the bag is kept only where it is better on
+held-out texts than the output layer that was fitted to the features of the whole model, and only in small models that
+have seen few tokens.
+
+Shapes: N texts, C classes, V vocabulary, H features.
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mini_llm.engine.run.state import Summary, read_object
+from mini_llm.model import SequenceClassifier
+from mini_llm.model.transformer import Transformer
+
+# Wider models, and those that have seen more tokens per parameter, were not pretrained in minutes.
+LARGEST_WIDTH, MOST_TOKENS_PER_PARAMETER = 512, 100
+FEWEST_TEXTS = 50
+HELD_OUT, MOST_HELD_OUT = 0.1, 1000
+BATCH = 256
+STEPS, EPOCHS = (300, 1000), 5
+# Share of the budget, and multiply-adds per second of one core, which bound the number of steps.
+SHARE, SPEED = 0.05, 4e9
+LR, HEAD_LR = 2e-3, 1e-3
+KEPT_TOKENS = 0.5  # share of the tokens of a text that a step reads, against overfitting
+EVALUATIONS = 12
+
+
+def start_as_bag(
+    model: SequenceClassifier,
+    tokens: Sequence[np.ndarray],
+    targets: Tensor,
+    loss_to_beat: float,
+    budget_seconds: float | None,
+    seed: int,
+) -> str | None:
+    """Train embeddings and head of `model` as a bag of tokens; targets: distributions (N, C) of `tokens`.
+
+    Changes the model only if the cross-entropy of held-out texts becomes smaller than `loss_to_beat`. Returns a note
+    on what was found, or None where the method does not apply.
+    """
+    if not applies(model) or len(tokens) < FEWEST_TEXTS:
+        return None
+    order = np.random.default_rng(seed).permutation(len(tokens))
+    count = min(MOST_HELD_OUT, round(HELD_OUT * len(tokens)))
+    held_out, train = order[:count], order[count:]
+    steps = _steps(model, tokens, train, budget_seconds)
+    if steps < STEPS[0] // 3:
+        return None
+    bag = Bag(model)
+    loss, best = bag.fit(tokens, targets, train, held_out, steps, seed)
+    found = f"bag of tokens without the layers: loss {loss:.3f} on {count:,} held-out texts, of the model as it was "
+    if loss >= loss_to_beat:
+        return f"{found}{loss_to_beat:.3f}: not used"
+    bag.load_state_dict(best)
+    bag.write(model)
+    return f"{found}{loss_to_beat:.3f}: embeddings and head start from it"
+
+
+def briefly_pretrained(source: Path) -> bool:
+    """Whether the model directory `source` belongs to a run that read few tokens for its parameters."""
+    summary = read_object(source.parent / "summary.json", Summary)
+    tokens, parameters = summary.get("tokens"), summary.get("parameters")
+    known = isinstance(tokens, (int, float)) and isinstance(parameters, (int, float))
+    return known and tokens <= MOST_TOKENS_PER_PARAMETER * parameters
+
+
+def applies(model: SequenceClassifier) -> bool:
+    """Whether the state of a token depends on nothing else where the layers are left out, and texts are averages."""
+    config, trunk = model.config, model.trunk
+    alone = isinstance(trunk, Transformer) and config.position == "rotary" and not config.type_vocab_size
+    return alone and config.classifier_pooling == "mean" and config.hidden_size < LARGEST_WIDTH
+
+
+def _steps(
+    model: SequenceClassifier, tokens: Sequence[np.ndarray], train: np.ndarray, budget_seconds: float | None
+) -> int:
+    """The number of steps, which depends on the budget but on no clock, so that a run can be repeated."""
+    config = model.config
+    length = np.mean([len(tokens[i]) for i in train[:1000]])
+    seconds = (4 * BATCH * length * KEPT_TOKENS + 40 * config.vocab_size) * config.hidden_size / SPEED
+    wanted = min(max(STEPS[0], EPOCHS * len(train) // BATCH), STEPS[1])
+    return wanted if budget_seconds is None else min(wanted, int(SHARE * budget_seconds / seconds))
+
+
+class Bag(nn.Module):
+    """Copies of all parts of a classifier except its layers."""
+
+    def __init__(self, model: SequenceClassifier) -> None:
+        super().__init__()
+        trunk = model.trunk
+        self.scale = model.config.embedding_scale
+        names = ("embed", "embed_norm", "norm"), ("head", "pooler", "classifier", "score")
+        self.trunk = nn.ModuleDict({name: getattr(trunk, name) for name in names[0]})
+        self.head = nn.ModuleDict({name: getattr(model, name) for name in names[1] if hasattr(model, name)})
+        self.trunk, self.head = copy.deepcopy(self.trunk).cpu(), copy.deepcopy(self.head).cpu()
+
+    def forward(self, ids: Tensor, starts: Tensor) -> Tensor:
+        """Logits (B, C) of texts that begin at `starts` (B,) of `ids`."""
+        states = self.trunk["norm"](self.trunk["embed_norm"](self.trunk["embed"].weight * self.scale))  # V H
+        x = F.embedding_bag(ids, states, starts, mode="mean")  # B H
+        for part in self.head.values():
+            x = part(x)
+        return x
+
+    def fit(
+        self,
+        tokens: Sequence[np.ndarray],
+        targets: Tensor,
+        train: np.ndarray,
+        held_out: np.ndarray,
+        steps: int,
+        seed: int,
+    ) -> tuple[float, dict[str, Tensor]]:
+        """Train on the texts `train`; return the smallest loss on `held_out`, and the weights that had it."""
+        generator = np.random.default_rng(seed)
+        groups = [{"params": self.trunk.parameters(), "lr": LR}, {"params": self.head.parameters(), "lr": HEAD_LR}]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+        every, best = max(1, steps // EVALUATIONS), (float("inf"), {})
+        texts = train[:0]
+        for step in range(1, steps + 1):
+            if len(texts) < min(BATCH, len(train)):
+                texts = generator.permutation(train)
+            rows, texts = texts[:BATCH], texts[BATCH:]
+            logits = self(*_joined([_some(tokens[i], generator) for i in rows]))
+            F.cross_entropy(logits, targets[rows]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            if step % every == 0 and (loss := self.loss(tokens, targets, held_out)) < best[0]:
+                best = loss, {name: value.clone() for name, value in self.state_dict().items()}
+        return best
+
+    @torch.no_grad()
+    def loss(self, tokens: Sequence[np.ndarray], targets: Tensor, rows: np.ndarray) -> float:
+        return F.cross_entropy(self(*_joined([tokens[i] for i in rows])), targets[rows]).item()
+
+    @torch.no_grad()
+    def write(self, model: SequenceClassifier) -> None:
+        """Copy the weights into `model`, whose layers add nothing to the residual stream at first."""
+        for source, target in ((self.trunk, model.trunk), (self.head, model)):
+            for name, part in source.items():
+                getattr(target, name).load_state_dict(part.state_dict())
+        for block in model.trunk.blocks:
+            for layer in (block.attn.o_proj, block.mlp.down_proj):
+                for weight in layer.parameters():
+                    weight.zero_()
+
+
+def _some(text: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A random part of the tokens of a text, at least one."""
+    kept = generator.random(len(text)) < KEPT_TOKENS
+    kept[generator.integers(len(text))] = True
+    return text[kept]
+
+
+def _joined(texts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """All tokens in a row, and where each text begins."""
+    starts = np.cumsum([0, *map(len, texts[:-1])])
+    return torch.from_numpy(np.concatenate(texts)), torch.from_numpy(starts)
