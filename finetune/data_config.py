@@ -61,8 +61,8 @@ class DataConfig(Config):
     max_length: int | None = Field(
         None,
         ge=4,
-        description="Read this many tokens from the start of each text; null: as in pretraining, or with rotary positions "
-        "up to 512 (1024 with mean pooling) if texts are longer.",
+        description="Read this many tokens from the start of each text; null: as in pretraining, or with rotary "
+        "positions up to 512 (1024 with mean pooling) if texts are longer.",
     )
     encoding: str | None = Field(
         None, description="Encoding of text files, such as cp1252 or utf-16; null: UTF-8, or by the byte order mark."

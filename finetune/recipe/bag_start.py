@@ -50,10 +50,8 @@ def start_as_bag(
     """Train embeddings and head of `model` as a bag of tokens; targets: distributions (N, C) of `tokens`.
 
     Changes the model only if the cross-entropy of held-out texts becomes smaller than `loss_to_beat`. Returns a note
-    on what was found, or None where the method does not apply.
+    on what was found, or None where the budget is too short.
     """
-    if not applies(model) or len(tokens) < FEWEST_TEXTS:
-        return None
     order = np.random.default_rng(seed).permutation(len(tokens))
     count = min(MOST_HELD_OUT, round(HELD_OUT * len(tokens)))
     held_out, train = order[:count], order[count:]
@@ -70,19 +68,20 @@ def start_as_bag(
     return f"{found}{loss_to_beat:.3f}: embeddings and head start from it"
 
 
-def briefly_pretrained(source: Path) -> bool:
-    """Whether the model directory `source` belongs to a run that read few tokens for its parameters."""
+def can_start_as_bag(model: SequenceClassifier, source: Path, texts: int) -> bool:
+    """Whether the model, pretrained in the directory `source`, is one that the method is for.
+
+    Its texts are averages of states, which depend on nothing but their token where the layers are left out, and the run
+    that made it read few tokens for its parameters.
+    """
+    config, trunk = model.config, model.trunk
+    alone = isinstance(trunk, Transformer) and config.position == "rotary" and not config.type_vocab_size
+    average = config.classifier_pooling == "mean" and config.hidden_size < LARGEST_WIDTH
     summary = read_object(source.parent / "summary.json", Summary)
     tokens, parameters = summary.get("tokens"), summary.get("parameters")
     known = isinstance(tokens, (int, float)) and isinstance(parameters, (int, float))
-    return known and tokens <= MOST_TOKENS_PER_PARAMETER * parameters
-
-
-def applies(model: SequenceClassifier) -> bool:
-    """Whether the state of a token depends on nothing else where the layers are left out, and texts are averages."""
-    config, trunk = model.config, model.trunk
-    alone = isinstance(trunk, Transformer) and config.position == "rotary" and not config.type_vocab_size
-    return alone and config.classifier_pooling == "mean" and config.hidden_size < LARGEST_WIDTH
+    briefly = known and tokens <= MOST_TOKENS_PER_PARAMETER * parameters
+    return alone and average and briefly and texts >= FEWEST_TEXTS
 
 
 def _steps(
