@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from mini_llm.engine.errors import ConfigError
 
-from .law import Fit, Law, Vector, inflated
+from .law import Backtest, Fit, Law, Vector, inflated
 
 DELTA = 1e-3
 FEWEST_RUNS, FEWEST_VALUES = 7, 3
@@ -33,7 +33,7 @@ STARTS = [
 def fit_law(
     parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[float], resamples: int = RESAMPLES
 ) -> Fit:
-    """Fit the law to runs; intervals are those of a residual bootstrap.
+    """Fit the law to runs; intervals are those of a residual bootstrap, and for predictions of a backtest.
 
     Raises ConfigError for too few runs, sizes or token counts, and for losses that are not positive and finite.
     """
@@ -48,7 +48,23 @@ def fit_law(
     pool = inflated(residuals)
     # Each resample starts from the fit of the real losses.
     drawn = [fitted + generator.choice(pool, len(target)) for _ in range(resamples)]
-    return Fit(law, [_law(_fit(x, y, again, [point]), x, y) for again in drawn], residuals)
+    resampled = [_law(_fit(x, y, again, [point]), x, y) for again in drawn]
+    return Fit(law, resampled, residuals, _backtest(x, y, target, point))
+
+
+def _backtest(x: Vector, y: Vector, target: Vector, point: Vector) -> Backtest | None:
+    """The errors of a fit without the longest run of each size; None where too few runs are left."""
+    longest = np.array([tokens == y[x == size].max() for size, tokens in zip(x, y, strict=True)])
+    shorter = ~longest
+    try:
+        _check(x[shorter], y[shorter], np.exp(target[shorter]))
+    except ConfigError:
+        return None
+    law = _law(_fit(x[shorter], y[shorter], target[shorter], [point, *STARTS]), x[shorter], y[shorter])
+    errors = target[longest] - np.log(law.loss(x[longest], y[longest]))
+    before = np.array([y[shorter & (x == size)].max(initial=1.0) for size in x[longest]])
+    distance = float(np.log(y[longest] / before).mean())
+    return Backtest(float(np.sqrt(np.square(errors).mean())), distance, float((x * y).max()))
 
 
 def _check(x: Vector, y: Vector, loss: Vector) -> None:

@@ -35,21 +35,45 @@ class Law:
 
 
 @dataclass(frozen=True)
+class Backtest:
+    """How well the law extrapolates: it was fitted without the longest run of each size, and predicted those.
+
+    error: root mean square of their errors of log loss. distance: mean log ratio of their tokens to those of the
+    longest run that was fitted. compute: largest N * D of all runs.
+    """
+
+    error: float
+    distance: float
+    compute: float
+
+    def deviation(self, parameters: float, tokens: float) -> float:
+        """Standard deviation of log loss due to extrapolation. What bends away from the law grows with the square of
+        the distance."""
+        beyond = max(0.0, float(np.log(parameters * tokens / self.compute)))
+        return self.error * (beyond / self.distance) ** 2
+
+
+@dataclass(frozen=True)
 class Fit:
-    """The fitted law, the laws fitted to resampled losses, and the residuals of log loss."""
+    """The fitted law, the laws fitted to resampled losses, the residuals of log loss, and how far the law reaches."""
 
     law: Law
     resampled: list[Law]
     residuals: Vector
+    backtest: Backtest | None = None
 
     def interval(self, name: str) -> tuple[float, float]:
         """The interval of a constant, such as "alpha"."""
         return _interval(np.array([getattr(law, name) for law in self.resampled]))
 
     def predict(self, parameters: float, tokens: float) -> tuple[float, float, float]:
-        """(loss, low, high) of one more run. The interval includes the scatter of single runs around the law."""
+        """(loss, low, high) of one more run. The interval includes the scatter of single runs around the law, and the
+        error of extrapolation beyond the compute of the fitted runs."""
         losses = np.array([law.loss(parameters, tokens) for law in self.resampled])
-        scatter = np.random.default_rng(1).choice(inflated(self.residuals), len(losses))
+        generator = np.random.default_rng(1)
+        scatter = generator.choice(inflated(self.residuals), len(losses))
+        if self.backtest is not None:
+            scatter += generator.normal(0, self.backtest.deviation(parameters, tokens), len(losses))
         return float(self.law.loss(parameters, tokens)), *_interval(losses * np.exp(scatter))
 
 

@@ -19,7 +19,8 @@ from .rungs import Rung
 TITLE = "Validation loss and compute"
 NOTE = (
     "N: all parameters, embeddings included, tied ones once. D: training tokens. C = 6 N D FLOPs. Losses are nats per "
-    "token on the validation split at the end of each run; brackets are 95 % intervals of a residual bootstrap."
+    "token on the validation split at the end of each run; brackets are 95 % intervals (residual "
+    "bootstrap; beyond the fitted runs, with the error of a backtest)."
 )
 RUN_COLUMNS = ("run", "N", "D", "C", "loss", "fitted")
 OPTIMAL_COLUMNS = ("C", "best N", "best D", "predicted loss")

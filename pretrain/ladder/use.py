@@ -15,7 +15,7 @@ from mini_llm.engine.run.files import write_json
 from mini_llm.engine.run.state import read_state
 
 from ..config import PretrainConfig
-from .law import MOST_EPOCHS, Fit, Law
+from .law import MOST_EPOCHS, Backtest, Fit, Law
 
 FILE = "law.json"
 RUNS = Path("runs")
@@ -36,10 +36,11 @@ class Record(BaseModel):
     law: Law
     resampled: list[Law]
     residuals: list[FiniteFloat]
+    backtest: Backtest | None = None
 
     @property
     def fit(self) -> Fit:
-        return Fit(self.law, self.resampled, np.array(self.residuals))
+        return Fit(self.law, self.resampled, np.array(self.residuals), self.backtest)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def write_law(folder: Path, fit: Fit, model: str, corpus: str, vocab_size: int, 
         law=fit.law,
         resampled=fit.resampled,
         residuals=fit.residuals.tolist(),
+        backtest=fit.backtest,
     )
     write_json(folder / FILE, record.model_dump())
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,23 @@ def test_the_fit_recovers_known_exponents_from_noisy_losses_within_its_intervals
     assert (fit.law.alpha, fit.law.beta) == pytest.approx((LAW.alpha, LAW.beta), abs=0.08)
     loss, low, high = fit.predict(3e6, 2e7)
     assert low <= float(LAW.loss(3e6, 2e7)) <= high and high - low < 0.05 * loss
+
+
+def test_losses_that_bend_away_from_the_law_widen_the_interval_of_a_prediction():
+    """A capability that long runs acquire: their loss falls faster than any law of the short ones."""
+    counts = np.outer([3e6, 2.5e6, 2e6, 1.2e6], [1, 2.5, 6.25]).ravel()
+    noise = np.random.default_rng(3).normal(0, 0.002, len(counts))
+
+    def bent(parameters, tokens):
+        return LAW.loss(parameters, tokens) * np.exp(-0.01 * np.maximum(0, np.log(tokens / 2e6)) ** 2)
+
+    fit = fit_law(PARAMETERS, counts, bent(PARAMETERS, counts) * np.exp(noise), resamples=80)
+    of_bootstrap = replace(fit, backtest=None)
+    _, low, high = fit.predict(3e6, 6e7)
+    assert low <= float(bent(3e6, 6e7)) <= high
+    assert float(bent(3e6, 6e7)) < of_bootstrap.predict(3e6, 6e7)[1], "the bootstrap alone does not know"
+    assert fit.predict(4e5, 4e6) == of_bootstrap.predict(4e5, 4e6), "nothing is added among the fitted runs"
+    assert fit_law(PARAMETERS, TOKENS, LAW.loss(PARAMETERS, TOKENS), resamples=2).backtest is None, "too few counts"
 
 
 def test_the_fit_hardly_moves_for_one_run_far_off():
