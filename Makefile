@@ -96,10 +96,12 @@ pretrain: $(READY) ## pretrain MODEL on DATA within BUDGET
 finetune: $(READY) ## fine-tune the pretrained MODEL as a classifier on DATA
 	@$(split) && set -- $(join $(addsuffix :,$(MODEL)),$(call runs_of,$(MODEL))) && pretrained=() && \
 	  $(if $(filter file,$(origin MODEL)),for pair in "$$@"; do if [ -d "runs/$${pair#*:}/model" ]; then pretrained+=("$$pair"); fi; done && if [ $${#pretrained[@]} != 0 ]; then set -- "$${pretrained[@]}"; fi && ) \
-	  for pair in "$$@"; do model=$${pair%%:*} source=runs/$${pair#*:}; \
+	  for pair in "$$@"; do model=$${pair%%:*} source=runs/$${pair#*:} text="$$ON"; \
 	  if [ ! -d $$source/model ]; then \
-	    python -m finetune.pipeline check $(config) $(call given,DATA,data.path) $(args) || exit $$?; \
-	    WANDB_RUN_ID= WANDB_SWEEP_ID= $(LAUNCH) -m pretrain --model $$model $(call given,ON,--data) $(call given,BUDGET,--budget) || exit $$?; fi; \
+	    if [ -z "$$ON" ]; then text=$$(python -m finetune.pipeline text $(config) $(call given,DATA,data.path) $(args)) || exit $$?; fi; \
+	    if [ -n "$$text" ]; then source=runs/$$(python -m pretrain.run_names "$$text" $$model); fi; fi; \
+	  if [ ! -d $$source/model ]; then \
+	    WANDB_RUN_ID= WANDB_SWEEP_ID= $(LAUNCH) -m pretrain --model $$model $${text:+--data "$$text"} $(call given,BUDGET,--budget) || exit $$?; fi; \
 	  $(LAUNCH) -m finetune $(common) --model $$source $(args) || exit $$?; done
 
 # Prompts of a file or of a terminal take the place of PROMPT.

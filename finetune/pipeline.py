@@ -2,17 +2,21 @@
 
 python -m finetune.pipeline task DATA    prints the classifier's data: DATA itself, or stdlib, and why to standard error
 python -m finetune.pipeline prompt DATA  prints the first words of a text of DATA
-python -m finetune.pipeline check ...    reads labelled data with the settings of `python -m finetune`, before a
-                                         pretraining that takes minutes
+python -m finetune.pipeline text ...     reads labelled data with the settings of `python -m finetune`, before a
+                                         pretraining that takes minutes, and prints a file with its texts, if they are
+                                         enough to pretrain on
 """
 
+import json
 import sys
+from pathlib import Path
 
 from mini_llm.corpus.config import CorpusConfig
 from mini_llm.corpus.documents import iter_documents
 from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.tables import iter_rows
 from mini_llm.engine.errors import UserError
+from mini_llm.engine.run.files import content_hash, write_atomic
 
 from .__main__ import read_settings
 from .data import load_examples
@@ -21,6 +25,8 @@ from .made.passages import is_plain_text, load_passages
 from .tasks.registry import SINGLE_LABEL, detect
 
 WORDS = 4
+# Texts of the data that are better to pretrain on than the built-in corpus, in characters, and where they are stored.
+ENOUGH, TEXTS = 2_000_000, Path("runs/texts")
 
 
 def choose_data(path: str) -> tuple[str, str]:
@@ -48,22 +54,38 @@ def first_words(path: str) -> str:
     return " ".join(line.split()[:WORDS])[:200]
 
 
-def check(arguments: list[str]) -> None:
-    """Read the data of a fine-tuning run. Raises ConfigError and DataError as the run would."""
+def write_text(arguments: list[str], folder: Path = TEXTS) -> Path | None:
+    """Write the training and unlabelled texts of a fine-tuning run into `folder`, for its pretraining, and return the
+    file; None if they are fewer than ENOUGH characters, or the data is not a table with one label per text.
+
+    Texts that will be scored are not among them. Raises ConfigError and DataError as the run would.
+    """
     config = read_settings([word for word in arguments if not word.startswith("-")], {})
     # Models of another task than one label per text read their data in other ways.
-    if config.task in ("auto", SINGLE_LABEL) and detect(config.data) == SINGLE_LABEL:
-        load_examples(config.data)
+    if config.task not in ("auto", SINGLE_LABEL) or detect(config.data) != SINGLE_LABEL:
+        return None
+    splits = load_examples(config.data)
+    texts = [example.text for example in splits.train] + splits.unlabelled
+    if config.data.path == BUILT_IN or is_plain_text(config.data) or sum(map(len, texts)) < ENOUGH:
+        return None
+    file = folder / content_hash(texts)[:8] / f"{config.data.name}.jsonl"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    return file
 
 
 def main(what: str, *arguments: str) -> int:
     """Print the answer and return the exit code. Prints nothing for data that no reader understands."""
-    if what == "check":
+    if what == "text":
         try:
-            check(list(arguments))
+            file = write_text(list(arguments))
         except UserError as error:
             print(f"finetune: {error}", file=sys.stderr)
             return error.exit_code
+        if file is not None:
+            print(f"the model is pretrained on the texts of the data ({file})", file=sys.stderr)
+            print(file)
         return 0
     path = arguments[0]
     if what == "task":
