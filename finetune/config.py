@@ -35,6 +35,7 @@ TaskName = Literal["auto", "single_label", "multi_label", "regression", "ordinal
 
 
 DROPOUT = 0.1
+EMBEDDING_LR, FITTED_EMBEDDING_LR = 3e-3, 1e-3
 
 
 class FinetuneOptimConfig(OptimConfig):
@@ -50,8 +51,8 @@ class FinetuneOptimConfig(OptimConfig):
         None, description="Peak learning rate of AdamW; null: by the width of the model."
     )
 
-    def for_width(self, hidden_size: int) -> "FinetuneOptimConfig":
-        """These settings with the learning rates filled in.
+    def for_width(self, hidden_size: int, starts_as_bag: bool = False) -> "FinetuneOptimConfig":
+        """These settings with the learning rates filled in. starts_as_bag: the embeddings are fitted already.
 
         5e-4 for models of the size trained here, 32 / hidden_size**2 from a width of 512 on, which agrees with common
         practice: 5.4e-5 at 768 (BERT-base: 2e-5 to 5e-5, Devlin et al. 2018).
@@ -61,8 +62,9 @@ class FinetuneOptimConfig(OptimConfig):
         if hidden_size >= 512:
             return self.model_copy(update={"lr": 32 / hidden_size**2})
         # After a short pretraining, embeddings are about ten times as large as in a new model: a learning rate that
-        # suits the matrices would hardly change them.
-        return self.model_copy(update={"lr": 5e-4, "embedding_lr": self.embedding_lr or 3e-3})
+        # suits the matrices would hardly change them, which is right where they are fitted already.
+        rate = FITTED_EMBEDDING_LR if starts_as_bag else EMBEDDING_LR
+        return self.model_copy(update={"lr": 5e-4, "embedding_lr": self.embedding_lr or rate})
 
 
 class FinetuneConfig(LoopConfig):

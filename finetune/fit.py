@@ -67,13 +67,19 @@ class Fit:
         return LengthBatches(self.lengths, config.batch_size, config.seed, self.ranks, rank, self.accumulation)
 
     def resolve(
-        self, model: ModelConfig, run: RunDirectory, tracker: Tracker, least_steps: int = 1, **chosen: Any
+        self,
+        model: ModelConfig,
+        run: RunDirectory,
+        tracker: Tracker,
+        least_steps: int = 1,
+        starts_as_bag: bool = False,
+        **chosen: Any,
     ) -> FinetuneConfig:
         """Choose the steps and the learning rates, and record the settings that the run has, with those `chosen`."""
         config = self.config
         self.steps = max(least_steps, round(config.epochs * self.batches.steps_per_epoch))
         max_steps = min(config.max_steps or self.steps, self.steps)
-        optim = config.optim.for_width(model.hidden_size)
+        optim = config.optim.for_width(model.hidden_size, starts_as_bag)
         chosen |= {"run": config.run_name, "micro_batch_size": self.micro_batch_size, "max_steps": max_steps}
         chosen |= {"optim": optim.resolved()}
         chosen["runtime"] = resolved_runtime(config.runtime, compiled=config.runtime.compile is True)

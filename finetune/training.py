@@ -92,10 +92,11 @@ def train_classifier(
     def batch(rows: np.ndarray) -> Batch:
         return collate([training.tokens[i] for i in rows], answers[rows], pad, length)
 
+    starts_as_bag = config.weights == "pretrained" and can_start_as_bag(model, source, len(training.tokens))
     # The weights of a checkpoint would replace the fitted ones; a replay may begin before the first checkpoint.
     resumes = has_checkpoint(run.path) and not isinstance(loop, Replay)
     if config.weights == "pretrained" and not resumes:
-        for note in _head_start(config, source, model, training, answers, pad):
+        for note in _head_start(config, model, training, answers, pad, starts_as_bag):
             console.print(note, markup=False)
     held_out_labels = np.array([example.label for example in splits.validation])
     # Imports scikit-learn, which would count as time of the first evaluation.
@@ -124,7 +125,8 @@ def train_classifier(
         return ["text", "label", "predicted"], rows
 
     data = config.data.model_copy(update={"max_length": length})
-    resolved = fit.resolve(model.config, run, tracker, LEAST_STEPS if teacher else 1, data=data)
+    least_steps = LEAST_STEPS if teacher else 1
+    resolved = fit.resolve(model.config, run, tracker, least_steps, starts_as_bag, data=data)
     console.print(
         f"{len(splits.train):,} training and {len(splits.validation):,} validation texts, {len(splits.names)} labels; "
         f"{fit.steps:,} steps of {config.batch_size} are {config.epochs:g} epochs; learning rate "
@@ -182,11 +184,11 @@ def _fit_teacher(
 
 def _head_start(
     config: FinetuneConfig,
-    source: Path,
     model: SequenceClassifier,
     training: EncodedTexts,
     answers: np.ndarray,
     pad: int,
+    starts_as_bag: bool,
 ) -> Iterator[str]:
     """Fit the output layer, then embeddings and head as a bag of tokens if that is better; yield notes."""
     length, budget = int(training.lengths.max()), config.budget_seconds
@@ -195,7 +197,7 @@ def _head_start(
         return
     note, loss = found
     yield note
-    if not can_start_as_bag(model, source, len(training.tokens)):
+    if not starts_as_bag:
         return
     soft = distributions(answers, model.config.num_labels)
     if (bag := start_as_bag(model, training.tokens, soft, loss, budget, config.seed)) is not None:

@@ -60,12 +60,12 @@ def start_as_bag(
         return None
     bag = Bag(model)
     loss, best = bag.fit(tokens, targets, train, held_out, steps, seed)
-    found = f"bag of tokens without the layers: loss {loss:.3f} on {count:,} held-out texts, of the model as it was "
-    if loss >= loss_to_beat:
-        return f"{found}{loss_to_beat:.3f}: not used"
+    found = f"loss on {count:,} held-out texts: as a bag of tokens {loss:.3f}, as pretrained {loss_to_beat:.3f}"
+    if not loss < loss_to_beat:
+        return f"{found}: starts as pretrained"
     bag.load_state_dict(best)
     bag.write(model)
-    return f"{found}{loss_to_beat:.3f}: embeddings and head start from it"
+    return f"{found}: starts as a bag of tokens"
 
 
 def can_start_as_bag(model: SequenceClassifier, source: Path, texts: int) -> bool:
@@ -76,12 +76,12 @@ def can_start_as_bag(model: SequenceClassifier, source: Path, texts: int) -> boo
     """
     config, trunk = model.config, model.trunk
     alone = isinstance(trunk, Transformer) and config.position == "rotary" and not config.type_vocab_size
-    average = config.classifier_pooling == "mean" and config.hidden_size < LARGEST_WIDTH
+    average = config.classifier_pooling == "mean" and config.classifier_head == "transform"
     summary = read_object(source.parent / "summary.json", Summary)
     tokens, parameters = summary.get("tokens"), summary.get("parameters")
     known = isinstance(tokens, (int, float)) and isinstance(parameters, (int, float))
     briefly = known and tokens <= MOST_TOKENS_PER_PARAMETER * parameters
-    return alone and average and briefly and texts >= FEWEST_TEXTS
+    return alone and average and briefly and config.hidden_size < LARGEST_WIDTH and texts >= FEWEST_TEXTS
 
 
 def _steps(
@@ -100,20 +100,17 @@ class Bag(nn.Module):
 
     def __init__(self, model: SequenceClassifier) -> None:
         super().__init__()
-        trunk = model.trunk
         self.scale = model.config.embedding_scale
-        names = ("embed", "embed_norm", "norm"), ("head", "pooler", "classifier", "score")
-        self.trunk = nn.ModuleDict({name: getattr(trunk, name) for name in names[0]})
-        self.head = nn.ModuleDict({name: getattr(model, name) for name in names[1] if hasattr(model, name)})
-        self.trunk, self.head = copy.deepcopy(self.trunk).cpu(), copy.deepcopy(self.head).cpu()
+        self.trunk = _copies(model.trunk, ("embed", "embed_norm", "norm"))
+        self.head = _copies(model, ("head", "classifier"))
 
     def forward(self, ids: Tensor, starts: Tensor) -> Tensor:
         """Logits (B, C) of texts that begin at `starts` (B,) of `ids`."""
-        states = self.trunk["norm"](self.trunk["embed_norm"](self.trunk["embed"].weight * self.scale))  # V H
-        x = F.embedding_bag(ids, states, starts, mode="mean")  # B H
-        for part in self.head.values():
-            x = part(x)
-        return x
+        states = self.trunk["norm"](
+            self.trunk["embed_norm"](self.trunk.get_parameter("embed.weight") * self.scale)
+        )  # V H
+        pooled = F.embedding_bag(ids, states, starts, mode="mean")  # B H
+        return self.head["classifier"](self.head["head"](pooled))
 
     def fit(
         self,
@@ -154,10 +151,14 @@ class Bag(nn.Module):
         for source, target in ((self.trunk, model.trunk), (self.head, model)):
             for name, part in source.items():
                 getattr(target, name).load_state_dict(part.state_dict())
-        for block in model.trunk.blocks:
-            for layer in (block.attn.o_proj, block.mlp.down_proj):
-                for weight in layer.parameters():
-                    weight.zero_()
+        for name, weight in model.trunk.named_parameters():
+            if name.startswith("blocks.") and name.split(".")[-2] in ("o_proj", "down_proj"):
+                weight.zero_()
+
+
+def _copies(model: nn.Module, names: Sequence[str]) -> nn.ModuleDict:
+    """Copies of some parts of `model`, on the CPU."""
+    return copy.deepcopy(nn.ModuleDict({name: getattr(model, name) for name in names})).cpu()
 
 
 def _some(text: np.ndarray, generator: np.random.Generator) -> np.ndarray:

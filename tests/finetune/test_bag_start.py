@@ -69,7 +69,7 @@ def test_a_model_that_starts_as_a_bag_of_tokens_tells_the_classes_apart():
     unseen, wanted = tokens[500:], targets[500:].argmax(-1)
     model = classifier()
     note = start_as_bag(model, tokens[:500], targets[:500], 0.69, None, 0)
-    assert note is not None and "start from it" in note
+    assert note is not None and "starts as a bag" in note
     assert (logits(model, unseen).argmax(-1) == wanted).float().mean() > 0.8
     found = logits(model, unseen)
     assert torch.equal(found, logits(without_layers(model), unseen)), "at first its layers add nothing"
@@ -80,7 +80,7 @@ def test_a_better_model_is_left_as_it_is():
     model = classifier()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     note = start_as_bag(model, tokens, targets, 0.01, None, 0)
-    assert note is not None and "not used" in note
+    assert note is not None and "starts as pretrained" in note
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
