@@ -52,7 +52,7 @@ class Fit:
         self.accelerator = make_accelerator(
             config.runtime, self.accumulation, self.micro_batch_size, config.optim.max_grad_norm
         )
-        self.steps = 0  # those of config.epochs, until `resolve` has been called
+        self.steps = 0  # those of config.epochs, once `resolve` has been called
 
     def _accumulation(self, micro_batch_tokens: int) -> int:
         """Return the micro-batches per step and rank that keep a forward pass within `micro_batch_tokens`."""
@@ -61,6 +61,12 @@ class Fit:
             return max(1, -(-config.batch_size // (config.micro_batch_size * ranks)))
         tokens = config.batch_size / ranks * float(np.quantile(self.lengths, 0.9))
         return max(1, min(config.batch_size // ranks, round(tokens / micro_batch_tokens)))
+
+    @property
+    def planned_steps(self) -> int:
+        """The steps of config.epochs, or config.max_steps if they are fewer."""
+        steps = round(self.config.epochs * self.batches.steps_per_epoch)
+        return min(self.config.max_steps or steps, steps)
 
     def batches_of(self, rank: int) -> LengthBatches:
         config = self.config

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from mini_llm.engine.batch import Batch
 from mini_llm.engine.checkpoint.format import has_checkpoint
+from mini_llm.engine.distributed.collectives import broadcast
 from mini_llm.engine.loop import train
 from mini_llm.engine.loss import cross_entropy_sum
 from mini_llm.engine.replay import Replay
 from mini_llm.engine.run.directory import RunDirectory
-from mini_llm.engine.run.files import content_hash
+from mini_llm.engine.run.files import content_hash, write_json
+from mini_llm.engine.run.state import read_state
 from mini_llm.engine.tracking.tracker import Tracker
 from mini_llm.model import SequenceClassifier
 from mini_llm.model.huggingface.directory import read_config
@@ -31,7 +33,7 @@ from .encode import EncodedTexts, collate, encode_texts, frame_kind, padding_id
 from .examples import Splits
 from .fit import Fit, balanced_weights, without_choice_by_few
 from .pretrained import describe_start, load_classifier
-from .recipe.bag_start import can_start_as_bag, start_as_bag
+from .recipe.bag_start import Start, can_start_as_bag, start_as_bag
 from .recipe.head_start import distributions, fit_output_layer
 from .recipe.texts import CHARACTERS_PER_SECOND
 from .recipe.window import choose_length
@@ -92,12 +94,14 @@ def train_classifier(
     def batch(rows: np.ndarray) -> Batch:
         return collate([training.tokens[i] for i in rows], answers[rows], pad, length)
 
-    starts_as_bag = config.weights == "pretrained" and can_start_as_bag(model, source, len(training.tokens))
     # The weights of a checkpoint would replace the fitted ones; a replay may begin before the first checkpoint.
     resumes = has_checkpoint(run.path) and not isinstance(loop, Replay)
+    known = read_state(run.path / "start.json", Start)
     if config.weights == "pretrained" and not resumes:
-        for note in _head_start(config, model, training, answers, pad, starts_as_bag):
-            console.print(note, markup=False)
+        start = _head_start(config, source, model, training, answers, fit, pad, known, console)
+        if known is None and processes.is_main_process and not isinstance(loop, Replay):
+            write_json(run.path / "start.json", start.model_dump())
+        known = start
     held_out_labels = np.array([example.label for example in splits.validation])
     # Imports scikit-learn, which would count as time of the first evaluation.
     from .scores.agreement import validation_scores
@@ -126,6 +130,7 @@ def train_classifier(
 
     data = config.data.model_copy(update={"max_length": length})
     least_steps = LEAST_STEPS if teacher else 1
+    starts_as_bag = known is not None and known.bag
     resolved = fit.resolve(model.config, run, tracker, least_steps, starts_as_bag, data=data)
     console.print(
         f"{len(splits.train):,} training and {len(splits.validation):,} validation texts, {len(splits.names)} labels; "
@@ -184,24 +189,37 @@ def _fit_teacher(
 
 def _head_start(
     config: FinetuneConfig,
+    source: Path,
     model: SequenceClassifier,
     training: EncodedTexts,
     answers: np.ndarray,
+    fit: Fit,
     pad: int,
-    starts_as_bag: bool,
-) -> Iterator[str]:
-    """Fit the output layer, then embeddings and head as a bag of tokens if that is better; yield notes."""
-    length, budget = int(training.lengths.max()), config.budget_seconds
+    known: Start | None,
+    console: Console,
+) -> Start:
+    """Fit the output layer, then embeddings and head as a bag of tokens where `known` says so, or if that is better."""
+    started = time.perf_counter()
+    budget, length = config.budget_seconds, int(training.lengths.max())
     found = fit_output_layer(model, training.tokens, answers, pad, length, budget, config.seed)
     if found is None:
-        return
-    note, loss = found
-    yield note
-    if not starts_as_bag:
-        return
+        return Start(bag=False)
+    note, texts, loss = found
+    console.print(note, markup=False)
+    if known is None:
+        # A training step costs three forward passes.
+        seconds_per_step = 3 * config.batch_size * (time.perf_counter() - started) / texts
+        steps = min(fit.planned_steps, (budget or float("inf")) / seconds_per_step)
+        able = can_start_as_bag(model, source, len(training.tokens), steps)
+        known = Start(bag=broadcast(able, fit.accelerator))
+    if not known.bag:
+        return known
     soft = distributions(answers, model.config.num_labels)
-    if (bag := start_as_bag(model, training.tokens, soft, loss, budget, config.seed)) is not None:
-        yield bag
+    bag = start_as_bag(model, training.tokens, soft, loss, budget, config.seed)
+    if bag is None:
+        return Start(bag=False)
+    console.print(bag[0], markup=False)
+    return Start(bag=bag[1])
 
 
 def _within(texts: list[str], characters: float) -> list[str]:

@@ -7,8 +7,8 @@ projections of the layers are then set to zero (as in Fixup; Zhang et al. 2019):
 training adds context to it.
 
 A model that was pretrained for long knows more than a bag of tokens. So the bag is kept only where it is better on
-held-out texts than the output layer that was fitted to the features of the whole model, and only in small models that
-have seen few tokens.
+held-out texts than the output layer that was fitted to the features of the whole model, only in small models that have
+seen few tokens, and only for few steps: from about a thousand on, the pretrained layers are worth as much.
 
 Shapes: N texts, C classes, V vocabulary, H features.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +29,7 @@ from mini_llm.model.transformer import Transformer
 
 # Wider models, and those that have seen more tokens per parameter, were not pretrained in minutes.
 LARGEST_WIDTH, MOST_TOKENS_PER_PARAMETER = 512, 100
-FEWEST_TEXTS = 50
+FEWEST_TEXTS, MOST_STEPS = 50, 1500
 HELD_OUT, MOST_HELD_OUT = 0.1, 1000
 BATCH = 256
 STEPS, EPOCHS = (300, 1000), 5
@@ -39,6 +40,12 @@ KEPT_TOKENS = 0.5  # share of the tokens of a text that a step reads, against ov
 EVALUATIONS = 12
 
 
+class Start(BaseModel):
+    """start.json: whether the run starts as a bag of tokens, which depends on the speed of the machine."""
+
+    bag: bool
+
+
 def start_as_bag(
     model: SequenceClassifier,
     tokens: Sequence[np.ndarray],
@@ -46,11 +53,11 @@ def start_as_bag(
     loss_to_beat: float,
     budget_seconds: float | None,
     seed: int,
-) -> str | None:
+) -> tuple[str, bool] | None:
     """Train embeddings and head of `model` as a bag of tokens; targets: distributions (N, C) of `tokens`.
 
     Changes the model only if the cross-entropy of held-out texts becomes smaller than `loss_to_beat`. Returns a note
-    on what was found, or None where the budget is too short.
+    and whether it has, or None where the budget is too short.
     """
     order = np.random.default_rng(seed).permutation(len(tokens))
     count = min(MOST_HELD_OUT, round(HELD_OUT * len(tokens)))
@@ -62,17 +69,17 @@ def start_as_bag(
     loss, best = bag.fit(tokens, targets, train, held_out, steps, seed)
     found = f"loss on {count:,} held-out texts: as a bag of tokens {loss:.3f}, as pretrained {loss_to_beat:.3f}"
     if not loss < loss_to_beat:
-        return f"{found}: starts as pretrained"
+        return f"{found}: starts as pretrained", False
     bag.load_state_dict(best)
     bag.write(model)
-    return f"{found}: starts as a bag of tokens"
+    return f"{found}: starts as a bag of tokens", True
 
 
-def can_start_as_bag(model: SequenceClassifier, source: Path, texts: int) -> bool:
+def can_start_as_bag(model: SequenceClassifier, source: Path, texts: int, steps: float) -> bool:
     """Whether the model, pretrained in the directory `source`, is one that the method is for.
 
-    Its texts are averages of states, which depend on nothing but their token where the layers are left out, and the run
-    that made it read few tokens for its parameters.
+    Its texts are averages of states, which depend on nothing but their token where the layers are left out, the run
+    that made it read few tokens for its parameters, and `steps` of fine-tuning are few.
     """
     config, trunk = model.config, model.trunk
     alone = isinstance(trunk, Transformer) and config.position == "rotary" and not config.type_vocab_size
@@ -81,7 +88,8 @@ def can_start_as_bag(model: SequenceClassifier, source: Path, texts: int) -> boo
     tokens, parameters = summary.get("tokens"), summary.get("parameters")
     known = isinstance(tokens, (int, float)) and isinstance(parameters, (int, float))
     briefly = known and tokens <= MOST_TOKENS_PER_PARAMETER * parameters
-    return alone and average and briefly and config.hidden_size < LARGEST_WIDTH and texts >= FEWEST_TEXTS
+    little = config.hidden_size < LARGEST_WIDTH and briefly and steps <= MOST_STEPS
+    return alone and average and little and texts >= FEWEST_TEXTS
 
 
 def _steps(

@@ -41,11 +41,11 @@ def fit_output_layer(
     max_length: int,
     budget_seconds: float | None,
     seed: int,
-) -> tuple[str, float] | None:
+) -> tuple[str, int, float] | None:
     """Fit the last linear layer of `model` to `answers`: labels (N,) or target distributions (N, C) of `tokens`.
 
-    Reads at most MOST_TEXTS texts, chosen by `seed`. Returns a note and the cross-validated loss, or None where there
-    is too little to fit.
+    Reads at most MOST_TEXTS texts, chosen by `seed`. Returns a note, the number of texts and the cross-validated
+    loss, or None where there is too little to fit.
     """
     most = min(MOST_TEXTS, int((budget_seconds or np.inf) * TEXTS_PER_SECOND) if budget_seconds else MOST_TEXTS)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(tokens))[:most])
@@ -67,7 +67,7 @@ def fit_output_layer(
         f"output layer fitted to the features of {len(chosen):,} texts: divergence from their targets "
         f"{loss - floor:.3f} nats"
     )
-    return note, held_out_loss
+    return note, len(chosen), held_out_loss
 
 
 def distributions(answers: np.ndarray, classes: int) -> Tensor:

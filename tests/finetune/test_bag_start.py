@@ -68,8 +68,8 @@ def test_a_model_that_starts_as_a_bag_of_tokens_tells_the_classes_apart():
     tokens, targets = texts(600)
     unseen, wanted = tokens[500:], targets[500:].argmax(-1)
     model = classifier()
-    note = start_as_bag(model, tokens[:500], targets[:500], 0.69, None, 0)
-    assert note is not None and "starts as a bag" in note
+    note, used = start_as_bag(model, tokens[:500], targets[:500], 0.69, None, 0)
+    assert used and "starts as a bag" in note
     assert (logits(model, unseen).argmax(-1) == wanted).float().mean() > 0.8
     found = logits(model, unseen)
     assert torch.equal(found, logits(without_layers(model), unseen)), "at first its layers add nothing"
@@ -79,8 +79,8 @@ def test_a_better_model_is_left_as_it_is():
     tokens, targets = texts(200)
     model = classifier()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    note = start_as_bag(model, tokens, targets, 0.01, None, 0)
-    assert note is not None and "starts as pretrained" in note
+    note, used = start_as_bag(model, tokens, targets, 0.01, None, 0)
+    assert not used and "starts as pretrained" in note
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -100,8 +100,8 @@ def write_summary(folder: Path, text: str = '{"tokens": 4000000, "parameters": 1
 )
 def test_a_bag_needs_averages_and_tokens_whose_state_is_their_own(tmp_path, changes):
     source = write_summary(tmp_path)
-    assert can_start_as_bag(classifier(), source, 100) and not can_start_as_bag(classifier(), source, 10)
-    assert not can_start_as_bag(classifier(**changes), source, 100)
+    assert can_start_as_bag(classifier(), source, 100, 300)
+    assert not can_start_as_bag(classifier(**changes), source, 100, 300)
 
 
 def test_the_fit_is_repeatable_and_bounded_by_the_budget():
@@ -116,5 +116,11 @@ def test_the_fit_is_repeatable_and_bounded_by_the_budget():
     "summary", ['{"tokens": 4000000000, "parameters": 1200000}', '{"tokens": "many", "parameters": 1200000}', "{"]
 )
 def test_only_models_of_runs_that_read_few_tokens_start_as_a_bag(tmp_path, summary):
-    assert not can_start_as_bag(classifier(), tmp_path / "model", 100)
-    assert not can_start_as_bag(classifier(), write_summary(tmp_path, summary), 100)
+    assert not can_start_as_bag(classifier(), tmp_path / "model", 100, 300)
+    assert not can_start_as_bag(classifier(), write_summary(tmp_path, summary), 100, 300)
+
+
+def test_a_bag_is_for_few_steps_of_enough_texts(tmp_path):
+    source = write_summary(tmp_path)
+    assert not can_start_as_bag(classifier(), source, 10, 300)
+    assert not can_start_as_bag(classifier(), source, 100, 10_000)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import PartialState
 
 import finetune.training as module
@@ -64,10 +65,13 @@ def test_balanced_classes_have_equal_weight_in_all():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("bag", [False, True])
 def test_a_resumed_run_does_not_fit_the_output_layer_again_and_ends_with_equal_weights(
-    tiny_tokenizer, tmp_path, monkeypatch
+    tiny_tokenizer, tmp_path, monkeypatch, bag
 ):
     model = write_pretrained(tmp_path / "pretrained", tiny_tokenizer)
+    if bag:
+        (tmp_path / "summary.json").write_text('{"tokens": 1000, "parameters": 1000}')
     data = {"path": str(write_rows(tmp_path / "train.csv", letters(160)))}
     options = {"model": str(model), "data": data, "max_steps": 9, "save_every": 4, "teacher": "none", **QUIET}
     fits, original = [], module.fit_output_layer
@@ -91,3 +95,5 @@ def test_a_resumed_run_does_not_fit_the_output_layer_again_and_ends_with_equal_w
     assert len(fits) == 2
     whole, killed = ((tmp_path / "runs" / name / "model" / "model.safetensors") for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
+    resolved = (yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text()) for name in ("whole", "killed"))
+    assert [tree["optim"]["embedding_lr"] for tree in resolved] == [1e-3 if bag else 3e-3] * 2

@@ -85,7 +85,7 @@ def test_the_fitted_output_layer_knows_more_than_a_random_one(head, soft):
 
     random_accuracy = accuracy()
     classifier.train()
-    note, _ = fit_output_layer(classifier, tokens, answers, 0, 32, None, 0)
+    note, *_ = fit_output_layer(classifier, tokens, answers, 0, 32, None, 0)
     assert "200 texts" in note and classifier.training
     assert accuracy() > max(0.6, random_accuracy + 0.15)
     changed = {name for name, p in classifier.named_parameters() if not torch.equal(p, before[name])}

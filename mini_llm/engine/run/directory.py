@@ -52,7 +52,7 @@ _BOOKKEEPING = {
     "wandb.json",
 }
 # Written before the first step, too.
-_BEFORE_TRAINING = {"data.json", "plan.json"}
+_BEFORE_TRAINING = {"data.json", "plan.json", "start.json"}
 # Endings of the files of a run, and its folders.
 _SUFFIXES = {".json", ".jsonl", ".yaml", ".txt", ".html"}
 _FOLDERS = {"checkpoints", "model", "tables", "teacher"}
