@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 COVERAGE = 0.95
 # Beyond four epochs repeated tokens count for less (Muennighoff et al. 2023), which the law does not know.
 MOST_EPOCHS = 4.0
+# The backtest says nothing about predictions that are farther than this many times its own.
+FARTHEST = 2.0
 Vector = NDArray[np.float64]
 
 
@@ -47,10 +49,12 @@ class Backtest:
     compute: float
 
     def deviation(self, parameters: float, tokens: float) -> float:
-        """Standard deviation of log loss due to extrapolation. What bends away from the law grows with the square of
-        the distance."""
+        """Standard deviation of log loss due to extrapolation.
+
+        What bends away from the law grows with the square of the distance, here up to FARTHEST distances.
+        """
         beyond = max(0.0, float(np.log(parameters * tokens / self.compute)))
-        return self.error * (beyond / self.distance) ** 2
+        return self.error * min(beyond / self.distance, FARTHEST) ** 2
 
 
 @dataclass(frozen=True)
