@@ -97,9 +97,11 @@ def train_classifier(
     # The weights of a checkpoint would replace the fitted ones; a replay may begin before the first checkpoint.
     resumes = has_checkpoint(run.path) and not isinstance(loop, Replay)
     known = read_state(run.path / "start.json", Start)
+    if known is None and isinstance(loop, Replay):
+        known = Start(bag=False)  # a run of an earlier release
     if config.weights == "pretrained" and not resumes:
         start = _head_start(config, source, model, training, answers, fit, pad, known, console)
-        if known is None and processes.is_main_process and not isinstance(loop, Replay):
+        if known is None and processes.is_main_process:
             write_json(run.path / "start.json", start.model_dump())
         known = start
     held_out_labels = np.array([example.label for example in splits.validation])
