@@ -52,7 +52,7 @@ class Fit:
         self.accelerator = make_accelerator(
             config.runtime, self.accumulation, self.micro_batch_size, config.optim.max_grad_norm
         )
-        self.steps = 0  # those of config.epochs, once `resolve` has been called
+        self.steps = round(config.epochs * self.batches.steps_per_epoch)
 
     def _accumulation(self, micro_batch_tokens: int) -> int:
         """Return the micro-batches per step and rank that keep a forward pass within `micro_batch_tokens`."""
@@ -61,12 +61,6 @@ class Fit:
             return max(1, -(-config.batch_size // (config.micro_batch_size * ranks)))
         tokens = config.batch_size / ranks * float(np.quantile(self.lengths, 0.9))
         return max(1, min(config.batch_size // ranks, round(tokens / micro_batch_tokens)))
-
-    @property
-    def planned_steps(self) -> int:
-        """The steps of config.epochs, or config.max_steps if they are fewer."""
-        steps = round(self.config.epochs * self.batches.steps_per_epoch)
-        return min(self.config.max_steps or steps, steps)
 
     def batches_of(self, rank: int) -> LengthBatches:
         config = self.config
@@ -83,7 +77,7 @@ class Fit:
     ) -> FinetuneConfig:
         """Choose the steps and the learning rates, and record the settings that the run has, with those `chosen`."""
         config = self.config
-        self.steps = max(least_steps, round(config.epochs * self.batches.steps_per_epoch))
+        self.steps = max(least_steps, self.steps)
         max_steps = min(config.max_steps or self.steps, self.steps)
         optim = config.optim.for_width(model.hidden_size, starts_as_bag)
         chosen |= {"run": config.run_name, "micro_batch_size": self.micro_batch_size, "max_steps": max_steps}

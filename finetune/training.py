@@ -211,7 +211,7 @@ def _head_start(
     if known is None:
         # A training step costs three forward passes.
         seconds_per_step = 3 * config.batch_size * (time.perf_counter() - started) / texts
-        steps = min(fit.planned_steps, (budget or float("inf")) / seconds_per_step)
+        steps = min(fit.steps, config.max_steps or fit.steps, (budget or float("inf")) / seconds_per_step)
         able = can_start_as_bag(model, source, len(training.tokens), steps)
         known = Start(bag=broadcast(able, fit.accelerator))
     if not known.bag:
