@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import NonNegativeFloat, PositiveFloat
 
 COVERAGE = 0.95
 # Beyond four epochs repeated tokens count for less (Muennighoff et al. 2023), which the law does not know.
 MOST_EPOCHS = 4.0
-# The backtest says nothing about predictions that are farther than this many times its own.
-FARTHEST = 2.0
+# The error of a backtest grows up to this many times its distance; it says nothing about farther predictions.
+MOST_DISTANCE = 2.0
 Vector = NDArray[np.float64]
 
 
@@ -44,17 +45,17 @@ class Backtest:
     longest run that was fitted. compute: largest N * D of all runs.
     """
 
-    error: float
-    distance: float
-    compute: float
+    error: NonNegativeFloat
+    distance: PositiveFloat
+    compute: PositiveFloat
 
     def deviation(self, parameters: float, tokens: float) -> float:
         """Standard deviation of log loss due to extrapolation.
 
-        What bends away from the law grows with the square of the distance, here up to FARTHEST distances.
+        What bends away from the law grows with the square of the distance, here up to MOST_DISTANCE distances.
         """
         beyond = max(0.0, float(np.log(parameters * tokens / self.compute)))
-        return self.error * min(beyond / self.distance, FARTHEST) ** 2
+        return self.error * min(beyond / self.distance, MOST_DISTANCE) ** 2
 
 
 @dataclass(frozen=True)

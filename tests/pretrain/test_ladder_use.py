@@ -11,10 +11,11 @@ import torch
 
 from mini_llm.corpus.fingerprint import corpus_fingerprint
 from mini_llm.engine.config import build_config
+from mini_llm.engine.run.state import read_state
 from pretrain.config import PretrainConfig
 from pretrain.ladder.fit import fit_law
 from pretrain.ladder.law import MOST_EPOCHS, Fit, Law
-from pretrain.ladder.use import FARTHEST, WIDTHS, width_by_ladder, write_law
+from pretrain.ladder.use import FARTHEST, WIDTHS, Record, width_by_ladder, write_law
 from pretrain.plan import speed
 from pretrain.plan.draft import DraftTokenizer
 from pretrain.plan.sizes import Plan, make_plan
@@ -125,3 +126,17 @@ def test_tokens_that_are_read_more_than_four_times_do_not_count():
     parameters, tokens = candidate(found.width)
     assert tokens > MOST_EPOCHS * corpus and WIDTHS[WIDTHS.index(found.width) + 1] ** 2 * 48 > FARTHEST * 1.6e6
     assert found.loss == pytest.approx(float(LAW.loss(parameters, MOST_EPOCHS * corpus)), rel=0.05)
+
+
+def test_the_backtest_is_stored_with_the_law_and_a_damaged_one_is_refused():
+    counts = np.outer([3e6, 2.5e6, 2e6, 1.2e6], [1, 2.5, 6.25]).ravel()
+    noise = np.random.default_rng(3).normal(0, 0.002, len(counts))
+    fit = fit_law(PARAMETERS, counts, LAW.loss(PARAMETERS, counts) * np.exp(noise), resamples=20)
+    Path("runs").mkdir()
+    write_law(Path("runs"), fit, model="gpt", corpus="c", vocab_size=9, length=8, parameters=9)
+    path = Path("runs/law.json")
+    found = read_state(path, Record)
+    assert fit.backtest is not None and found is not None
+    assert found.fit.predict(3e6, 6e7) == pytest.approx(fit.predict(3e6, 6e7))
+    path.write_text(re.sub(r'"distance": [\d.]+', '"distance": 0', path.read_text()))
+    assert read_state(path, Record) is None
