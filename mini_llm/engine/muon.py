@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
-from mini_llm.engine.device import DTYPES, cpu_has_bf16
+from mini_llm.engine.device import DTYPES, cpu_prefers_bf16
 from mini_llm.model.attention import Attention
 
 # Elements that are orthogonalized at a time: 64 MB in fp32, and about five times as much during the iteration.
@@ -45,7 +45,7 @@ def orthogonalize_dtype(device: torch.device, precision: str) -> torch.dtype:
     The iteration corrects its own rounding errors, but four steps amplify a difference in the last bit too much for
     fp32 runs that should agree with each other.
     """
-    in_hardware = device.type == "cuda" or cpu_has_bf16()
+    in_hardware = device.type == "cuda" or cpu_prefers_bf16()
     return torch.bfloat16 if DTYPES[precision] != torch.float32 and in_hardware else torch.float32
 
 

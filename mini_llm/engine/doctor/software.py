@@ -67,10 +67,10 @@ def check_torch() -> Finding:
         import torch
     except (ImportError, OSError) as error:
         return problem("PyTorch", f"cannot be imported ({error})", INSTALL)
-    from mini_llm.engine.device import cpu_has_bf16
+    from mini_llm.engine.device import cpu_prefers_bf16
 
     capability = torch.backends.cpu.get_cpu_capability()
-    numbers = "bf16 products" if cpu_has_bf16() else "no fast bf16, so that fp32 is used"
+    numbers = "trains in bf16" if cpu_prefers_bf16() else "trains in fp32, because bf16 is not faster"
     text = f"{torch.__version__}, processor with {capability}, {numbers}"
     if not capability.startswith(("AVX", "SVE")) and platform.machine() == "x86_64":
         return warning("PyTorch", text, "unset ATEN_CPU_CAPABILITY")
