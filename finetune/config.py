@@ -109,6 +109,13 @@ class FinetuneConfig(LoopConfig):
         description="auto: store the linear teacher beside the model and pool both in predictions if validation gains; "
         "none: the model alone.",
     )
+    continued_pretraining: float | None = Field(
+        None,
+        ge=0,
+        le=0.8,
+        description="Share of the budget in which pretraining goes on with the training and unlabelled texts; 0: none; "
+        "null: a third, if the model is small and does not know them.",
+    )
     pooling: Literal["auto", "cls", "mean"] = Field(
         "auto", description="State that the classifier reads, where the family has a choice (ModernBERT); auto: mean."
     )

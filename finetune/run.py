@@ -16,6 +16,7 @@ from mini_llm.tokenization.load import load_tokenizer
 
 from .config import FinetuneConfig
 from .pretrained import find_pretrained
+from .recipe.continued_pretraining import continue_pretraining, fine_tuned_from
 from .recipe.texts import load_texts
 from .scoring import score_run
 from .tasks.registry import SINGLE_LABEL, task_name
@@ -58,6 +59,7 @@ def finetune(
             write_json(run.path / "data.json", splits.findings)
         for note in (splits.description, *splits.notes):
             console.print(note, markup=False)
+        config, source = continue_pretraining(config, source, splits, processes, run, console)
         with Tracker(run.path, config.tracking, "finetune", tree, main_process, start=source) as tracker:
             tracker.uses(f"{run.path.name}-data", "dataset", run.path / "data.json")
             train(config, source, splits, processes, run, tracker, console)
@@ -81,6 +83,7 @@ def replay(path: Path, step: int, dump: Path | None) -> None:
         return
     with processes.main_process_first():
         splits = load_texts(config)
+    config, source = fine_tuned_from(config, source, path)
     again = Replay(step, load_tokenizer(source).decode, dump)
     with Tracker(path, config.tracking, "finetune", {}, main_process=False) as tracker:
         train_classifier(config, source, splits, processes, run, tracker, Console(quiet=True), again)

@@ -35,7 +35,7 @@ from .fit import Fit, balanced_weights, without_choice_by_few
 from .pretrained import describe_start, load_classifier
 from .recipe.bag_start import Start, can_start_as_bag, start_as_bag
 from .recipe.head_start import distributions, fit_output_layer
-from .recipe.texts import CHARACTERS_PER_SECOND
+from .recipe.texts import CHARACTERS_PER_SECOND, epoch, labelled_copies
 from .recipe.window import choose_length
 from .teacher import FOLDER, Teacher, fit_teacher, targets
 
@@ -88,22 +88,24 @@ def train_classifier(
             f"{share:.0%} of the training texts are longer than {length} tokens: only their beginning is read"
         )
 
-    fit = Fit(without_choice_by_few(config, len(splits.validation)), training.lengths, processes)
-    pad = padding_id(tokenizer)
-
-    def batch(rows: np.ndarray) -> Batch:
-        return collate([training.tokens[i] for i in rows], answers[rows], pad, length)
-
     # The weights of a checkpoint would replace the fitted ones; a replay may begin before the first checkpoint.
     resumes = has_checkpoint(run.path) and not isinstance(loop, Replay)
     known = read_state(run.path / "start.json", Start)
-    if known is None and isinstance(loop, Replay):
+    if known is None and (resumes or isinstance(loop, Replay)):
         known = Start(bag=False)  # a run of an earlier release
+    start = known or Start(bag=False, labelled_copies=labelled_copies(len(texts), len(unlabelled)))
+    order = epoch(len(texts), len(unlabelled), start.labelled_copies)
+    fit = Fit(without_choice_by_few(config, len(splits.validation)), training.lengths[order], processes)
+    pad = padding_id(tokenizer)
+
+    def batch(rows: np.ndarray) -> Batch:
+        rows = order[rows]
+        return collate([training.tokens[i] for i in rows], answers[rows], pad, length)
+
     if config.weights == "pretrained" and not resumes:
-        start = _head_start(config, source, model, training, answers, fit, pad, known, console)
-        if known is None and processes.is_main_process:
-            write_json(run.path / "start.json", start.model_dump())
-        known = start
+        start.bag = _head_start(config, source, model, training, answers, fit, pad, known, console)
+    if known is None and processes.is_main_process:
+        write_json(run.path / "start.json", start.model_dump())
     held_out_labels = np.array([example.label for example in splits.validation])
     # Imports scikit-learn, which would count as time of the first evaluation.
     from .scores.agreement import validation_scores
@@ -132,14 +134,14 @@ def train_classifier(
 
     data = config.data.model_copy(update={"max_length": length})
     least_steps = LEAST_STEPS if teacher else 1
-    starts_as_bag = known is not None and known.bag
-    resolved = fit.resolve(model.config, run, tracker, least_steps, starts_as_bag, data=data)
+    resolved = fit.resolve(model.config, run, tracker, least_steps, start.bag, data=data)
     console.print(
         f"{len(splits.train):,} training and {len(splits.validation):,} validation texts, {len(splits.names)} labels; "
         f"{fit.steps:,} steps of {config.batch_size} are {config.epochs:g} epochs; learning rate "
         f"{resolved.optim.lr:.2g}; budget {config.budget}"
     )
     kind = frame_kind(model.config.causal, model.config.is_encoder_decoder)
+    sources = [example.source for example in splits.train] + [f"unlabelled {i}" for i in range(len(unlabelled))]
     fit.run(
         model,
         batch,
@@ -151,7 +153,7 @@ def train_classifier(
         larger_is_better=config.metric != "loss",
         seconds_used=time.perf_counter() - started,
         held_out=held_out.lengths,
-        sources=[example.source for example in splits.train] + [f"unlabelled {i}" for i in range(len(unlabelled))],
+        sources=[sources[i] for i in order],
         tokenizer_sha256=tokenizer.sha256,
         data_fingerprint=content_hash(
             [(row.text, row.label) for part in (splits.train, splits.validation) for row in part]
@@ -199,29 +201,33 @@ def _head_start(
     pad: int,
     known: Start | None,
     console: Console,
-) -> Start:
-    """Fit the output layer, then embeddings and head as a bag of tokens where `known` says so, or if that is better."""
+) -> bool:
+    """Fit the output layer, then embeddings and head as a bag of tokens where `known` says so, or if that is better.
+
+    Returns whether the model starts as that bag.
+    """
     started = time.perf_counter()
     budget, length = config.budget_seconds, int(training.lengths.max())
     found = fit_output_layer(model, training.tokens, answers, pad, length, budget, config.seed)
     if found is None:
-        return Start(bag=False)
+        return False
     note, texts, loss = found
     console.print(note, markup=False)
-    if known is None:
+    bag = known.bag if known else None
+    if bag is None:
         # A training step costs three forward passes.
         seconds_per_step = 3 * config.batch_size * (time.perf_counter() - started) / texts
         steps = min(fit.steps, config.max_steps or fit.steps, (budget or float("inf")) / seconds_per_step)
         able = can_start_as_bag(model, source, len(training.tokens), steps)
-        known = Start(bag=broadcast(able, fit.accelerator))
-    if not known.bag:
-        return known
+        bag = broadcast(able, fit.accelerator)
+    if not bag:
+        return False
     soft = distributions(answers, model.config.num_labels)
-    bag = start_as_bag(model, training.tokens, soft, loss, budget, config.seed)
-    if bag is None:
-        return Start(bag=False)
-    console.print(bag[0], markup=False)
-    return Start(bag=bag[1])
+    result = start_as_bag(model, training.tokens, soft, loss, budget, config.seed)
+    if result is None:
+        return False
+    console.print(result[0], markup=False)
+    return result[1]
 
 
 def _within(texts: list[str], characters: float) -> list[str]:

@@ -19,16 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mini_llm.engine.run.state import Summary, read_object
 from mini_llm.model import SequenceClassifier
 from mini_llm.model.transformer import Transformer
 
-# Wider models, and those that have seen more tokens per parameter, were not pretrained in minutes.
-LARGEST_WIDTH, MOST_TOKENS_PER_PARAMETER = 512, 100
+from .pretrained_tokens import LARGEST_WIDTH, pretrained_briefly
+
 FEWEST_TEXTS, MOST_STEPS = 50, 1500
 HELD_OUT, MOST_HELD_OUT = 0.1, 1000
 BATCH = 256
@@ -41,9 +40,13 @@ EVALUATIONS = 12
 
 
 class Start(BaseModel):
-    """start.json: whether the run starts as a bag of tokens, which depends on the speed of the machine."""
+    """start.json: whether the run starts as a bag of tokens, and how often an epoch holds each labelled text.
+
+    The first depends on the speed of the machine; runs of earlier releases have one copy.
+    """
 
     bag: bool
+    labelled_copies: PositiveInt = 1
 
 
 def start_as_bag(
@@ -84,11 +87,7 @@ def can_start_as_bag(model: SequenceClassifier, source: Path, texts: int, steps:
     config, trunk = model.config, model.trunk
     alone = isinstance(trunk, Transformer) and config.position == "rotary" and not config.type_vocab_size
     average = config.classifier_pooling == "mean" and config.classifier_head == "transform"
-    summary = read_object(source.parent / "summary.json", Summary)
-    tokens, parameters = summary.get("tokens"), summary.get("parameters")
-    known = isinstance(tokens, (int, float)) and isinstance(parameters, (int, float))
-    briefly = known and tokens <= MOST_TOKENS_PER_PARAMETER * parameters
-    little = config.hidden_size < LARGEST_WIDTH and briefly and steps <= MOST_STEPS
+    little = config.hidden_size < LARGEST_WIDTH and pretrained_briefly(source) and steps <= MOST_STEPS
     return alone and average and little and texts >= FEWEST_TEXTS
 
 

@@ -1,5 +1,7 @@
 """All texts of a run: the labelled splits, and unlabelled ones, by default those of the pretraining corpus."""
 
+import numpy as np
+
 from ..config import FinetuneConfig
 from ..data import load_examples
 from ..examples import Splits
@@ -10,6 +12,8 @@ from ..quality.unlabelled import read_pretraining_texts
 CHARACTERS_PER_SECOND, MOST_CHARACTERS = 100_000, 60_000_000
 # A corpus that holds more of the scored texts than this share would teach from them.
 MOST_SHARED = 0.02
+# Copies of a labelled text in an epoch, at most.
+MOST_COPIES = 8
 
 
 def load_texts(config: FinetuneConfig) -> Splits:
@@ -28,3 +32,13 @@ def load_texts(config: FinetuneConfig) -> Splits:
     characters = min(MOST_CHARACTERS, (config.budget_seconds or float("inf")) * CHARACTERS_PER_SECOND)
     splits.unlabelled = read_pretraining_texts(sources or [], config.data, splits, characters)
     return splits
+
+
+def labelled_copies(labelled: int, unlabelled: int) -> int:
+    """How often an epoch holds each labelled text: up to MOST_COPIES, while they are not more than the unlabelled."""
+    return min(max(1, round(unlabelled / labelled)), MOST_COPIES)
+
+
+def epoch(labelled: int, unlabelled: int, copies: int) -> np.ndarray:
+    """The texts of an epoch, as indices of the labelled texts followed by the unlabelled ones."""
+    return np.concatenate([np.tile(np.arange(labelled), copies), labelled + np.arange(unlabelled)])

@@ -13,7 +13,7 @@ from ..config import FinetuneConfig
 from ..requested import requested_settings
 
 # A distillation takes all settings from the teacher's run, except these.
-OWN = ("run", "model", "weights", "teacher", "epochs", "max_steps", "student")
+OWN = ("run", "model", "weights", "teacher", "epochs", "max_steps", "student", "continued_pretraining")
 
 
 class StudentConfig(Config):

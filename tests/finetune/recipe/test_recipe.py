@@ -15,7 +15,7 @@ from finetune.linear import LinearClassifier, fit_tfidf
 from finetune.recipe.ensemble import FOLDER, Ensemble, choose_weight, mix, read_ensemble, write_ensemble
 from finetune.recipe.head_start import choose_weight_decay, fit_logistic_regression, fit_output_layer
 from finetune.recipe.lsa import fit_lsa
-from finetune.recipe.texts import load_texts
+from finetune.recipe.texts import epoch, labelled_copies, load_texts
 from finetune.recipe.window import choose_length
 from finetune.recipe.words import fit_tfidf_features
 from finetune.scores.calibration import Calibration
@@ -244,3 +244,12 @@ def test_characters_are_the_words_of_scripts_without_spaces(tmp_path):
         "22",
         *("an \u5f88", "\u5f88 \u597d", "\u597d 22"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("labelled", "unlabelled", "copies"), [(100, 0, 1), (100, 60, 1), (100, 250, 2), (100, 50_000, 8)]
+)
+def test_labelled_texts_are_read_more_often_than_unlabelled_ones(labelled, unlabelled, copies):
+    assert labelled_copies(labelled, unlabelled) == copies
+    counts = np.bincount(epoch(labelled, unlabelled, copies))
+    assert counts[:labelled].tolist() == [copies] * labelled and counts[labelled:].tolist() == [1] * unlabelled
