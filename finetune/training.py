@@ -93,7 +93,7 @@ def train_classifier(
     known = read_state(run.path / "start.json", Start)
     if known is None and (resumes or isinstance(loop, Replay)):
         known = Start(bag=False)  # a run of an earlier release
-    start = known or Start(bag=False, labelled_copies=labelled_copies(len(texts), len(unlabelled)))
+    start = known or Start(bag=False, labelled_copies=labelled_copies(len(texts), len(unlabelled), teacher))
     order = epoch(len(texts), len(unlabelled), start.labelled_copies)
     fit = Fit(without_choice_by_few(config, len(splits.validation)), training.lengths[order], processes)
     pad = padding_id(tokenizer)

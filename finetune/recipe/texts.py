@@ -7,6 +7,7 @@ from ..data import load_examples
 from ..examples import Splits
 from ..quality.overlap import pretraining_overlap, pretraining_sources
 from ..quality.unlabelled import read_pretraining_texts
+from ..teacher import Teacher
 
 # Unlabelled text that is read, per second of the budget: LSA and the teacher's labels then take a sixth of it.
 CHARACTERS_PER_SECOND, MOST_CHARACTERS = 100_000, 60_000_000
@@ -34,8 +35,14 @@ def load_texts(config: FinetuneConfig) -> Splits:
     return splits
 
 
-def labelled_copies(labelled: int, unlabelled: int) -> int:
-    """How often an epoch holds each labelled text: up to MOST_COPIES, while they are not more than the unlabelled."""
+def labelled_copies(labelled: int, unlabelled: int, teacher: Teacher | None) -> int:
+    """How often an epoch holds each labelled text.
+
+    A teacher that has learned nothing from the unlabelled texts tells nothing new there. Then it is up to MOST_COPIES
+    times, while the labelled texts are not more than the unlabelled ones.
+    """
+    if teacher is None or teacher.knows_unlabelled:
+        return 1
     return min(max(1, round(unlabelled / labelled)), MOST_COPIES)
 
 

@@ -54,9 +54,9 @@ def default_device(device: str = "auto") -> torch.device:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> str:
-    """A key of DTYPES; "auto" is bf16 if the hardware multiplies it (on a CPU: fast), else fp16 on a GPU and fp32 on a CPU.
+    """A key of DTYPES; "auto" is bf16 if the hardware multiplies it, on a CPU if that is faster.
 
-    Raises ConfigError for fp16 on a CPU.
+    Else "auto" is fp16 on a GPU and fp32 on a CPU. Raises ConfigError for fp16 on a CPU.
     """
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("runtime.precision=fp16 needs a GPU; on a CPU use bf16 or fp32")

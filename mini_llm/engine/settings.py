@@ -67,7 +67,8 @@ class RuntimeConfig(Config):
     device: Literal["auto", "cpu"] = Field("auto", description="auto: a CUDA GPU where there is one; cpu: never a GPU.")
     precision: Precision = Field(
         "auto",
-        description="Number type of matrix products; auto: bf16 if the hardware has it (CPU: if it is faster), else fp16 (GPU) or fp32 (CPU).",
+        description="Number type of matrix products; auto: bf16 if the hardware has it (CPU: if it is faster), else "
+        "fp16 (GPU) or fp32 (CPU).",
     )
     compile: bool | Literal["auto"] = Field(
         "auto",

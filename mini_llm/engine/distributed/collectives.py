@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 
-def broadcast(value: Any, accelerator: Accelerator) -> Any:
+def broadcast(value: Any, accelerator: Accelerator | PartialState) -> Any:
     """Return the main process's value on every rank."""
     if accelerator.num_processes == 1:
         return value

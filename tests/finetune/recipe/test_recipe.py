@@ -19,6 +19,7 @@ from finetune.recipe.texts import epoch, labelled_copies, load_texts
 from finetune.recipe.window import choose_length
 from finetune.recipe.words import fit_tfidf_features
 from finetune.scores.calibration import Calibration
+from finetune.teacher import Teacher
 from mini_llm.engine.errors import CheckpointError
 from mini_llm.model import ModelConfig, SequenceClassifier
 
@@ -247,9 +248,19 @@ def test_characters_are_the_words_of_scripts_without_spaces(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labelled", "unlabelled", "copies"), [(100, 0, 1), (100, 60, 1), (100, 250, 2), (100, 50_000, 8)]
+    ("labelled", "unlabelled", "knows", "copies"),
+    [(100, 0, False, 1), (100, 60, False, 1), (100, 250, False, 2), (100, 50_000, False, 8), (100, 50_000, True, 1)],
 )
-def test_labelled_texts_are_read_more_often_than_unlabelled_ones(labelled, unlabelled, copies):
-    assert labelled_copies(labelled, unlabelled) == copies
+def test_labelled_texts_are_read_more_often_where_the_teacher_has_not_learned_from_the_others(
+    labelled, unlabelled, knows, copies
+):
+    member = LinearClassifier.__new__(LinearClassifier)
+    member.components = np.zeros((2, 2)) if knows else None
+    teacher = Teacher([member], np.zeros((labelled, 2)), np.zeros((unlabelled, 2)), 0.0, "")
+    assert labelled_copies(labelled, unlabelled, teacher) == copies
     counts = np.bincount(epoch(labelled, unlabelled, copies))
     assert counts[:labelled].tolist() == [copies] * labelled and counts[labelled:].tolist() == [1] * unlabelled
+
+
+def test_without_a_teacher_every_text_is_read_once_an_epoch():
+    assert labelled_copies(10, 0, None) == 1
