@@ -165,12 +165,13 @@ def fit_tfidf(
     seed: int = 0,
     held_out: tuple[Sequence[str], np.ndarray] | None = None,
     naive_bayes: bool = False,
+    deadline: float = float("inf"),
 ) -> LinearClassifier:
     """Logistic regression on TF-IDF of words, punctuation and their pairs.
 
     With `naive_bayes`, features are multiplied by their log-count ratios first (Wang and Manning 2012). The
     regularization is chosen by cross-validation, or by the loss on `held_out` texts and their labels, which takes
-    a fifth of the time but gives no out-of-fold probabilities.
+    a fifth of the time but gives no out-of-fold probabilities. `deadline`: see choose.
     """
     started = time.perf_counter()
     vectorizer = make_vectorizer(min_df=1 + (len(texts) > MANY_TEXTS))
@@ -181,7 +182,7 @@ def fit_tfidf(
         features = vectorizer.fit_transform(texts)
     much = sum(map(len, texts)) > MUCH_TEXT
     if held_out is None:
-        strength, out_of_fold, loss = choose(features, (), labels, classes, seed, much, naive_bayes)
+        strength, out_of_fold, loss = choose(features, (), labels, classes, seed, much, naive_bayes, deadline)
     else:
         unseen = vectorizer.transform(held_out[0])
         strength, loss = choose_on(features, labels, unseen, held_out[1], classes, seed, much, naive_bayes)

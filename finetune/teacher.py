@@ -52,10 +52,16 @@ class Teacher:
 
 
 def fit_teacher(
-    folder: Path, texts: Sequence[str], labels: np.ndarray, classes: int, unlabelled: Sequence[str], seed: int
+    folder: Path,
+    texts: Sequence[str],
+    labels: np.ndarray,
+    classes: int,
+    unlabelled: Sequence[str],
+    seed: int,
+    seconds: float = float("inf"),
 ) -> Teacher:
     """Fit TF-IDF in two ways, and LSA if there is text enough, and keep the model, or the better TF-IDF with LSA, that
-    has the smallest out-of-fold log loss.
+    has the smallest out-of-fold log loss. After `seconds` nothing more is tried.
 
     What was fitted is saved in `folder`, and read from there when a run is resumed.
     """
@@ -63,10 +69,15 @@ def fit_teacher(
     if (found := _load(folder, fingerprint)) is not None:
         return found
     started = time.perf_counter()
-    plain, scaled = (fit_tfidf(texts, labels, classes, seed, naive_bayes=scale) for scale in (False, True))
-    tfidf = min(plain, scaled, key=lambda model: model.log_loss)
-    lsa = fit_lsa(texts, labels, classes, unlabelled, seed)
-    candidates = [[plain], [scaled]] + ([[lsa], [tfidf, lsa]] if lsa is not None else [])
+    deadline = started + seconds
+    single = [fit_tfidf(texts, labels, classes, seed, deadline=deadline)]
+    if time.perf_counter() < deadline:
+        single.append(fit_tfidf(texts, labels, classes, seed, naive_bayes=True, deadline=deadline))
+    lsa = None
+    if time.perf_counter() < deadline:
+        lsa = fit_lsa(texts, labels, classes, unlabelled, seed, deadline)
+    tfidf = min(single, key=lambda model: model.log_loss)
+    candidates = [[model] for model in single] + ([[lsa], [tfidf, lsa]] if lsa is not None else [])
     losses = [log_loss(pool([model.out_of_fold for model in members]), labels) for members in candidates]
     members = candidates[int(np.argmin(losses))]
     described = "; ".join(f"{' + '.join(m.name for m in c)}: {x:.3f}" for c, x in zip(candidates, losses, strict=True))

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ from .teacher import FOLDER, Teacher, fit_teacher, targets
 LEAST_STEPS = 300
 # Labelled text that a linear teacher is cross-validated on, in all and per second of the budget.
 MOST_CHARACTERS, LABELLED_CHARACTERS_PER_SECOND = 64_000_000, 50_000
+# Share of the budget after which nothing more is tried for the teacher.
+TEACHER_SHARE = 0.2
 
 
 def train_classifier(
@@ -103,7 +106,8 @@ def train_classifier(
         return collate([training.tokens[i] for i in rows], answers[rows], pad, length)
 
     if config.weights == "pretrained" and not resumes:
-        start.bag = _head_start(config, source, model, training, answers, fit, pad, known, console)
+        found = _head_start(config, source, model, training, answers, fit, pad, known, console)
+        start = found.model_copy(update={"labelled_copies": start.labelled_copies})
     if known is None and processes.is_main_process:
         write_json(run.path / "start.json", start.model_dump())
     held_out_labels = np.array([example.label for example in splits.validation])
@@ -183,7 +187,9 @@ def _fit_teacher(
         return None, []
     unlabelled = _within(splits.unlabelled, budget * CHARACTERS_PER_SECOND)
     with processes.main_process_first():
-        teacher = fit_teacher(run.path / FOLDER, texts, labels, len(splits.names), unlabelled, config.seed)
+        teacher = fit_teacher(
+            run.path / FOLDER, texts, labels, len(splits.names), unlabelled, config.seed, TEACHER_SHARE * budget
+        )
     console.print(teacher.description, markup=False)
     if unlabelled and not config.data.unlabelled and not teacher.knows_unlabelled:
         console.print("the pretraining corpus does not help the teacher, so its texts are not learned from")
@@ -201,16 +207,16 @@ def _head_start(
     pad: int,
     known: Start | None,
     console: Console,
-) -> bool:
+) -> Start:
     """Fit the output layer, then embeddings and head as a bag of tokens where `known` says so, or if that is better.
 
-    Returns whether the model starts as that bag.
+    Returns how the model starts, without the copies of labelled texts.
     """
     started = time.perf_counter()
     budget, length = config.budget_seconds, int(training.lengths.max())
     found = fit_output_layer(model, training.tokens, answers, pad, length, budget, config.seed)
     if found is None:
-        return False
+        return Start(bag=False)
     note, texts, loss = found
     console.print(note, markup=False)
     bag = known.bag if known else None
@@ -221,11 +227,12 @@ def _head_start(
         able = can_start_as_bag(model, source, len(training.tokens), steps)
         bag = broadcast(able, fit.accelerator)
     if not bag:
-        return False
+        return Start(bag=False)
     soft = distributions(answers, model.config.num_labels)
-    result = start_as_bag(model, training.tokens, soft, loss, budget, config.seed)
+    agree = partial(broadcast, accelerator=fit.accelerator)
+    result = start_as_bag(model, training.tokens, soft, loss, budget, config.seed, known, agree)
     if result is None:
-        return False
+        return Start(bag=False)
     console.print(result[0], markup=False)
     return result[1]
 

@@ -14,7 +14,8 @@ Shapes: N texts, C classes, V vocabulary, H features.
 """
 
 import copy
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,20 +33,23 @@ FEWEST_TEXTS, MOST_STEPS = 50, 1500
 HELD_OUT, MOST_HELD_OUT = 0.1, 1000
 BATCH = 256
 STEPS, EPOCHS = (300, 1000), 5
-# Share of the budget, and multiply-adds per second of one core, which bound the number of steps.
+# Share of the budget and multiply-adds per second of one core, which bound the number of steps, and the share that
+# they may take on a machine that is slower, or busy, by the time of the first ones.
 SHARE, SPEED = 0.05, 4e9
+MOST_SHARE, TIMED_STEPS = 0.15, 5
 LR, HEAD_LR = 2e-3, 1e-3
 KEPT_TOKENS = 0.5  # share of the tokens of a text that a step reads, against overfitting
 EVALUATIONS = 12
 
 
 class Start(BaseModel):
-    """start.json: whether the run starts as a bag of tokens, and how often an epoch holds each labelled text.
+    """start.json: whether the run starts as a bag of tokens, its steps, and how often an epoch holds a labelled text.
 
-    The first depends on the speed of the machine; runs of earlier releases have one copy.
+    The first two depend on the speed of the machine; runs of earlier releases have not recorded the others.
     """
 
     bag: bool
+    bag_steps: PositiveInt | None = None
     labelled_copies: PositiveInt = 1
 
 
@@ -56,11 +60,14 @@ def start_as_bag(
     loss_to_beat: float,
     budget_seconds: float | None,
     seed: int,
-) -> tuple[str, bool] | None:
+    known: Start | None = None,
+    agree: Callable[[int], int] = int,
+) -> tuple[str, Start] | None:
     """Train embeddings and head of `model` as a bag of tokens; targets: distributions (N, C) of `tokens`.
 
-    Changes the model only if the cross-entropy of held-out texts becomes smaller than `loss_to_beat`. Returns a note
-    and whether it has, or None where the budget is too short.
+    Changes the model only if the cross-entropy of held-out texts becomes smaller than `loss_to_beat`. `known`: what an
+    earlier launch of the run has found. `agree` returns the first rank's number. Returns a note and how the model
+    starts, or None where the budget is too short.
     """
     order = np.random.default_rng(seed).permutation(len(tokens))
     count = min(MOST_HELD_OUT, round(HELD_OUT * len(tokens)))
@@ -69,13 +76,19 @@ def start_as_bag(
     if steps < STEPS[0] // 3:
         return None
     bag = Bag(model)
+    if known is not None and known.bag_steps:
+        steps = known.bag_steps
+    elif known is None and budget_seconds is not None:
+        steps = agree(min(steps, int(MOST_SHARE * budget_seconds / bag.seconds_per_step(tokens, targets, train))))
+        if steps < STEPS[0] // 3:
+            return None
     loss, best = bag.fit(tokens, targets, train, held_out, steps, seed)
     found = f"loss on {count:,} held-out texts: as a bag of tokens {loss:.3f}, as pretrained {loss_to_beat:.3f}"
     if not loss < loss_to_beat:
-        return f"{found}: starts as pretrained", False
+        return f"{found}: starts as pretrained", Start(bag=False)
     bag.load_state_dict(best)
     bag.write(model)
-    return f"{found}: starts as a bag of tokens", True
+    return f"{found}: starts as a bag of tokens", Start(bag=True, bag_steps=steps)
 
 
 def can_start_as_bag(model: SequenceClassifier, source: Path, texts: int, steps: float) -> bool:
@@ -94,7 +107,7 @@ def can_start_as_bag(model: SequenceClassifier, source: Path, texts: int, steps:
 def _steps(
     model: SequenceClassifier, tokens: Sequence[np.ndarray], train: np.ndarray, budget_seconds: float | None
 ) -> int:
-    """The number of steps, which depends on the budget but on no clock, so that a run can be repeated."""
+    """The number of steps on a machine of the assumed speed."""
     config = model.config
     length = np.mean([len(tokens[i]) for i in train[:1000]])
     seconds = (4 * BATCH * length * KEPT_TOKENS + 40 * config.vocab_size) * config.hidden_size / SPEED
@@ -118,6 +131,14 @@ class Bag(nn.Module):
         )  # V H
         pooled = F.embedding_bag(ids, states, starts, mode="mean")  # B H
         return self.head["classifier"](self.head["head"](pooled))
+
+    def seconds_per_step(self, tokens: Sequence[np.ndarray], targets: Tensor, train: np.ndarray) -> float:
+        """Time some steps on a copy."""
+        copied = copy.deepcopy(self)
+        copied.fit(tokens, targets, train, train[:1], 1, 0)
+        started = time.perf_counter()
+        copied.fit(tokens, targets, train, train[:1], TIMED_STEPS, 0)
+        return (time.perf_counter() - started) / TIMED_STEPS
 
     def fit(
         self,

@@ -33,12 +33,18 @@ LEAST_COUNT = 3
 
 
 def fit_lsa(
-    texts: Sequence[str], labels: np.ndarray, classes: int, unlabelled: Sequence[str], seed: int = 0
+    texts: Sequence[str],
+    labels: np.ndarray,
+    classes: int,
+    unlabelled: Sequence[str],
+    seed: int = 0,
+    deadline: float = float("inf"),
 ) -> LinearClassifier | None:
     """Logistic regression on LSA coordinates of unlabelled and training texts together; None with too few texts, or
     tokens that several texts have.
 
-    Regularization and the largest share of texts that a token may be in are chosen by cross-validation on the labels.
+    Regularization and the largest share of texts that a token may be in are chosen by cross-validation on the labels,
+    while the time.perf_counter() is before `deadline`.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
@@ -58,9 +64,11 @@ def fit_lsa(
     much = sum(map(len, texts)) > MUCH_TEXT
     best: LinearClassifier | None = None
     for share in LARGEST_SHARES:
+        if best is not None and time.perf_counter() > deadline:
+            break
         allowed = np.flatnonzero(frequencies <= share * len(everything))
         columns = np.sort(allowed[np.argsort(-frequencies[allowed], kind="stable")[:MOST_FEATURES]])
-        found = _fit(counts[:, columns], vocabulary[columns].tolist(), labels, classes, seed, much)
+        found = _fit(counts[:, columns], vocabulary[columns].tolist(), labels, classes, seed, much, deadline)
         if found is not None and (best is None or found.log_loss < best.log_loss):
             best = found
     if best is not None:
@@ -69,7 +77,7 @@ def fit_lsa(
 
 
 def _fit(
-    counts: Any, vocabulary: list[str], labels: np.ndarray, classes: int, seed: int, much: bool
+    counts: Any, vocabulary: list[str], labels: np.ndarray, classes: int, seed: int, much: bool, deadline: float
 ) -> LinearClassifier | None:
     """Fit to the counts (N, V) of all texts, whose last rows have the `labels`; None with less than two tokens."""
     from sklearn.decomposition import TruncatedSVD
@@ -87,7 +95,7 @@ def _fit(
     wanted = DIMENSIONS if len(labels) <= MANY_TEXTS else DIMENSIONS_FOR_MANY
     dimensions = tuple(sorted({min(d, largest) for d in wanted}))
     features = prefixes(coordinates, dimensions)
-    strength, out_of_fold, loss = choose(features, dimensions, labels, classes, seed, much)
+    strength, out_of_fold, loss = choose(features, dimensions, labels, classes, seed, much, deadline=deadline)
     return LinearClassifier(
         "LSA + logistic regression",
         vocabulary,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune.encode import collate
-from finetune.recipe.bag_start import Bag, can_start_as_bag, start_as_bag
+from finetune.recipe.bag_start import Bag, Start, can_start_as_bag, start_as_bag
 from mini_llm.model import ModelConfig, SequenceClassifier
 
 CONFIG = {
@@ -68,8 +68,8 @@ def test_a_model_that_starts_as_a_bag_of_tokens_tells_the_classes_apart():
     tokens, targets = texts(600)
     unseen, wanted = tokens[500:], targets[500:].argmax(-1)
     model = classifier()
-    note, used = start_as_bag(model, tokens[:500], targets[:500], 0.69, None, 0)
-    assert used and "starts as a bag" in note
+    note, start = start_as_bag(model, tokens[:500], targets[:500], 0.69, None, 0)
+    assert start.bag and "starts as a bag" in note
     assert (logits(model, unseen).argmax(-1) == wanted).float().mean() > 0.8
     found = logits(model, unseen)
     assert torch.equal(found, logits(without_layers(model), unseen)), "at first its layers add nothing"
@@ -79,8 +79,8 @@ def test_a_better_model_is_left_as_it_is():
     tokens, targets = texts(200)
     model = classifier()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    note, used = start_as_bag(model, tokens, targets, 0.01, None, 0)
-    assert not used and "starts as pretrained" in note
+    note, start = start_as_bag(model, tokens, targets, 0.01, None, 0)
+    assert not start.bag and "starts as pretrained" in note
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -107,9 +107,21 @@ def test_a_bag_needs_averages_and_tokens_whose_state_is_their_own(tmp_path, chan
 def test_the_fit_is_repeatable_and_bounded_by_the_budget():
     tokens, targets = texts(100)
     one, other = classifier(), classifier()
-    assert start_as_bag(one, tokens, targets, 9.0, 60.0, 0) == start_as_bag(other, tokens, targets, 9.0, 60.0, 0)
+    note, start = start_as_bag(one, tokens, targets, 9.0, 60.0, 0)
+    assert (note, start) == start_as_bag(other, tokens, targets, 9.0, 60.0, 0, start)
     assert torch.equal(one.trunk.embed.weight, other.trunk.embed.weight)
     assert start_as_bag(one, tokens, targets, 9.0, 1e-6, 0) is None
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(1e-6, 300), (0.06, 150), (1.0, None)])
+def test_a_slow_machine_takes_fewer_steps_and_a_resumed_run_as_many_as_before(monkeypatch, seconds, steps):
+    tokens, targets = texts(100)
+    monkeypatch.setattr(Bag, "seconds_per_step", lambda *_: seconds)
+    found = start_as_bag(classifier(), tokens, targets, 9.0, 60.0, 0)
+    assert (found and found[1].bag_steps) == steps
+    monkeypatch.setattr(Bag, "seconds_per_step", lambda *_: pytest.fail("timed again"))
+    known = Start(bag=True, bag_steps=120)
+    assert start_as_bag(classifier(), tokens, targets, 9.0, 60.0, 0, known, lambda _: 7)[1] == known
 
 
 @pytest.mark.parametrize(

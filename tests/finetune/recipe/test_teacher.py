@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from finetune.encode import collate
-from finetune.linear import LinearClassifier, fit_tfidf, make_vectorizer
+from finetune.linear import TFIDF, LinearClassifier, fit_tfidf, make_vectorizer
+from finetune.recipe import logistic_regression
 from finetune.recipe.logistic_regression import log_count_ratios, log_loss
 from finetune.recipe.lsa import fit_lsa
 from finetune.teacher import fit_teacher, pool, read_members, targets
@@ -166,3 +167,14 @@ def test_the_loss_of_soft_labels_is_that_of_labels_where_they_are_one_hot():
 def test_collate_keeps_distributions():
     batch = collate([np.array([1, 2]), np.array([3])], np.array([[0.5, 0.5], [0.1, 0.9]], dtype=np.float32), 0, 8)
     assert batch["labels"].dtype == torch.float32 and batch["labels"].shape == (2, 2)
+
+
+def test_after_its_time_a_teacher_tries_nothing_more(tmp_path, monkeypatch):
+    texts, labels = documents(200, 7)
+    unlabelled, _ = documents(1500, 8)
+    strengths, original = set(), logistic_regression.fit
+    monkeypatch.setattr(logistic_regression, "fit", lambda *a: strengths.add(a[4]) or original(*a))
+    cut = fit_teacher(tmp_path / "cut", texts, labels, 3, unlabelled, 0, seconds=0.0)
+    assert [member.name for member in cut.members] == [TFIDF] and cut.train.shape == (200, 3) and len(strengths) == 1
+    whole = fit_teacher(tmp_path / "whole", texts, labels, 3, unlabelled, 0)
+    assert "LSA" in whole.description and len(strengths) == len(logistic_regression.STRENGTHS)
