@@ -59,13 +59,15 @@ def continue_pretraining(
             console.print(reason, markup=False)
         if not share:
             return config, source
-        started = time.perf_counter()
+        started, resumes = time.perf_counter(), (run.path / FOLDER).exists()
         seconds = share * (config.budget_seconds or 0.0)
         if run.main_process:
             write_atomic(run.path / TEXTS, "".join(json.dumps({"text": text}) + "\n" for text in texts))
         processes.wait_for_everyone()
         _pretrain(config, source, run.path, seconds)
-        known = Continued(seconds=broadcast(time.perf_counter() - started, processes))
+        spent = time.perf_counter() - started
+        # An earlier launch has taken a part of it.
+        known = Continued(seconds=broadcast(max(spent, seconds) if resumes else spent, processes))
         if run.main_process:
             write_json(run.path / RECORD, known.model_dump())
     return rest_of_budget(config, known), run.path / FOLDER / "model"

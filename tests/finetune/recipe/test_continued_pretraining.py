@@ -131,6 +131,13 @@ def test_the_rest_of_the_budget_is_for_fine_tuning_and_a_resumed_run_does_not_pr
     assert texts == [example.text for example in splits().train]
 
 
+def test_an_earlier_launch_has_taken_a_part_of_the_time(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_pretrain", lambda *_: None)
+    (tmp_path / "run" / "pretraining").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    assert run_it(config(model), model, tmp_path / "run")[0].budget_seconds == pytest.approx(400.0, abs=1)
+
+
 def test_a_run_that_began_without_it_goes_on_without_it(model, tmp_path):
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "step-00000001" / "metadata.json").write_text("{}")
