@@ -109,12 +109,11 @@ class FinetuneConfig(LoopConfig):
         description="auto: store the linear teacher beside the model and pool both in predictions if validation gains; "
         "none: the model alone.",
     )
-    continued_pretraining: float | None = Field(
-        None,
+    continued_pretraining: float = Field(
+        0.0,
         ge=0,
         le=0.8,
-        description="Share of the budget in which pretraining goes on with the training and unlabelled texts; 0: none; "
-        "null: a third, if the model is small and does not know them.",
+        description="Share of the budget in which pretraining goes on with the training and unlabelled texts; 0: none.",
     )
     pooling: Literal["auto", "cls", "mean"] = Field(
         "auto", description="State that the classifier reads, where the family has a choice (ModernBERT); auto: mean."

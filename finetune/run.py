@@ -7,6 +7,7 @@ from rich.console import Console
 
 from mini_llm.engine.config import build_config
 from mini_llm.engine.distributed.processes import start_processes
+from mini_llm.engine.errors import ConfigError
 from mini_llm.engine.replay import Replay
 from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.run.files import write_json
@@ -49,6 +50,11 @@ def finetune(
         name = task_name(config)
         run.record(tree, "finetune")
         if name != SINGLE_LABEL:
+            if config.continued_pretraining:
+                raise ConfigError(
+                    f"continued_pretraining={config.continued_pretraining:g} is for task={SINGLE_LABEL}, not {name}: "
+                    "use `python -m pretrain --init` first"
+                )
             scores = run_task(name, config, source, processes, run, tree, console)
             processes.wait_for_everyone()
             return scores

@@ -1,8 +1,8 @@
 """Continue pretraining on the texts of the task before fine-tuning (Gururangan et al. 2020, "Don't Stop Pretraining").
 
-A model that was pretrained for minutes on other text gains from minutes of the task's own, labelled or not. They are a
-run of `pretrain --init` in the folder pretraining/ of the fine-tuning run: it has a plan, resumes and is recorded as
-any other. Validation and test texts are not read.
+It is a run of `pretrain --init` in the folder pretraining/ of the fine-tuning run: it has a plan, resumes and is
+recorded as any other. Validation and test texts are not read. It is not the default, because in budgets of minutes the
+time was worth more in fine-tuning (docs/LOG.md).
 """
 
 import json
@@ -26,14 +26,9 @@ from mini_llm.model.huggingface.directory import read_config
 
 from ..config import FinetuneConfig
 from ..examples import Splits
-from ..quality.overlap import overlap_with_corpus, pretraining_sources
-from .pretrained_tokens import LARGEST_WIDTH, pretrained_briefly
+from ..quality.overlap import pretraining_sources
 
 FOLDER, TEXTS, RECORD = "pretraining", "pretraining.jsonl", "pretraining.json"
-# By default: the share of the budget, and the least budget and number of characters.
-SHARE, LEAST_BUDGET, LEAST_CHARACTERS = 1 / 3, 300.0, 2_000_000
-# Texts that are looked for in the pretraining corpus; from this share on the model knows the texts of the task.
-LOOKED_FOR, KNOWN = 500, 0.5
 
 
 class Continued(BaseModel):
@@ -53,12 +48,15 @@ def continue_pretraining(
     if known is None and has_checkpoint(run.path):
         return config, source
     if known is None:
-        texts = own_texts(config, splits)
-        share, reason = choose_share(config, source, texts)
-        if reason:
-            console.print(reason, markup=False)
-        if not share:
+        if not config.continued_pretraining:
             return config, source
+        check_continues(config, source)
+        texts, share = own_texts(config, splits), config.continued_pretraining
+        console.print(
+            f"pretraining goes on with {sum(map(len, texts)) / 1e6:,.1f} million characters of the training and "
+            f"unlabelled texts for {share:.0%} of the budget",
+            markup=False,
+        )
         started, resumes = time.perf_counter(), (run.path / FOLDER).exists()
         seconds = share * (config.budget_seconds or 0.0)
         if run.main_process:
@@ -94,40 +92,19 @@ def own_texts(config: FinetuneConfig, splits: Splits) -> list[str]:
     return [example.text for example in splits.train] + unlabelled
 
 
-def choose_share(config: FinetuneConfig, source: Path, texts: list[str]) -> tuple[float, str]:
-    """The share of the budget for continued pretraining, and a line that says why, or why not; "" says nothing."""
-    share, budget, characters = config.continued_pretraining, config.budget_seconds, sum(map(len, texts))
-    able = _objective(source) if config.weights == "pretrained" else None
-    about = f"{characters / 1e6:,.1f} million characters of the training and unlabelled texts"
-    if share is not None:
-        if share and able is None:
-            raise ConfigError(
-                f"continued_pretraining={share:g}: {source} is not a pretrained language model with its output layer. "
-                "Name one with --model, or leave continued_pretraining out"
-            )
-        if share and budget is None:
-            raise ConfigError(f"continued_pretraining={share:g} is a share of the budget; give one, such as budget=10m")
-        return share, f"pretraining goes on with {about} for {share:.0%} of the budget" if share else ""
-    if able != "masked" or budget is None or budget < LEAST_BUDGET or characters < LEAST_CHARACTERS:
-        return 0.0, ""
-    if read_config(source)["hidden_size"] >= LARGEST_WIDTH or not pretrained_briefly(source):
-        return 0.0, ""
-    # The first ones, because only the beginning of the corpus is read, and its order may be that of the texts.
-    found = overlap_with_corpus(texts[:LOOKED_FOR], pretraining_sources(config.model) or ())
-    if found.shared >= KNOWN * found.texts:
-        return 0.0, "the model was pretrained on the texts of the task: pretraining does not go on"
-    return SHARE, (
-        f"pretraining goes on with {about} for {SHARE:.0%} of the budget, because it was short and knew other texts "
-        "(continued_pretraining=0: does not)"
-    )
-
-
-def _objective(source: Path) -> str | None:
-    """'masked' or 'causal' for a language model that `pretrain --init` can go on with, else None."""
+def check_continues(config: FinetuneConfig, source: Path) -> None:
+    """Raise ConfigError unless `source` is a language model and there is a budget to take a share of."""
+    asked = f"continued_pretraining={config.continued_pretraining:g}"
     names = [str(name) for name in read_config(source).get("architectures") or ()]
-    if any(name.endswith("ForMaskedLM") for name in names):
-        return "masked"
-    return "causal" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) else None
+    if not any(name.endswith(("ForMaskedLM", "ForCausalLM", "LMHeadModel")) for name in names):
+        raise ConfigError(
+            f"{asked}: {source} is not a language model with its output layer. Name one with --model, or leave "
+            "continued_pretraining out"
+        )
+    if config.weights == "random":
+        raise ConfigError(f"{asked}: weights=random starts without pretraining; leave one of them out")
+    if config.budget_seconds is None:
+        raise ConfigError(f"{asked} is a share of the budget; give one, such as budget=10m")
 
 
 def _pretrain(config: FinetuneConfig, source: Path, folder: Path, seconds: float) -> None:

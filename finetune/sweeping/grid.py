@@ -56,10 +56,7 @@ class Sweep:
         """The settings of a trial. Raises ConfigError for a value that its key cannot have."""
         changes = [f"{key}={value}" for key, value in trial.items()]
         config = load_config(FinetuneConfig, self.path, [*self.fixed, *changes])
-        # By default no trial repeats what all trials would begin with.
-        share = config.continued_pretraining or 0.0
-        changed = {"budget": f"{self.seconds:g}s", "run": trial_name(trial), "continued_pretraining": share}
-        return config.model_copy(update=changed)
+        return config.model_copy(update={"budget": f"{self.seconds:g}s", "run": trial_name(trial)})
 
 
 def read_sweep(arguments: Sequence[str], flags: Mapping[str, Any], budget: str) -> Sweep:

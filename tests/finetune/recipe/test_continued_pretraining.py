@@ -12,12 +12,7 @@ from rich.console import Console
 import finetune.recipe.continued_pretraining as module
 from finetune.config import FinetuneConfig
 from finetune.examples import Example, Splits
-from finetune.recipe.continued_pretraining import (
-    choose_share,
-    continue_pretraining,
-    fine_tuned_from,
-    own_texts,
-)
+from finetune.recipe.continued_pretraining import check_continues, continue_pretraining, fine_tuned_from, own_texts
 from finetune.recipe.pretrained_tokens import pretrained_briefly, pretrained_tokens
 from finetune.run import finetune
 from mini_llm.engine.errors import ConfigError
@@ -39,57 +34,36 @@ def splits(count: int = 200) -> Splits:
 
 
 def config(model: Path, **changes) -> FinetuneConfig:
-    return FinetuneConfig(**{"model": str(model), **QUIET, "budget": "10m", **changes})
+    return FinetuneConfig(**{"model": str(model), **QUIET, "budget": "10m", "continued_pretraining": 1 / 3, **changes})
 
 
 @pytest.fixture
-def model(tiny_tokenizer, tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setattr(module, "LEAST_CHARACTERS", 1000)
+def model(tiny_tokenizer, tmp_path: Path) -> Path:
     return write_run(tmp_path / "mlm", tiny_tokenizer, tokens=5000)
 
 
-TEXTS = [f"text number {i} of the task, which nobody has seen before today" for i in range(100)]
-
-
-def test_a_small_model_that_does_not_know_the_texts_goes_on_for_a_third_of_the_budget(model):
-    share, reason = choose_share(config(model), model, TEXTS)
-    assert share == pytest.approx(1 / 3) and "33% of the budget" in reason and "continued_pretraining=0" in reason
-
-
-@pytest.mark.parametrize(
-    ("changes", "texts"),
-    [
-        ({"budget": "2m"}, TEXTS),
-        ({"budget": None}, TEXTS),
-        ({"weights": "random"}, TEXTS),
-        ({"continued_pretraining": 0.0}, TEXTS),
-        ({}, TEXTS[:3]),
-    ],
-)
-def test_it_does_not_without_time_or_text_or_weights(model, changes, texts):
-    assert choose_share(config(model, **changes), model, texts) == (0.0, "")
-
-
-def test_it_does_not_where_the_model_has_read_much_or_the_same(model, tmp_path, tiny_tokenizer):
-    long = write_run(tmp_path / "long", tiny_tokenizer, tokens=20_000)
-    assert choose_share(config(long), long, TEXTS) == (0.0, "")
-    (tmp_path / "corpus.txt").write_text("\n".join(TEXTS[:60]))
-    (model.parent / "config.yaml").write_text(
-        yaml.safe_dump({"corpus": {"sources": [{"path": str(tmp_path / "corpus.txt")}]}})
-    )
-    share, reason = choose_share(config(model), model, TEXTS)
-    assert share == 0 and "was pretrained on the texts of the task" in reason
-    assert choose_share(config(model), model, TEXTS[60:])[0] > 0
-
-
-def test_a_share_that_is_asked_for_is_taken_or_an_error(model, tmp_path):
-    assert choose_share(config(model, continued_pretraining=0.5), model, TEXTS[:3])[0] == 0.5
-    with pytest.raises(ConfigError, match="share of the budget; give one"):
-        choose_share(config(model, continued_pretraining=0.5, budget=None), model, TEXTS)
+def test_what_cannot_be_continued_is_an_error(model):
+    for changes, message in (({"budget": None}, "share of the budget; give one"), ({"weights": "random"}, "leave one")):
+        with pytest.raises(ConfigError, match=message):
+            check_continues(config(model, **changes), model)
+    check_continues(config(model), model)
     settings = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(settings | {"architectures": ["ModernBertModel"]}))
-    with pytest.raises(ConfigError, match="not a pretrained language model"):
-        choose_share(config(model, continued_pretraining=0.5), model, TEXTS)
+    with pytest.raises(ConfigError, match="not a language model with its output layer"):
+        check_continues(config(model), model)
+
+
+def test_other_tasks_say_that_they_do_not_continue_pretraining(model, tmp_path):
+    rows = write_rows(tmp_path / "train.csv", letters(40))
+    settings = config(model, run="x", data={"path": str(rows)}, task="multi_label")
+    with pytest.raises(ConfigError, match="is for task=single_label, not multi_label"):
+        finetune(settings, tmp_path / "runs")
+
+
+def test_by_default_a_run_does_not_continue_pretraining(model, tmp_path):
+    settings = config(model, continued_pretraining=0)
+    assert FinetuneConfig().continued_pretraining == 0
+    assert run_it(settings, model, tmp_path / "run") == (settings, model)
 
 
 def test_own_texts_are_those_of_training_and_unlabelled_ones_that_are_not_the_pretraining_corpus(model, tmp_path):
