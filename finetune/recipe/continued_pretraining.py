@@ -78,6 +78,7 @@ def fine_tuned_from(config: FinetuneConfig, source: Path, run: Path) -> tuple[Fi
 
 
 def rest_of_budget(config: FinetuneConfig, known: Continued) -> FinetuneConfig:
+    """`config` with the budget that pretraining has left, a tenth at least."""
     budget = config.budget_seconds
     if budget is None:
         return config

@@ -20,8 +20,8 @@ LEAST_PROBABILITY = 1e-4
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """liblinear gives BLAS one vector at a time: several threads take three times the processor time of one, and ten
-    times beside other work, because they spin while they wait for each other."""
+    """Limit BLAS to one thread: liblinear calls it with one vector at a time, and two threads take three times the
+    processor time of one, because they spin while they wait for each other."""
     import sklearn.linear_model  # noqa: F401  its BLAS library can be limited once it is loaded
     from threadpoolctl import threadpool_limits
 
