@@ -44,6 +44,8 @@ MICRO_BATCH_TOKENS = 16_384
 # Validation texts from which the importance of heads, neurons and channels is estimated, and how many at a time.
 IMPORTANCE_TEXTS, IMPORTANCE_BATCH = 256, 4
 LABELS_FILE = "soft_labels.safetensors"
+# Share of the budget in which the teacher labels texts, and texts that it labels between looks at the clock.
+LABELS_SHARE, PORTION = 1 / 3, 256
 
 
 class Student(SequenceClassifier):
@@ -93,8 +95,18 @@ def train_student(
     torch.manual_seed(config.seed)
     tokenizer, pad, max_length = teacher.tokenizer, padding_id(teacher.tokenizer), teacher.max_length
     texts = [*(example.text for example in splits.train), *splits.unlabelled]
+    sources = [example.source for example in splits.train]
+    sources += [f"unlabelled {i}" for i in range(len(splits.unlabelled))]
+    seconds = LABELS_SHARE * (config.budget_seconds or float("inf"))
     with processes.main_process_first():
-        answers = soft_labels(run.path / LABELS_FILE, teacher, texts, config.student.temperature)
+        answers = soft_labels(run.path / LABELS_FILE, teacher, texts, config.student.temperature, seconds)
+    known = np.flatnonzero(~np.isnan(answers[:, 0]))
+    if len(known) < len(texts):
+        console.print(
+            f"the teacher labelled {len(known):,} of {len(texts):,} texts in {LABELS_SHARE:.0%} of the budget: the "
+            "student learns from these"
+        )
+        texts, sources, answers = [texts[i] for i in known], [sources[i] for i in known], answers[known]
     if has_checkpoint(run.path):  # whose weights replace those that importance chooses
         found = equal_importance(teacher.model.config)
     else:
@@ -138,8 +150,7 @@ def train_student(
         larger_is_better=config.metric != "loss",
         seconds_used=time.perf_counter() - started,
         held_out=held_out.lengths,
-        sources=[example.source for example in splits.train]
-        + [f"unlabelled {i}" for i in range(len(splits.unlabelled))],
+        sources=sources,
         tokenizer_sha256=tokenizer.sha256,
         data_fingerprint=content_hash([*texts, *(row.text for row in splits.validation)]),
     )
@@ -163,8 +174,13 @@ def check_teacher(teacher: Classifier, names: Sequence[str]) -> None:
         )
 
 
-def soft_labels(path: Path, teacher: Classifier, texts: list[str], temperature: float) -> np.ndarray:
-    """The teacher's probabilities (N, classes) at `temperature`, float32; read from `path` when a run is resumed."""
+def soft_labels(
+    path: Path, teacher: Classifier, texts: list[str], temperature: float, seconds: float = float("inf")
+) -> np.ndarray:
+    """The teacher's probabilities (N, classes) at `temperature`, float32; read from `path` when a run is resumed.
+
+    Texts are labelled in a random order for about `seconds`; NaN for those that there was no time for.
+    """
     from safetensors.numpy import load, save
 
     fingerprint = content_hash([*texts, temperature])
@@ -172,7 +188,12 @@ def soft_labels(path: Path, teacher: Classifier, texts: list[str], temperature: 
         stored = load(path.read_bytes())
         if bytes(stored["fingerprint"]).decode() == fingerprint:
             return stored["probabilities"]
-    found = scale(teacher.probabilities(texts), temperature).astype(np.float32)
+    found = np.full((len(texts), len(teacher.names)), np.nan, dtype=np.float32)
+    order, started = np.random.default_rng(0).permutation(len(texts)), time.perf_counter()
+    for rows in np.split(order, range(PORTION, len(texts), PORTION)):
+        found[rows] = scale(teacher.probabilities([texts[i] for i in rows]), temperature)
+        if time.perf_counter() - started > seconds:
+            break
     stamp = np.frombuffer(fingerprint.encode(), dtype=np.uint8)
     write_atomic(path, save({"probabilities": found, "fingerprint": stamp}))
     return found

@@ -88,6 +88,17 @@ def test_a_distillation_takes_the_settings_of_its_teacher(teacher_run):
         read_distil_config(teacher_run, ["other.yaml"], {})
 
 
+def test_texts_that_the_teacher_has_no_time_for_are_left_out_and_stay_so(teacher_run, tmp_path, monkeypatch):
+    teacher, texts = Classifier(teacher_run), [text for text, _ in letters(40)]
+    whole = soft_labels(tmp_path / "whole", teacher, texts, 2.0)
+    monkeypatch.setattr("finetune.smaller.distil.PORTION", 8)
+    cut = soft_labels(tmp_path / "cut", teacher, texts, 2.0, seconds=0.0)
+    known = ~np.isnan(cut[:, 0])
+    assert known.sum() == 8 and np.allclose(cut[known], whole[known], atol=1e-6) and not np.isnan(whole).any()
+    again = soft_labels(tmp_path / "cut", teacher, texts, 2.0)
+    assert np.array_equal(again, cut, equal_nan=True), "a resumed run learns from the same texts"
+
+
 def test_soft_labels_are_computed_once_and_anew_for_other_texts(teacher_run, tmp_path, monkeypatch):
     teacher, texts = Classifier(teacher_run), [text for text, _ in letters(12)]
     first = soft_labels(tmp_path / "labels", teacher, texts, 2.0)
