@@ -113,7 +113,7 @@ class FinetuneConfig(LoopConfig):
         0.0,
         ge=0,
         le=0.8,
-        description="Share of the budget in which pretraining goes on with the training and unlabelled texts; 0: none.",
+        description="Share of the budget for continued pretraining on the training and unlabelled texts; 0: none.",
     )
     pooling: Literal["auto", "cls", "mean"] = Field(
         "auto", description="State that the classifier reads, where the family has a choice (ModernBERT); auto: mean."

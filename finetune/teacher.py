@@ -61,7 +61,7 @@ def fit_teacher(
     seconds: float = float("inf"),
 ) -> Teacher:
     """Fit TF-IDF in two ways, and LSA if there is text enough, and keep the model, or the better TF-IDF with LSA, that
-    has the smallest out-of-fold log loss. After `seconds` nothing more is tried.
+    has the smallest out-of-fold log loss. After `seconds` no further candidate is tried.
 
     What was fitted is saved in `folder`, and read from there when a run is resumed.
     """

@@ -44,7 +44,7 @@ from .teacher import FOLDER, Teacher, fit_teacher, targets
 LEAST_STEPS = 300
 # Labelled text that a linear teacher is cross-validated on, in all and per second of the budget.
 MOST_CHARACTERS, LABELLED_CHARACTERS_PER_SECOND = 64_000_000, 50_000
-# Share of the budget after which nothing more is tried for the teacher.
+# Share of the budget after which fitting the teacher tries no further candidate.
 TEACHER_SHARE = 0.2
 
 
@@ -97,6 +97,8 @@ def train_classifier(
     if known is None and (resumes or isinstance(loop, Replay)):
         known = Start(bag=False)  # a run of an earlier release
     start = known or Start(bag=False, labelled_copies=labelled_copies(len(texts), len(unlabelled), teacher))
+    if start.labelled_copies > 1:
+        console.print(f"an epoch holds each labelled text {start.labelled_copies} times, each unlabelled text once")
     order = epoch(len(texts), len(unlabelled), start.labelled_copies)
     fit = Fit(without_choice_by_few(config, len(splits.validation)), training.lengths[order], processes)
     pad = padding_id(tokenizer)

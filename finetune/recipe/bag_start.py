@@ -33,8 +33,8 @@ FEWEST_TEXTS, MOST_STEPS = 50, 1500
 HELD_OUT, MOST_HELD_OUT = 0.1, 1000
 BATCH = 256
 STEPS, EPOCHS = (300, 1000), 5
-# Share of the budget and multiply-adds per second of one core, which bound the number of steps, and the share that
-# they may take on a machine that is slower, or busy, by the time of the first ones.
+# The number of steps fills SHARE of the budget at an assumed speed (multiply-adds per second of one core). On a slower
+# or busy machine, where TIMED_STEPS are timed first, they take at most MOST_SHARE.
 SHARE, SPEED = 0.05, 4e9
 MOST_SHARE, TIMED_STEPS = 0.15, 5
 LR, HEAD_LR = 2e-3, 1e-3
@@ -133,7 +133,7 @@ class Bag(nn.Module):
         return self.head["classifier"](self.head["head"](pooled))
 
     def seconds_per_step(self, tokens: Sequence[np.ndarray], targets: Tensor, train: np.ndarray) -> float:
-        """Time some steps on a copy."""
+        """Return the seconds of one training step, timed on a copy."""
         copied = copy.deepcopy(self)
         copied.fit(tokens, targets, train, train[:1], 1, 0)
         started = time.perf_counter()

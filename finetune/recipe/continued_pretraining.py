@@ -1,8 +1,8 @@
 """Continue pretraining on the texts of the task before fine-tuning (Gururangan et al. 2020, "Don't Stop Pretraining").
 
-It is a run of `pretrain --init` in the folder pretraining/ of the fine-tuning run: it has a plan, resumes and is
-recorded as any other. Validation and test texts are not read. It is not the default, because in budgets of minutes the
-time was worth more in fine-tuning (docs/LOG.md).
+It is a `pretrain --init` run in the folder pretraining/ of the fine-tuning run, with its own plan and checkpoints. It
+reads no validation or test text. It is off by default, because with budgets of minutes fine-tuning used the time better
+(docs/LOG.md).
 """
 
 import json
@@ -40,9 +40,9 @@ class Continued(BaseModel):
 def continue_pretraining(
     config: FinetuneConfig, source: Path, splits: Splits, processes: PartialState, run: RunDirectory, console: Console
 ) -> tuple[FinetuneConfig, Path]:
-    """Return the model directory to fine-tune, and `config` with the rest of the budget.
+    """Return `config` with the remaining budget, and the model directory to fine-tune.
 
-    Raises ConfigError if continued_pretraining asks for what cannot be done.
+    Without continued_pretraining both are those given. Raises the errors of check_continues and of pretraining.
     """
     known = read_state(run.path / RECORD, Continued, aside=run.main_process)
     if known is None and has_checkpoint(run.path):
@@ -53,8 +53,8 @@ def continue_pretraining(
         check_continues(config, source)
         texts, share = own_texts(config, splits), config.continued_pretraining
         console.print(
-            f"pretraining goes on with {sum(map(len, texts)) / 1e6:,.1f} million characters of the training and "
-            f"unlabelled texts for {share:.0%} of the budget",
+            f"continued pretraining on {sum(map(len, texts)) / 1e6:,.1f} million characters of training and unlabelled "
+            f"texts, for {share:.0%} of the budget",
             markup=False,
         )
         started, resumes = time.perf_counter(), (run.path / FOLDER).exists()
@@ -78,7 +78,7 @@ def fine_tuned_from(config: FinetuneConfig, source: Path, run: Path) -> tuple[Fi
 
 
 def rest_of_budget(config: FinetuneConfig, known: Continued) -> FinetuneConfig:
-    """`config` with the budget that pretraining has left, a tenth at least."""
+    """Return `config` with the budget that remains after pretraining, at least a tenth of it."""
     budget = config.budget_seconds
     if budget is None:
         return config

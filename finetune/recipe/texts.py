@@ -38,8 +38,8 @@ def load_texts(config: FinetuneConfig) -> Splits:
 def labelled_copies(labelled: int, unlabelled: int, teacher: Teacher | None) -> int:
     """How often an epoch holds each labelled text.
 
-    A teacher that has learned nothing from the unlabelled texts tells nothing new there. Then it is up to MOST_COPIES
-    times, while the labelled texts are not more than the unlabelled ones.
+    Once if there is no teacher, or if it was fitted on the unlabelled texts too. Otherwise its labels there add little,
+    and each labelled text is repeated up to MOST_COPIES times, until both kinds are equally many.
     """
     if teacher is None or teacher.knows_unlabelled:
         return 1
@@ -47,5 +47,5 @@ def labelled_copies(labelled: int, unlabelled: int, teacher: Teacher | None) -> 
 
 
 def epoch(labelled: int, unlabelled: int, copies: int) -> np.ndarray:
-    """The texts of an epoch, as indices of the labelled texts followed by the unlabelled ones."""
+    """Return the texts of an epoch as indices of the labelled texts followed by the unlabelled ones."""
     return np.concatenate([np.tile(np.arange(labelled), copies), labelled + np.arange(unlabelled)])
