@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mini_llm.corpus.tables import iter_rows
+from mini_llm.corpus.tables import column_settings, iter_rows
 from mini_llm.engine.errors import DataError
 from mini_llm.stages import load
 
@@ -23,11 +23,14 @@ def read_pairs(file: str, source: str, target: str, most: int | None = None) -> 
     """Return the pairs of a table. Raises DataError for a missing column, or a row without source or target."""
     make = load("pretrain", "pairs").Pair
     pairs = []
-    for number, row in enumerate(islice(iter_rows(file, None, [source, target]), most), start=1):
-        texts = [row[source], row[target]]
-        if any(text is None or not str(text).strip() for text in texts):
-            raise DataError(f"{file} row {number:,}: '{source}' or '{target}' is empty. Fill the row in, or remove it")
-        pairs.append(make(*map(str, texts), f"{file} row {number:,}"))
+    with column_settings({source: "--source COLUMN", target: "--target COLUMN"}):
+        for number, row in enumerate(islice(iter_rows(file, None, [source, target]), most), start=1):
+            texts = [row[source], row[target]]
+            if any(text is None or not str(text).strip() for text in texts):
+                raise DataError(
+                    f"{file} row {number:,}: '{source}' or '{target}' is empty. Fill the row in, or remove it"
+                )
+            pairs.append(make(*map(str, texts), f"{file} row {number:,}"))
     if not pairs:
         raise DataError(f"{file}: no pairs. It needs the columns '{source}' and '{target}'")
     return pairs

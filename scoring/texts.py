@@ -7,6 +7,7 @@ from typing import NamedTuple
 from mini_llm.corpus.config import SourceConfig
 from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.sources import read_source
+from mini_llm.corpus.tables import column_settings
 from mini_llm.engine.config import build_config
 from mini_llm.engine.errors import DataError
 
@@ -21,10 +22,11 @@ class Document(NamedTuple):
 def iter_texts(path: str, column: str = "text") -> Iterator[Document]:
     """Yield the documents of `path` that are not blank. A text file is one document, a row of a table is one."""
     source = build_config(SourceConfig, {"path": path, "text": column}, path)
-    for origin, chunks in read_source(source, "replace", ReadReport()):
-        text = "".join(chunks)
-        if text.strip():
-            yield Document(text, str(origin))
+    with column_settings({column: "--text COLUMN"}):
+        for origin, chunks in read_source(source, "replace", ReadReport()):
+            text = "".join(chunks)
+            if text.strip():
+                yield Document(text, str(origin))
 
 
 def read_texts(path: str, column: str = "text", most: int | None = None) -> list[Document]:

@@ -75,7 +75,7 @@ def iter_input(
         rows: Iterator[tuple[Any, dict[str, Any]]] = ((line, {LINE: line}) for line in lines)
         return _with_texts(rows, str(place), on_null or "empty", "line {} is blank")
     rows = _table_rows(place, column, report, encoding)
-    return _with_texts(rows, str(place), on_null or "stop", f"row {{}} has no text in the column '{column}'")
+    return _with_texts(rows, str(place), on_null or "stop", f"row {{}} has no text in the column '{column}'", column)
 
 
 def _without_end(line: str) -> str:
@@ -113,8 +113,9 @@ def _table_rows(
 
 
 def _with_texts(
-    rows: Iterator[tuple[Any, dict[str, Any]]], name: str, on_null: OnNull, problem: str
+    rows: Iterator[tuple[Any, dict[str, Any]]], name: str, on_null: OnNull, problem: str, column: str | None = None
 ) -> Iterator[InputRow]:
+    """Yield the rows of a table with this column, or lines; `problem` describes row {} without a text."""
     for number, (value, columns) in enumerate(rows, 1):
         if isinstance(value, (list, dict, bytes)):
             raise DataError(f"{name}: row {number}: the text is a {type(value).__name__}, not text or a number")
@@ -124,9 +125,10 @@ def _with_texts(
         elif on_null == "empty":
             yield InputRow(number, None, columns)
         elif on_null == "stop":
+            mend = "Fill it in" if column in (None, *columns) else "Name another column with --text COLUMN"
             raise DataError(
                 f"{name}: {problem.format(number)} (its columns: {', '.join(map(repr, columns)) or 'none'}). "
-                "Fill it in, or set --on-null empty (such rows keep their place and get no label) or --on-null skip"
+                f"{mend}, or set --on-null empty (such rows keep their place and get no label) or --on-null skip"
             )
 
 

@@ -27,6 +27,8 @@ FLAGS = {
     "data.on_null=skip": "--on-null skip",
     "data.encoding=": "--encoding=",
     "data.label=COLUMN": "--label COLUMN",
+    "data.text=COLUMN": "--text COLUMN",
+    "data.text_pair=COLUMN": "--text-pair COLUMN",
 }
 
 

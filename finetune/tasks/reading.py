@@ -11,7 +11,7 @@ from mini_llm.corpus.hub import iter_dataset, load_hub, load_saved
 from mini_llm.corpus.parts import Source, find_parts, is_table, lacks_labels
 from mini_llm.corpus.paths import is_hub_name, table_format
 from mini_llm.corpus.report import ReadReport
-from mini_llm.corpus.tables import iter_file_rows
+from mini_llm.corpus.tables import column_settings, iter_file_rows
 from mini_llm.corpus.text import head
 from mini_llm.engine.errors import DataError
 
@@ -103,25 +103,28 @@ def read_rows(task: Task, source: Source, notes: list[str]) -> list[Row]:
 
 def iter_values(task: Task, source: Source, report: ReadReport) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (file or dataset, place, {column: value}) for every row of a source; a place is 'train.csv row 3'."""
-    config, columns = task.config, [column for column in task.columns if column]
+    config, (text, pair, label) = task.config, task.columns
+    settings = {text: "data.text=COLUMN", pair: "data.text_pair=COLUMN", label: "data.label=COLUMN"}
     if config.group not in (None, BY_FILE):
-        columns.append(str(config.group))
-    if source.files is None:
-        hub = is_hub_name(source.path)
-        dataset = load_hub(source.path, source.split, False) if hub else load_saved(source.path, source.split)
-        for number, values in enumerate(iter_dataset(dataset, columns, source.path), 1):
-            yield source.path, f"{source.path} row {number}", values
-        return
-    for path in source.files:
-        if task.head == "tokens" and table_format(path) is None:
-            rows = iter_sentences(path, task.columns.text, task.columns.label, report, config.encoding)
-        elif task.head == "questions" and is_squad(path):
-            rows = iter_questions(path, *task.columns, report, config.encoding)
-        else:
-            found = iter_file_rows(path, columns, "replace", report, nested=True, encoding=config.encoding)
-            rows = ((f"{path} row {number}", values) for number, values in enumerate(found, 1))
-        for place, values in rows:
-            yield str(path), place, {**values, BY_FILE: str(path)} if config.group == BY_FILE else values
+        settings.setdefault(config.group, "data.group=COLUMN")
+    columns = [column for column in settings if column]
+    with column_settings({column: settings[column] for column in columns}):
+        if source.files is None:
+            hub = is_hub_name(source.path)
+            dataset = load_hub(source.path, source.split, False) if hub else load_saved(source.path, source.split)
+            for number, values in enumerate(iter_dataset(dataset, columns, source.path), 1):
+                yield source.path, f"{source.path} row {number}", values
+            return
+        for path in source.files:
+            if task.head == "tokens" and table_format(path) is None:
+                rows = iter_sentences(path, task.columns.text, task.columns.label, report, config.encoding)
+            elif task.head == "questions" and is_squad(path):
+                rows = iter_questions(path, *task.columns, report, config.encoding)
+            else:
+                found = iter_file_rows(path, columns, "replace", report, nested=True, encoding=config.encoding)
+                rows = ((f"{path} row {number}", values) for number, values in enumerate(found, 1))
+            for place, values in rows:
+                yield str(path), place, {**values, BY_FILE: str(path)} if config.group == BY_FILE else values
 
 
 def is_squad(path: Path) -> bool:

@@ -17,6 +17,8 @@ from mini_llm.corpus.paths import HUB_PREFIX, is_hub_name, plain_suffixes
 from mini_llm.engine.config import Config
 
 STDLIB = "stdlib"
+# The setting for the column of the text, for error messages.
+TEXT_SETTING = "corpus.sources.0.text=COLUMN (0: the first source)"
 
 
 class SourceConfig(Config):

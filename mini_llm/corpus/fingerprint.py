@@ -4,14 +4,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 
-from mini_llm.corpus.config import STDLIB, CorpusConfig, SourceConfig
+from mini_llm.corpus.config import STDLIB, TEXT_SETTING, CorpusConfig, SourceConfig
 from mini_llm.corpus.documents import MAX_DOCUMENT_BYTES, with_named_splits
 from mini_llm.corpus.hub import hub_commit
 from mini_llm.corpus.paths import is_hub_name, plain_suffixes, saved_dataset
 from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.sources import readable_files
 from mini_llm.corpus.stdlib import iter_stdlib_files
-from mini_llm.corpus.tables import iter_rows
+from mini_llm.corpus.tables import column_settings, iter_rows
 from mini_llm.engine.run.files import sha256
 
 VERSION = 1  # raise it when the way documents are made from sources changes
@@ -55,8 +55,9 @@ def _digests(source: SourceConfig, on_invalid: str) -> Iterator[bytes]:
     elif is_hub_name(source.path) and source.streaming:
         yield hub_commit(source.path).encode()
     elif is_hub_name(source.path) or saved_dataset(source.path):
-        for row in iter_rows(source.path, source.split, [source.text], False, on_invalid):
-            yield hashlib.sha256(repr(row[source.text]).encode()).digest()
+        with column_settings({source.text: TEXT_SETTING}):
+            for row in iter_rows(source.path, source.split, [source.text], False, on_invalid):
+                yield hashlib.sha256(repr(row[source.text]).encode()).digest()
     else:
         for path in readable_files(source, ReadReport()):
             # The suffixes decide how the file is read; the rest of its name does not matter.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_llm.corpus.paths import FORMATS, HUB_PREFIX, nearest
-from mini_llm.engine.errors import DataError
+from mini_llm.engine.errors import DataError, MissingColumnError
 
 BATCH = 100  # rows read at once; few, since documents can be long
 
@@ -58,7 +58,8 @@ def iter_dataset(dataset: Any, columns: list[str], name: str) -> Iterator[dict[s
     if columns and found is not None:
         missing = [column for column in columns if column not in found]
         if missing:
-            raise DataError(f"{name}: no column '{missing[0]}'; the columns are: {', '.join(map(repr, found))}")
+            listed = ", ".join(map(repr, found))
+            raise MissingColumnError(f"{name}: no column '{missing[0]}'; the columns are: {listed}", missing[0])
         dataset = dataset.select_columns(columns)
     names = {column: feature.names for column, feature in (dataset.features or {}).items() if hasattr(feature, "names")}
     try:

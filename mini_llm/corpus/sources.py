@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mini_llm.corpus.config import STDLIB, SourceConfig
+from mini_llm.corpus.config import STDLIB, TEXT_SETTING, SourceConfig
 from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset, table_format
 from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.separators import notice_separator, split_documents
 from mini_llm.corpus.stdlib import iter_stdlib_files
-from mini_llm.corpus.tables import iter_file_rows, iter_rows, json_layout
+from mini_llm.corpus.tables import Row, column_settings, iter_file_rows, iter_rows, json_layout
 from mini_llm.corpus.text import is_binary, read_text
 from mini_llm.engine.errors import DataError
 
@@ -54,12 +54,12 @@ def read_source(
             yield Origin(name), [text]
     elif is_hub_name(source.path) or saved_dataset(source.path):
         rows = iter_rows(source.path, source.split, [source.text], source.streaming, on_invalid, report)
-        yield from _texts(source.path, (row[source.text] for row in rows), report)
+        yield from _texts(source.path, rows, source, report)
     else:
         for path in readable_files(source, report):
             if is_table(path, source):
                 rows = iter_file_rows(path, [source.text], on_invalid, report, encoding=source.encoding)
-                yield from _texts(str(path), (row[source.text] for row in rows), report)
+                yield from _texts(str(path), rows, source, report)
             else:
                 report.files += 1
                 file = TextFile(path, on_invalid, report, source.encoding)
@@ -98,10 +98,11 @@ def is_table(path: Path, source: SourceConfig) -> bool:
 
 
 def _texts(
-    file: str, values: Iterable[str | int | float | None], report: ReadReport
+    file: str, rows: Iterable[Row], source: SourceConfig, report: ReadReport
 ) -> Iterator[tuple[Origin, list[str]]]:
-    for row, value in enumerate(values, start=1):
-        if value is None:
-            report.empty += 1
-        else:
-            yield Origin(file, row), [str(value)]
+    with column_settings({source.text: TEXT_SETTING}):
+        for number, row in enumerate(rows, start=1):
+            if (value := row[source.text]) is None:
+                report.empty += 1
+            else:
+                yield Origin(file, number), [str(value)]

@@ -10,7 +10,8 @@ memory (300,000 reviews in one: 1.26 GB resident against 0.40 GB with pyarrow's 
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mini_llm.corpus.paths import find_files, is_hub_name, saved_dataset, table_
 from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.stream import InputStream
 from mini_llm.corpus.text import CHUNK, iter_lines, read_text
-from mini_llm.engine.errors import DataError
+from mini_llm.engine.errors import DataError, MissingColumnError
 
 Row = dict[str, Any]
 # The csv module holds a field at 4 bytes per character, and twice while the field grows.
@@ -140,9 +141,19 @@ def _no_header(header: Sequence[str], following: Sequence[Sequence[str]]) -> str
         return ""
     numbered = ", ".join(f"{number} for {_short(cell)}" for number, cell in enumerate(header[:4], 1))
     return (
-        f". The first line looks like data: for a file without header give the numbers of the columns as their names, "
+        f"The first line looks like data: for a file without header give the numbers of the columns as their names, "
         f"{numbered}"
     )
+
+
+@contextmanager
+def column_settings(settings: Mapping[str, str]) -> Iterator[None]:
+    """Say in the error of a missing column how to name another; settings: {column: "data.text=COLUMN"}."""
+    try:
+        yield
+    except MissingColumnError as error:
+        error.choice = settings[error.column]
+        raise
 
 
 def _require(columns: Sequence[str], found: Sequence[str], name: str, advice: str = "") -> None:
@@ -150,9 +161,9 @@ def _require(columns: Sequence[str], found: Sequence[str], name: str, advice: st
     if missing and not found:
         raise DataError(f"{name}: empty, not even a header. It needs the column '{missing[0]}'")
     if missing:
-        raise DataError(
-            f"{name}: no column '{missing[0]}'; the columns are: {', '.join(map(_short, found)) or 'none'}. "
-            f"Set the right column name in the configuration{advice}"
+        found_columns = ", ".join(map(_short, found)) or "none"
+        raise MissingColumnError(
+            f"{name}: no column '{missing[0]}'; the columns are: {found_columns}", missing[0], advice
         )
 
 

@@ -21,6 +21,21 @@ class DataError(UserError):
     exit_code = 3
 
 
+class MissingColumnError(DataError):
+    """A table does not have `column`.
+
+    advice: what else may be wrong with it. choice: how to name another column, such as data.text=COLUMN.
+    """
+
+    def __init__(self, message: str, column: str = "", advice: str = "") -> None:
+        super().__init__(message)
+        self.column, self.advice, self.choice = column, advice, ""
+
+    def __str__(self) -> str:
+        named = f"Name the right one: {self.choice}" if self.choice else ""
+        return ". ".join(filter(None, (super().__str__(), named, self.advice)))
+
+
 class CheckpointError(UserError):
     """A checkpoint, model directory or tokenizer directory that is missing, damaged or does not match."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from mini_llm.corpus.tables import iter_rows
+from mini_llm.corpus.tables import column_settings, iter_rows
 from mini_llm.engine.errors import DataError
 from mini_llm.stages import load
 
@@ -70,10 +70,11 @@ def _rows(path: str, text: str, label: str | None) -> Iterator[tuple[Document, s
     if label is None:
         yield from ((document, None) for document in iter_texts(path, text))
         return
-    for number, row in enumerate(iter_rows(path, None, [text, label]), start=1):
-        if row[text] is None or row[label] is None:
-            raise DataError(f"{path} row {number:,}: '{text}' or '{label}' is empty. Fill the row in, or remove it")
-        yield Document(str(row[text]), f"{path} row {number:,}"), str(row[label])
+    with column_settings({text: "--text COLUMN", label: "--label COLUMN"}):
+        for number, row in enumerate(iter_rows(path, None, [text, label]), start=1):
+            if row[text] is None or row[label] is None:
+                raise DataError(f"{path} row {number:,}: '{text}' or '{label}' is empty. Fill the row in, or remove it")
+            yield Document(str(row[text]), f"{path} row {number:,}"), str(row[label])
 
 
 def count_matrix(rows: Sequence[Sequence[Any]]) -> csr_matrix:

@@ -128,6 +128,13 @@ def test_a_source_without_text_is_a_data_error_that_names_it(tmp_path, name):
     assert caught.value.exit_code == 3
 
 
+def test_the_error_of_a_missing_column_names_the_setting_that_chooses_another(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"body": "x"}\n')
+    with pytest.raises(DataError, match=r"the columns are: 'body'. Name the right one: corpus.sources.0.text=COLUMN"):
+        read(str(path))
+
+
 def test_a_misspelt_path_is_answered_with_the_nearest_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()

@@ -300,7 +300,7 @@ def test_keys_missing_from_the_first_json_rows_are_nulls_not_errors(tmp_path):
     (tmp_path / "d.json").write_text(json.dumps(rows))
     assert len(load_examples(DataConfig(path=str(tmp_path / "d.json"), on_null="skip")).train) == 8
     path = write_jsonl(tmp_path / "e.jsonl", [{"a": 1}, {"text": "x", "b": 2}])
-    fails(DataConfig(path=path), "no column 'label'", "'a', 'text', 'b'")
+    fails(DataConfig(path=path), "no column 'label'", "'a', 'text', 'b'", "data.label=COLUMN")
 
 
 def test_class_label_columns_of_parquet_keep_their_names(tmp_path):

@@ -387,12 +387,15 @@ def test_rows_before_an_error_are_yielded():
 def test_errors_name_the_fix(runs, tmp_path, monkeypatch, capsys):
     good = tmp_path / "new.csv"
     good.write_text("body\nx\n")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"body": "fine"}\n')
     bad_json = b'{"text": "fine"}\n{"text": \n'
     for arguments, stdin, code, *parts in (
         ([runs / "lm", good], None, 4, "not a classifier", "Qwen3ForCausalLM", "python -m finetune model="),
         ([tmp_path, good], None, 4, "no config.json", "python -m finetune"),
         ([runs / "nowhere", good], None, 4, "no such directory"),
         ([runs / "gpt", good], None, 3, "no column 'text'", "'body'"),
+        ([runs / "gpt", rows], None, 3, "no text in the column 'text'", "'body'", "--text COLUMN"),
         ([runs / "gpt", tmp_path / "new.csw"], None, 3, "no such file", "new.csv"),
         ([runs / "gpt", tmp_path], None, 3, "a folder or several files; name one file"),
         ([runs / "gpt", tmp_path / "*.csv"], None, 3, "a folder or several files; name one file"),

@@ -109,7 +109,7 @@ def test_errors_name_the_fix(model, tmp_path, capsys):
     path.write_text("text,label\na,yes\n,no\nc,\n")
     for arguments, code, *parts in (
         ([model, path], 3, "'text' is empty in 1 of 3 rows: row 2", "--on-null skip"),
-        ([model, path, "--text", "body"], 3, "no column 'body'"),
+        ([model, path, "--text", "body"], 3, "no column 'body'", "--text COLUMN"),
         ([model, path, "--on-null", "empty"], 2, "stop, skip"),
         ([model, path, "--encoding", "latin-x"], 2, "unknown encoding 'latin-x'"),
         ([model, tmp_path / "none.csv"], 3, "no such file"),

@@ -162,7 +162,7 @@ def test_pairs_are_set_aside_by_their_source():
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ("a,b\n1,2\n", [], "no column 'source'.*'a', 'b'"),
+        ("a,b\n1,2\n", [], "no column 'source'.*'a', 'b'.*pairs.source=COLUMN"),
         ("source,target\nx,\ny,z\n", [], "empty in 1 of 2 rows: 1.*on_null=skip"),
         ("source,target\nx,y\n", [], "too few"),
         ("source,target\n", [], "no pairs"),

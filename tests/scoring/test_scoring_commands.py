@@ -70,7 +70,7 @@ def test_every_help_has_an_example_that_parses(command, text, capsys):
     [
         (["runs/none", "x.txt"], 4, "no such directory"),
         (["runs/gpt", "none.txt"], 3, "no such file"),
-        (["runs/gpt", "news.jsonl", "--text", "body"], 3, "no column 'body'"),
+        (["runs/gpt", "news.jsonl", "--text", "body"], 3, "the columns are: 'text'. Name the right one: --text COLUMN"),
         (["runs/gpt", "held-out.txt", "--stride", "99"], 2, "--stride 99: must be from 1 to the context"),
         (["runs/mlm", "held-out.txt", "--stride", "9"], 2, "--stride is for decoders"),
         (["choices", "runs/mlm", "questions.jsonl"], 2, "needs a decoder, not an encoder"),

@@ -121,7 +121,7 @@ def test_conll_files_of_a_folder_are_splits_too(suffix, tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_missing_column_is_named(task, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"other": 1}\n')
-    with pytest.raises(DataError, match=r"no column '.*'; the columns are: 'other'"):
+    with pytest.raises(DataError, match=r"no column '.*'; the columns are: 'other'.*: data\.\w+=COLUMN"):
         read(task, tmp_path / "bad.jsonl")
 
 
