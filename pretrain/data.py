@@ -106,6 +106,7 @@ def _tokenizer(config: PretrainConfig, source: Source | None, shape: Shape, proc
         corpus=training_text(config.pairs, config.corpus) if config.pairs else config.corpus,
         vocab_size=config.vocab_size,
         hidden_size=expected_width(config, processes.num_processes, default_device(config.runtime.device)),
+        encoder=shape == "masked" and config.vocab_size is None,
         sentinels=max(SENTINELS, span_shape(length).spans if length else 0) if shape == "seq2seq" else None,
         tracking=config.tracking,
     )

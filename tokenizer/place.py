@@ -25,7 +25,8 @@ LEARNED = ("sample_bytes", "character_coverage", "sentinels", "seed")
 def find_tokenizer(config: TokenizerConfig, root: Path, fingerprint: str, sha256: str | None = None) -> Path | None:
     """Return the finished tokenizer run in `root` that was trained on this corpus with these settings, or None.
 
-    Without a vocab_size, one of any size fits if none was trained without one. `sha256`: of the tokenizer to prefer.
+    Without a vocab_size, one of the default size fits, or one whose size was given; and the one with the hash `sha256`,
+    which is preferred.
     """
     found: list[tuple[bool, bool, str, Path]] = []
     for model in root.glob("*/tokenizer.model"):
@@ -36,9 +37,15 @@ def find_tokenizer(config: TokenizerConfig, root: Path, fingerprint: str, sha256
         trained = _requested(directory)
         if trained is None or any(trained.get(name) != getattr(config, name) for name in LEARNED):
             continue
-        same = trained.get("vocab_size") == config.vocab_size
-        if same or config.vocab_size in (None, summary.get("vocab_size")):
-            found.append((summary.get("tokenizer_sha256") != sha256, not same, directory.name, directory))
+        given, other = trained.get("vocab_size"), summary.get("tokenizer_sha256") != sha256
+        if config.vocab_size is None:
+            same = given is None and trained.get("encoder", False) == config.encoder
+            fits = same or given is not None or not other
+        else:
+            same = given == config.vocab_size
+            fits = same or summary.get("vocab_size") == config.vocab_size
+        if fits:
+            found.append((other, not same, directory.name, directory))
     return min(found)[-1] if found else None
 
 
@@ -55,6 +62,7 @@ def new_directory(base: Path, key: str) -> Path:
 def tokenizer_key(config: TokenizerConfig, fingerprint: str) -> str:
     """A hash of the corpus and of all settings that count."""
     settings = [fingerprint, config.vocab_size, *(getattr(config, name) for name in LEARNED)]
+    settings += ["encoder"] * (config.encoder and config.vocab_size is None)
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 

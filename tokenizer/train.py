@@ -200,7 +200,8 @@ def train_model(config: TokenizerConfig, sample: Sample, log: Callable[[str], No
     if not sample.texts:
         raise DataError("the corpus holds no text to train a tokenizer on; check corpus.sources")
     sentinels = tuple(f"<extra_id_{i}>" for i in range(config.sentinels or 0))
-    size = config.vocab_size or default_vocab_size(sample.corpus_bytes, config.hidden_size) + len(sentinels)
+    default = default_vocab_size(sample.corpus_bytes, config.hidden_size, config.encoder)
+    size = config.vocab_size or default + len(sentinels)
     while True:
         log(f"training {size:,} tokens on {sample.sampled_bytes / 1e6:,.1f} of {sample.corpus_bytes / 1e6:,.1f} MB")
         try:

@@ -105,16 +105,18 @@ def _draft_tokenizer(config: PretrainConfig, tokens: int, ranks: int, device: to
         return load_tokenizer(source.directory, source.config.vocab_size)
     if config.tokenizer:
         return load_tokenizer(config.tokenizer)
-    sentinels = SENTINELS if shape_of(**read_preset(config.model)) == "seq2seq" else None
+    shape = shape_of(**read_preset(config.model))
+    sentinels = SENTINELS if shape == "seq2seq" else None
     corpus = config.pairs.corpus(config.corpus) if config.pairs else config.corpus
-    settings = TokenizerConfig(corpus=corpus, sentinels=sentinels)
+    encoder = shape == "masked" and config.vocab_size is None
+    settings = TokenizerConfig(corpus=corpus, encoder=encoder, sentinels=sentinels)
     directory = settings.directory.with_name(tokenizer_name(config, settings))
     if config.vocab_size is None and is_complete(directory):
         return load_tokenizer(directory)
     vocabulary = config.vocab_size
     if vocabulary is None:
-        vocabulary = default_vocab_size(tokens * BYTES_PER_TOKEN, expected_width(config, ranks, device))
-        vocabulary += sentinels or 0
+        width = expected_width(config, ranks, device)
+        vocabulary = default_vocab_size(tokens * BYTES_PER_TOKEN, width, encoder) + (sentinels or 0)
         notes.append(f"The tokenizer is not trained yet: about {vocabulary:,} tokens by the default rule.")
     return DraftTokenizer(vocabulary)
 

@@ -182,6 +182,7 @@ def test_stream_flush_replaces_incomplete_bytes_and_resets(tokenizer):
 )
 def test_default_vocab_size(corpus_bytes, hidden_size, expected):
     assert default_vocab_size(corpus_bytes, hidden_size) == expected
+    assert default_vocab_size(corpus_bytes // 4, hidden_size, encoder=True) == expected
 
 
 def test_same_sample_gives_the_same_model_in_another_process(model):

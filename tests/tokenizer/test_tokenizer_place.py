@@ -45,6 +45,24 @@ def test_content_decides_and_names_do_not(texts):
     assert train("a/notes.txt").directory.name == "tokenizer-notes"
 
 
+def test_an_encoder_has_its_own_default_size_but_shares_a_tokenizer_whose_size_was_given(texts):
+    given = train("a/notes.txt")
+    assert train("a/notes.txt", vocab_size=None, encoder=True).directory == given.directory
+    shutil.rmtree(given.directory)
+    decoder = train("a/notes.txt", vocab_size=None)
+    encoder = train("a/notes.txt", vocab_size=None, encoder=True)
+    assert [decoder.directory.name, encoder.directory.name] == ["tokenizer-notes", "tokenizer-notes-encoder"]
+    for kind, own in ((False, decoder), (True, encoder)):
+        assert train("a/notes.txt", vocab_size=None, encoder=kind).directory == own.directory
+
+
+def test_a_resumed_encoder_keeps_the_tokenizer_of_an_earlier_release(texts):
+    shared = train("a/notes.txt", vocab_size=None)
+    tracking = TrackingConfig(wandb="disabled")
+    config = TokenizerConfig(corpus=CorpusConfig(sources="a/notes.txt"), encoder=True, tracking=tracking)
+    assert find_or_train(config, config.directory, print, shared.sha256).directory == shared.directory
+
+
 def test_a_name_that_is_taken_does_not_matter(texts):
     (texts / "runs/tokenizer-notes").mkdir(parents=True)
     (texts / "runs/tokenizer-notes/mine.txt").write_text("mine")
