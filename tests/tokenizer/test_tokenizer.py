@@ -182,7 +182,20 @@ def test_stream_flush_replaces_incomplete_bytes_and_resets(tokenizer):
 )
 def test_default_vocab_size(corpus_bytes, hidden_size, expected):
     assert default_vocab_size(corpus_bytes, hidden_size) == expected
-    assert default_vocab_size(corpus_bytes // 4, hidden_size, encoder=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("corpus_bytes", "hidden_size", "expected"),
+    [
+        (1_003_854, None, 2048),
+        (11_900_000, 96, 8192),
+        (11_900_000, 32, 2048),
+        (65_000_000, 96, 8192),
+        (10**9, 384, 32768),
+    ],
+)
+def test_encoders_have_twice_the_default_vocabulary_where_it_is_small(corpus_bytes, hidden_size, expected):
+    assert default_vocab_size(corpus_bytes, hidden_size, encoder=True) == expected
 
 
 def test_same_sample_gives_the_same_model_in_another_process(model):
