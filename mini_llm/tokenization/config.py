@@ -69,8 +69,8 @@ def default_vocab_size(corpus_bytes: int, hidden_size: int | None = None, encode
     4,096, 65 MB 8,192, 1 GB 32,768. A token must occur often enough to be learned, and the number of frequent tokens
     grows about as the square root of the text (Heaps' law).
 
-    For an `encoder`, twice the root up to 8,192: its vocabulary head reads the masked tokens only, and a classifier made
-    from it learns more from pieces that are whole words (built-in task: 61.8 % with 4,096 tokens, 63.6 % with 8,192).
+    For an `encoder`, twice the root up to 8,192: its vocabulary head reads the masked tokens only, and a classifier
+    learns more from pieces that are whole words (built-in task: 61.8 % with 4,096 tokens, 63.6 % with 8,192).
 
     `hidden_size` limits it to 2 * hidden_size**2: the smallest model, of four layers, has 48 * hidden_size**2 weights,
     and at width 64 (measured on 64 MB of reviews) an embedding 2.7 times as large still pays: 8,192 tokens beat 2,048.
