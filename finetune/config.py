@@ -104,6 +104,13 @@ class FinetuneConfig(LoopConfig):
         description="auto: learn from the labels and from a linear model (TF-IDF; LSA with enough text), which also "
         "labels data.unlabelled; none: from the labels alone.",
     )
+    mixed_texts: int = Field(
+        4,
+        ge=0,
+        le=100,
+        description="Texts mixed from pieces of training texts, for each of these, that the teacher labels too where "
+        "there are fewer unlabelled texts; 0: none.",
+    )
     ensemble: Literal["auto", "none"] = Field(
         "auto",
         description="auto: store the linear teacher beside the model and pool both in predictions if validation gains; "

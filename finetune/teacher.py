@@ -45,6 +45,12 @@ class Teacher:
     seconds: float
     description: str
 
+    def label(self, texts: Sequence[str]) -> np.ndarray:
+        """Probabilities (N, C) of texts that no member was fitted to."""
+        if not texts:
+            return np.zeros((0, self.train.shape[1]))
+        return pool([member.probabilities(texts) for member in self.members])
+
     @property
     def knows_unlabelled(self) -> bool:
         """Whether a member was fitted on unlabelled text, because cross-validation found that this helps."""
@@ -84,10 +90,12 @@ def fit_teacher(
     teacher = Teacher(
         members,
         pool([member.out_of_fold for member in members]),
-        pool([member.probabilities(unlabelled) for member in members]) if unlabelled else np.zeros((0, classes)),
-        time.perf_counter() - started,
+        np.zeros((0, classes)),
+        0.0,
         f"teacher, cross-validated log loss: {described}",
     )
+    teacher.unlabelled = teacher.label(unlabelled)
+    teacher.seconds = time.perf_counter() - started
     _save(teacher, folder, fingerprint)
     return teacher
 
@@ -102,11 +110,11 @@ def read_members(folder: Path) -> list[LinearClassifier]:
         return []
 
 
-def targets(teacher: Teacher, labels: np.ndarray) -> np.ndarray:
-    """Target distributions (N + U, C) of the training texts, then of the unlabelled ones."""
+def targets(teacher: Teacher, labels: np.ndarray, mixed: Sequence[str] = ()) -> np.ndarray:
+    """Target distributions (N + U + M, C) of the training texts, the unlabelled ones and those that are mixed."""
     classes = teacher.train.shape[1]
     train = LABEL_WEIGHT * np.eye(classes)[labels] + (1 - LABEL_WEIGHT) * teacher.train
-    return np.vstack([train, teacher.unlabelled]).astype(np.float32)
+    return np.vstack([train, teacher.unlabelled, teacher.label(mixed)]).astype(np.float32)
 
 
 def pool(members: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:

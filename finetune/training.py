@@ -36,6 +36,7 @@ from .fit import Fit, balanced_weights, without_choice_by_few
 from .pretrained import describe_start, load_classifier
 from .recipe.bag_start import Start, can_start_as_bag, start_as_bag
 from .recipe.head_start import distributions, fit_output_layer
+from .recipe.mixed_texts import mixed_count, mixed_texts
 from .recipe.texts import CHARACTERS_PER_SECOND, epoch, labelled_copies
 from .recipe.window import choose_length
 from .teacher import FOLDER, Teacher, fit_teacher, targets
@@ -66,10 +67,19 @@ def train_classifier(
     labels = np.array([example.label for example in splits.train])
     texts = [example.text for example in splits.train]
     started = time.perf_counter()
+    # The weights of a checkpoint would replace the fitted ones; a replay may begin before the first checkpoint.
+    resumes = has_checkpoint(run.path) and not isinstance(loop, Replay)
+    known = read_state(run.path / "start.json", Start)
+    if known is None and (resumes or isinstance(loop, Replay)):
+        known = Start(bag=False)  # a run of an earlier release
     teacher, unlabelled = _fit_teacher(config, splits, texts, labels, processes, run, console)
-    if teacher is not None and config.dropout is None:
-        # Its noise is multiplied by the weights of the fitted output layer, and soft labels of many texts regularize.
-        config = config.model_copy(update={"dropout": 0.0})
+    mixed: list[str] = []
+    if teacher is not None:
+        count = mixed_count(texts, len(unlabelled), config.mixed_texts, config.budget_seconds)
+        mixed = mixed_texts(texts, known.mixed_texts if known else count, config.seed)
+        if config.dropout is None:
+            # Its noise is multiplied by the weights of the fitted output layer, and soft labels regularize.
+            config = config.model_copy(update={"dropout": 0.0})
     max_length, note = choose_length(config, settings, tokenizer, texts)
     if note:
         console.print(note, markup=False)
@@ -77,9 +87,9 @@ def train_classifier(
     length = min(max_length or sys.maxsize, model.config.max_position_embeddings)
     for note in describe_start(source, model) if config.weights == "pretrained" else ():
         console.print(note, markup=False)
-    training = _encode(tokenizer, [*texts, *unlabelled], model, length)
+    training = _encode(tokenizer, [*texts, *unlabelled, *mixed], model, length)
     held_out = _encode(tokenizer, [example.text for example in splits.validation], model, length)
-    answers = labels if teacher is None else targets(teacher, labels)
+    answers = labels if teacher is None else targets(teacher, labels, mixed)
     beginning = " ".join(tokenizer.id_to_token(i) for i in training.tokens[0][:8]).replace("\n", "\\n")
     console.print(
         f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens; the first text begins with {beginning}",
@@ -91,15 +101,16 @@ def train_classifier(
             f"{share:.0%} of the training texts are longer than {length} tokens: only their beginning is read"
         )
 
-    # The weights of a checkpoint would replace the fitted ones; a replay may begin before the first checkpoint.
-    resumes = has_checkpoint(run.path) and not isinstance(loop, Replay)
-    known = read_state(run.path / "start.json", Start)
-    if known is None and (resumes or isinstance(loop, Replay)):
-        known = Start(bag=False)  # a run of an earlier release
-    start = known or Start(bag=False, labelled_copies=labelled_copies(len(texts), len(unlabelled), teacher))
+    if known is None:
+        copies = labelled_copies(len(texts), len(unlabelled), len(mixed), teacher)
+        start = Start(bag=False, labelled_copies=copies, mixed_texts=len(mixed))
+    else:
+        start = known
+    if mixed:
+        console.print(f"{len(mixed):,} texts mixed from pieces of training texts are labelled by the teacher")
     if start.labelled_copies > 1:
-        console.print(f"an epoch holds each labelled text {start.labelled_copies} times, each unlabelled text once")
-    order = epoch(len(texts), len(unlabelled), start.labelled_copies)
+        console.print(f"an epoch holds each labelled text {start.labelled_copies} times, each other text once")
+    order = epoch(len(texts), len(unlabelled) + len(mixed), start.labelled_copies)
     fit = Fit(without_choice_by_few(config, len(splits.validation)), training.lengths[order], processes)
     pad = padding_id(tokenizer)
 
@@ -109,7 +120,7 @@ def train_classifier(
 
     if config.weights == "pretrained" and not resumes:
         found = _head_start(config, source, model, training, answers, fit, pad, known, console)
-        start = found.model_copy(update={"labelled_copies": start.labelled_copies})
+        start = start.model_copy(update={"bag": found.bag, "bag_steps": found.bag_steps})
     if known is None and processes.is_main_process:
         write_json(run.path / "start.json", start.model_dump())
     held_out_labels = np.array([example.label for example in splits.validation])
@@ -147,7 +158,8 @@ def train_classifier(
         f"{resolved.optim.lr:.2g}; budget {config.budget}"
     )
     kind = frame_kind(model.config.causal, model.config.is_encoder_decoder)
-    sources = [example.source for example in splits.train] + [f"unlabelled {i}" for i in range(len(unlabelled))]
+    sources = [example.source for example in splits.train]
+    sources += [f"unlabelled {i}" for i in range(len(unlabelled))] + [f"mixed text {i}" for i in range(len(mixed))]
     fit.run(
         model,
         batch,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, PositiveInt
+from pydantic import BaseModel, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,7 +43,8 @@ EVALUATIONS = 12
 
 
 class Start(BaseModel):
-    """start.json: whether the run starts as a bag of tokens, its steps, and how often an epoch holds a labelled text.
+    """start.json: whether the run starts as a bag of tokens, its steps, how often an epoch holds a labelled text, and
+    the number of mixed texts.
 
     The first two depend on the speed of the machine; runs of earlier releases have not recorded the others.
     """
@@ -51,6 +52,7 @@ class Start(BaseModel):
     bag: bool
     bag_steps: PositiveInt | None = None
     labelled_copies: PositiveInt = 1
+    mixed_texts: NonNegativeInt = 0
 
 
 def start_as_bag(

@@ -35,17 +35,17 @@ def load_texts(config: FinetuneConfig) -> Splits:
     return splits
 
 
-def labelled_copies(labelled: int, unlabelled: int, teacher: Teacher | None) -> int:
+def labelled_copies(labelled: int, unlabelled: int, mixed: int, teacher: Teacher | None) -> int:
     """How often an epoch holds each labelled text.
 
     Once if there is no teacher, or if it was fitted on the unlabelled texts too. Otherwise its labels there add little,
-    and each labelled text is repeated up to MOST_COPIES times, until both kinds are equally many.
+    and each labelled text is repeated up to MOST_COPIES times, until it is as frequent as the others together.
     """
-    if teacher is None or teacher.knows_unlabelled:
+    if teacher is None or (teacher.knows_unlabelled and not mixed):
         return 1
-    return min(max(1, round(unlabelled / labelled)), MOST_COPIES)
+    return min(max(1, round((unlabelled + mixed) / labelled)), MOST_COPIES)
 
 
-def epoch(labelled: int, unlabelled: int, copies: int) -> np.ndarray:
-    """Return the texts of an epoch as indices of the labelled texts followed by the unlabelled ones."""
-    return np.concatenate([np.tile(np.arange(labelled), copies), labelled + np.arange(unlabelled)])
+def epoch(labelled: int, others: int, copies: int) -> np.ndarray:
+    """Return the texts of an epoch as indices of the labelled texts followed by the others."""
+    return np.concatenate([np.tile(np.arange(labelled), copies), labelled + np.arange(others)])

@@ -248,19 +248,29 @@ def test_characters_are_the_words_of_scripts_without_spaces(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labelled", "unlabelled", "knows", "copies"),
-    [(100, 0, False, 1), (100, 60, False, 1), (100, 250, False, 2), (100, 50_000, False, 8), (100, 50_000, True, 1)],
+    ("labelled", "unlabelled", "mixed", "knows", "copies"),
+    [
+        (100, 0, 0, False, 1),
+        (100, 60, 0, False, 1),
+        (100, 250, 0, False, 2),
+        (100, 50_000, 0, False, 8),
+        (100, 50_000, 0, True, 1),
+        (100, 50, 350, False, 4),
+        (100, 50, 350, True, 4),
+    ],
 )
 def test_labelled_texts_are_read_more_often_where_the_teacher_has_not_learned_from_the_others(
-    labelled, unlabelled, knows, copies
+    labelled, unlabelled, mixed, knows, copies
 ):
     member = LinearClassifier.__new__(LinearClassifier)
     member.components = np.zeros((2, 2)) if knows else None
     teacher = Teacher([member], np.zeros((labelled, 2)), np.zeros((unlabelled, 2)), 0.0, "")
-    assert labelled_copies(labelled, unlabelled, teacher) == copies
-    counts = np.bincount(epoch(labelled, unlabelled, copies))
-    assert counts[:labelled].tolist() == [copies] * labelled and counts[labelled:].tolist() == [1] * unlabelled
+    assert labelled_copies(labelled, unlabelled, mixed, teacher) == copies
+    counts = np.bincount(epoch(labelled, unlabelled + mixed, copies))
+    assert counts[:labelled].tolist() == [copies] * labelled and counts[labelled:].tolist() == [1] * (
+        unlabelled + mixed
+    )
 
 
 def test_without_a_teacher_every_text_is_read_once_an_epoch():
-    assert labelled_copies(10, 0, None) == 1
+    assert labelled_copies(10, 0, 0, None) == 1
