@@ -46,7 +46,7 @@ class Teacher:
     description: str
 
     def label(self, texts: Sequence[str]) -> np.ndarray:
-        """Probabilities (N, C) of texts that no member was fitted to."""
+        """Probabilities (N, C) of `texts`, pooled."""
         if not texts:
             return np.zeros((0, self.train.shape[1]))
         return pool([member.probabilities(texts) for member in self.members])
