@@ -35,7 +35,7 @@ def mixed_texts(texts: Sequence[str], count: int, seed: int) -> list[str]:
     found = []
     for _ in range(count):
         pieces = int(generator.choice(PIECES))
-        length = len(texts[generator.integers(len(texts))]) // pieces
+        length = len(texts[int(generator.integers(len(texts)))]) // pieces
         chosen = generator.integers(len(texts), size=pieces)
         found.append("\n".join(_piece(texts[i], length, generator) for i in chosen))
     return found
