@@ -97,6 +97,8 @@ def fit_teacher(
     teacher.unlabelled = teacher.label(unlabelled)
     teacher.seconds = time.perf_counter() - started
     _save(teacher, folder, fingerprint)
+    # What is labelled later has to be labelled alike in a resumed run, which reads rounded weights.
+    teacher.members = load_members(folder, len(members))
     return teacher
 
 
