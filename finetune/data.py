@@ -4,10 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mini_llm.corpus.parts import Source, find_parts, lacks_labels
+from mini_llm.corpus.parts import Source, find_parts, iter_source_rows, lacks_labels
 from mini_llm.corpus.report import ReadReport
 from mini_llm.corpus.tables import Row as TableRow
-from mini_llm.corpus.tables import column_settings, iter_file_rows, iter_rows
 from mini_llm.engine.errors import DataError
 
 from .data_config import BUILT_IN, BY_FILE, DataConfig, check_columns
@@ -114,16 +113,7 @@ def iter_source(config: DataConfig, source: Source, report: ReadReport) -> Itera
     settings = {config.text: "data.text=COLUMN", config.label: "data.label=COLUMN"}
     if config.group not in (None, BY_FILE):
         settings.setdefault(str(config.group), "data.group=COLUMN")
-    columns = list(settings)
-    with column_settings(settings):
-        if source.files is None:
-            for number, row in enumerate(iter_rows(source.path, source.split, columns), start=1):
-                yield source.path, number, row
-            return
-        for path in source.files:
-            rows = iter_file_rows(path, columns, "replace", report, encoding=config.encoding)
-            for number, row in enumerate(rows, start=1):
-                yield str(path), number, row
+    return iter_source_rows(source, settings, config.encoding, report)
 
 
 def read_more(config: DataConfig, source: Source, ids: dict[str, int], notes: list[str]) -> list[Example] | None:

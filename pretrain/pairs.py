@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mini_llm.corpus.config import CorpusConfig
-from mini_llm.corpus.parts import Source, find_parts, lacks_labels
+from mini_llm.corpus.parts import Source, find_parts, iter_source_rows, lacks_labels
 from mini_llm.corpus.paths import find_files
 from mini_llm.corpus.report import ReadReport
-from mini_llm.corpus.tables import Row, column_settings, iter_file_rows, iter_rows
+from mini_llm.corpus.tables import Row
 from mini_llm.engine.errors import DataError
 
 from .config import PairsConfig
@@ -122,16 +122,8 @@ def read_pairs(config: PairsConfig, source: Source, notes: list[str]) -> list[Pa
 
 def iter_source(config: PairsConfig, source: Source, report: ReadReport) -> Iterator[tuple[str, int, Row]]:
     """Yield (file or dataset, row number in it from 1, row) for all rows of a source."""
-    columns = [config.source, config.target]
-    with column_settings({config.source: "pairs.source=COLUMN", config.target: "pairs.target=COLUMN"}):
-        if source.files is None:
-            for number, row in enumerate(iter_rows(source.path, source.split, columns, report=report), start=1):
-                yield source.path, number, row
-            return
-        for path in source.files:
-            rows = iter_file_rows(path, columns, "replace", report, encoding=config.encoding)
-            for number, row in enumerate(rows, start=1):
-                yield str(path), number, row
+    settings = {config.source: "pairs.source=COLUMN", config.target: "pairs.target=COLUMN"}
+    return iter_source_rows(source, settings, config.encoding, report)
 
 
 def set_aside(pairs: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:

@@ -2,14 +2,14 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mini_llm.corpus.paths import PARTS, SPLIT_NAME, find_files, is_hub_name, saved_dataset, table_format
 from mini_llm.corpus.report import ReadReport
-from mini_llm.corpus.tables import iter_file_rows
+from mini_llm.corpus.tables import Row, column_settings, iter_file_rows, iter_rows
 from mini_llm.engine.errors import DataError
 
 SHOWN = 5  # file names listed in a note
@@ -132,3 +132,22 @@ def _shares_rows(source: Source, train: Source) -> bool:
     if source.files is None or train.files is None:
         return (source.path, source.split) == (train.path, train.split)
     return bool({file.resolve() for file in source.files} & {file.resolve() for file in train.files})
+
+
+def iter_source_rows(
+    source: Source, settings: Mapping[str, str], encoding: str | None, report: ReadReport
+) -> Iterator[tuple[str, int, Row]]:
+    """Yield (file or dataset, row number in it from 1, row) for all rows of a source.
+
+    settings: the columns to read, and how to name another for each of them (see column_settings).
+    """
+    columns = list(settings)
+    with column_settings(settings):
+        if source.files is None:
+            for number, row in enumerate(iter_rows(source.path, source.split, columns, report=report), start=1):
+                yield source.path, number, row
+            return
+        for path in source.files:
+            rows = iter_file_rows(path, columns, "replace", report, encoding=encoding)
+            for number, row in enumerate(rows, start=1):
+                yield str(path), number, row
