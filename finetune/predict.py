@@ -18,6 +18,7 @@ from mini_llm.engine.device import default_device
 from mini_llm.engine.errors import CheckpointError, ConfigError, DataError
 from mini_llm.engine.run.directory import find_model
 from mini_llm.engine.run.files import read_json
+from mini_llm.engine.run.heap import return_freed_memory
 from mini_llm.engine.run.partial import PartialOutput, model_hash
 from mini_llm.model import load_model
 from mini_llm.model.huggingface.directory import read_config
@@ -182,6 +183,7 @@ def label_rows(
             else:
                 partial.commit(chunk, layout=writer.layout, truncated=classifier.truncated, abstained=writer.abstained)
             progress.update(progress.rows + len(chunk), report.raw_bytes)
+            return_freed_memory()
     writer.begin([])  # a CSV file without rows has a header too
     return progress
 

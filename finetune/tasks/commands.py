@@ -14,6 +14,7 @@ from mini_llm.corpus.parts import find_scored
 from mini_llm.corpus.report import ReadReport
 from mini_llm.engine.errors import ConfigError, DataError
 from mini_llm.engine.run.files import plain
+from mini_llm.engine.run.heap import return_freed_memory
 from mini_llm.engine.run.partial import PartialOutput
 
 from ..predict import BATCHES_PER_CHUNK, open_output
@@ -69,6 +70,7 @@ def predict_task(
                 write_chunk(chunk, model, writer, source, on_null, batch_size)
                 finish_chunk(chunk, model, writer, partial)
                 progress.update(progress.rows + len(chunk), report.raw_bytes)
+                return_freed_memory()
         writer.begin([])
     done = f"{progress.rows:,} rows in {progress.seconds:.1f} s; batches of up to {batch_size}: {model.batch_times}"
     print(done, file=sys.stderr)

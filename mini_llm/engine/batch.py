@@ -134,6 +134,9 @@ def plan_epoch(lengths: np.ndarray, batches: int, seed: int, epoch: int) -> list
 
 
 def ordered_batches(lengths: np.ndarray | list[int], batch_size: int) -> list[np.ndarray]:
-    """All examples once, sorted by length, for evaluation and prediction: arrays of up to `batch_size` indices."""
-    order = np.argsort(np.asarray(lengths, dtype=np.int64), kind="stable")
+    """All examples once, longest first, for evaluation and prediction: arrays of up to `batch_size` indices.
+
+    The memory that the first batch frees then holds the tensors of each later one.
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -23,6 +23,10 @@ def self_attention_mask(
             return None, False
         if len(positions) == keys:
             return None, True
+    if attention_mask is not None and not causal and window is None and bias is None:
+        # All queries see the same keys. A row of padding alone sees all of it: a softmax over no key would be NaN.
+        real = attention_mask.bool()
+        return (real | ~real.any(-1, keepdim=True))[:, None, None], False  # B 1 1 S
     distance = torch.arange(keys, device=positions.device) - positions[:, None]  # T S
     visible = distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     if window is not None:

@@ -68,6 +68,21 @@ def test_padding_changes_nothing(cls, config, side):
     assert torch.isfinite(logits).all()
 
 
+@pytest.mark.parametrize(
+    "config", [decoder(), encoder(), encoder(layer_types=["sliding_attention"] * 2, sliding_window=2)]
+)
+def test_a_row_of_padding_alone_is_finite(config):
+    model = randomized((CausalLM if config.causal else MaskedLM)(config))
+    ids, mask = tokens(2, 9), torch.ones(2, 9, dtype=torch.long)
+    mask[1] = 0
+    for keep_weights in (False, True):  # both implementations of attention
+        for layer in model.trunk.blocks:
+            layer.attn.keep_weights = keep_weights
+        logits = model(ids, mask)
+        assert torch.isfinite(logits).all()
+        torch.testing.assert_close(logits[:1], model(ids[:1]), atol=2e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("config", [decoder(), encoder(), encoder(classifier_pooling="cls")])
 def test_a_classifier_ignores_padding(config):
     model = randomized(SequenceClassifier(replace(config, id2label={0: "a", 1: "b", 2: "c"})))

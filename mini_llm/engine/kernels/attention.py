@@ -25,7 +25,7 @@ FASTER_IN_BF16 = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx
 class Layer(ctypes.Structure):
     """The struct of the same name in cpp/attention.h, field by field."""
 
-    NUMBERS = "rows length heads kv_heads head_dim causal threads bf16 mask_row"
+    NUMBERS = "rows length heads kv_heads head_dim causal threads bf16 mask_row mask_query"
     POINTERS = "query_norm key_norm cosine sine mask query key value"
     _fields_ = (
         *((name, size) for name in NUMBERS.split()),
@@ -66,7 +66,7 @@ def fused_attention(
 ) -> Tensor:
     """query (B, T, H*D), key and value (B, T, K*D) before norm and rotation -> (B, T, H*D).
 
-    The norms are RMSNorm or nn.Identity. mask (B or 1, 1, T, T) is true where a key may be seen.
+    The norms are RMSNorm or nn.Identity. mask (B or 1, 1, T or 1, T) is true where a key may be seen.
     """
     weights = [getattr(norm, "weight", None) for norm in (q_norm, k_norm)]
     settings = head_dim, scale, getattr(q_norm, "eps", 0.0), is_causal
@@ -93,9 +93,11 @@ def _layer(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Lay
     rows, length, width = query.shape
     kept = [None if t is None else t.float().contiguous() for t in tables]
     kept += [None if t is None else t.contiguous() for t in (mask, query, key, value)]
-    mask_row = length * length if mask is not None and mask.size(0) > 1 else 0
+    # Elements from the mask of one row, and of one query, to the next.
+    mask_query = length if mask is not None and mask.size(2) > 1 else 0
+    mask_row = (mask_query or 1) * length if mask is not None and mask.size(0) > 1 else 0
     sizes = rows, length, width // head_dim, key.size(2) // head_dim, head_dim
-    settings = causal, torch.get_num_threads(), query.dtype == torch.bfloat16, mask_row, scale, eps
+    settings = causal, torch.get_num_threads(), query.dtype == torch.bfloat16, mask_row, mask_query, scale, eps
     return Layer(*sizes, *settings, *(None if t is None else t.data_ptr() for t in kept)), kept
 
 

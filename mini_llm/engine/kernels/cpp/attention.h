@@ -107,11 +107,11 @@ void stack(const BFloat16* from, int64_t row, int64_t rows, int64_t columns, Pai
 
 extern "C" {
 
-// query (B, L, H D), key and value (B, L, K D). Norm weights (D), cosine and sine (L, D) and mask (B or 1, L, L), true
-// where a key may be seen, are null if absent. mask_row: elements from the mask of one batch row to the next, 0 if all
-// rows share one.
+// query (B, L, H D), key and value (B, L, K D). Norm weights (D), cosine and sine (L, D) and mask (B or 1, L or 1, L),
+// true where a key may be seen, are null if absent. mask_row, mask_query: elements from the mask of one batch row, or of
+// one query, to the next, 0 if all share one.
 struct Layer {
-    int64_t rows, length, heads, kv_heads, head_dim, causal, threads, bf16, mask_row;
+    int64_t rows, length, heads, kv_heads, head_dim, causal, threads, bf16, mask_row, mask_query;
     float scale, eps;
     const float *query_norm, *key_norm, *cosine, *sine;
     const bool* mask;
@@ -230,7 +230,7 @@ template <class Number> void copy(const Layer& a, const Number* from, int64_t st
 void hide(const Layer& a, int64_t row, int64_t t, int64_t keys, float* score) {
     int64_t seen = a.causal ? t + 1 : a.length;
     if (a.mask) {
-        const bool* mask = a.mask + row * a.mask_row + t * a.length;
+        const bool* mask = a.mask + row * a.mask_row + t * a.mask_query;
         for (int64_t s = 0; s < seen; s++) score[s] = mask[s] ? score[s] : -INFINITY;
     }
     std::fill(score + seen, score + keys, -INFINITY);
