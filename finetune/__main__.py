@@ -19,6 +19,7 @@ from mini_llm.engine.cli import (
 )
 
 from .attributions.commands import register as register_errors
+from .crossvalidation.commands import register as register_cross_validate
 from .smaller.commands import register as register_smaller
 from .sweeping.commands import register as register_sweep
 
@@ -285,7 +286,7 @@ def check_choice(value: str | None, allowed: tuple[str, ...], flag: str) -> None
         raise typer.BadParameter(f"{value}: choose {', '.join(allowed)}", param_hint=flag)
 
 
-for register in (register_smaller, register_sweep, register_errors):
+for register in (register_smaller, register_sweep, register_cross_validate, register_errors):
     register(app)
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from mini_llm.corpus.parts import Source, find_parts, iter_source_rows, lacks_labels
@@ -14,8 +15,10 @@ from .examples import Example, Splits
 from .made.passages import is_plain_text, load_passages
 from .made.stdlib import load_stdlib_task
 from .quality.damage import ENCODING, REPLACEMENT, check_label, damaged_texts
+from .quality.duplicates import compare
 from .quality.labels import check_labels, label_name, label_names, listed, unseen_labels
 from .quality.preparation import prepare
+from .quality.splitting import take_fold
 from .quality.unlabelled import read_unlabelled
 
 
@@ -43,7 +46,9 @@ def load_examples(config: DataConfig, with_test: bool = True) -> Splits:
     elif is_plain_text(config):
         splits = load_passages(config)
     else:
-        splits = read_splits(config, with_test)
+        splits = read_splits(config, with_test and config.fold is None)
+    if config.fold is not None:
+        splits = score_fold(splits, config)
     if not with_test:
         splits.test = None
     splits = prepare(splits, config)
@@ -67,6 +72,15 @@ def read_splits(config: DataConfig, with_test: bool = True) -> Splits:
             parts[part] = examples
     description = f"{config.label} of {config.text} in {config.path}"
     return Splits(names, parts["train"], parts.get("validation", []), parts.get("test"), description, notes)
+
+
+def score_fold(splits: Splits, config: DataConfig) -> Splits:
+    """Return `splits` with one fold of the training rows as test data. Raises DataError if there are too few rows."""
+    chosen = take_fold(splits.train, config, compare({"train": splits.train}, config.near_duplicates))
+    scored = set(chosen.tolist())
+    train = [example for row, example in enumerate(splits.train) if row not in scored]
+    notes = [*splits.notes, f"fold {config.fold}: {len(scored):,} rows are the test data, {len(train):,} are left"]
+    return replace(splits, train=train, test=[splits.train[row] for row in chosen], notes=notes)
 
 
 def read_rows(config: DataConfig, source: Source, notes: list[str]) -> list[Row]:

@@ -78,6 +78,11 @@ class DataConfig(Config):
         description="Train on this many rows of each label, drawn by the seed, and without validation data validate on "
         "as many others; null: on all rows.",
     )
+    fold: str | None = Field(
+        None,
+        description="2/5: score the second of five folds of the rows as test data, and train on the others; all of "
+        "them: finetune cross-validate.",
+    )
     leaks: Literal["drop", "keep"] = Field(
         "drop", description="Training rows whose text is also, exactly or nearly, in the validation or test data."
     )
@@ -108,6 +113,15 @@ class DataConfig(Config):
     def _known_encoding(cls, value: str | None) -> str | None:
         return check_encoding(value)
 
+    @field_validator("fold")
+    @classmethod
+    def _one_of_the_folds(cls, value: str | None) -> str | None:
+        if value is not None:
+            found = re.fullmatch(r"([0-9]+)/([0-9]+)", value)
+            if found is None or int(found[2]) < 2 or not 1 <= int(found[1]) <= int(found[2]):
+                raise ValueError("write 2/5 for the second of five folds")
+        return value
+
     @field_validator("label_order")
     @classmethod
     def _each_label_once(cls, value: list[str]) -> list[str]:
@@ -118,11 +132,26 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _built_in_task_has_its_own_splits(self) -> "DataConfig":
-        own = ("validation", "test", "validation_split", "test_split", "group", "encoding")
+        own = ("validation", "test", "validation_split", "test_split", "group", "encoding", "fold")
         given = [key for key in own if getattr(self, key) is not None]
         if self.path == BUILT_IN and given:
             raise ValueError(f"the built-in task has its own splits; give path=FILE together with {', '.join(given)}")
         return self
+
+    @model_validator(mode="after")
+    def _a_fold_is_the_test_data(self) -> "DataConfig":
+        given = [key for key in ("test", "test_split") if getattr(self, key) is not None]
+        if self.fold is not None and given:
+            raise ValueError(f"fold scores a part of the training rows, so leave out {given[0]}")
+        return self
+
+    @property
+    def fold_of(self) -> tuple[int, int] | None:
+        """(2, 5) for the second of five folds."""
+        if self.fold is None:
+            return None
+        number, folds = self.fold.split("/")
+        return int(number), int(folds)
 
     @property
     def name(self) -> str:

@@ -63,27 +63,26 @@ def score(
     check_labels_are_known(rows, ids, source, classifier.directory)
     labels = np.array([ids[row.label] for row in rows])
     probabilities = classifier.calibrated([row.text for row in rows], batch_size)
-    found = compute_scores(labels, probabilities.argmax(-1), classifier.names, probabilities)
+    if classifier.truncated:
+        notes.append(
+            f"{classifier.truncated:,} of {len(rows):,} texts are longer than {classifier.max_length} tokens: "
+            "only their beginning was read"
+        )
+    found = all_scores(labels, probabilities, classifier.names)
+    return {"model": str(classifier.directory), "data": source, **found, "notes": notes}
+
+
+def all_scores(labels: np.ndarray, probabilities: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """Return "scores", "per_class" and "confusion" as `score` does, and "labels", the names."""
+    found = compute_scores(labels, probabilities.argmax(-1), names, probabilities)
     numbers = {name: value for name, value in found.numbers().items() if name != "accuracy_error"}
     intervals: dict[str, Any] = confusion_intervals(found.confusion) | probability_intervals(labels, probabilities)
     per_class = [
         {**asdict(row), "f1_low": low, "f1_high": high}
         for row, (low, high) in zip(found.per_class, intervals.pop("f1"), strict=True)
     ]
-    if classifier.truncated:
-        notes.append(
-            f"{classifier.truncated:,} of {len(rows):,} texts are longer than {classifier.max_length} tokens: "
-            "only their beginning was read"
-        )
-    return {
-        "model": str(classifier.directory),
-        "data": source,
-        "scores": with_intervals(numbers, intervals),
-        "per_class": per_class,
-        "labels": classifier.names,
-        "confusion": found.confusion,
-        "notes": notes,
-    }
+    scores = with_intervals(numbers, intervals)
+    return {"scores": scores, "per_class": per_class, "labels": names, "confusion": found.confusion}
 
 
 def with_flags(error: DataError) -> DataError:
@@ -111,9 +110,14 @@ def print_scores(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(plain(found), indent=2, ensure_ascii=False))
         return
-    scores = found["scores"]
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{found['data']}: {scores['examples']:,} rows, {found['model']}", markup=False)
+    console.print(f"{found['data']}: {found['scores']['examples']:,} rows, {found['model']}", markup=False)
+    print_tables(found, console)
+
+
+def print_tables(found: dict[str, Any], console: Console) -> None:
+    """Print what `all_scores` returned: the scores, and those of each label."""
+    scores = found["scores"]
     table = Table("score", "value", "95 % interval", box=None)
     for name, shown in (
         ("accuracy", "accuracy"),

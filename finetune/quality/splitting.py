@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mini_llm.engine.errors import DataError
+
+from ..data_config import DataConfig
 from ..examples import Example
 from .duplicates import Comparison
 from .normal_form import normal_form
@@ -89,6 +92,21 @@ def folds(examples: Sequence[Example], k: int, seed: int = 0, comparison: Compar
         sizes[fold] += len(groups[index])
         members[fold] += groups[index]
     return [np.array(sorted(rows), dtype=np.int64) for rows in members]
+
+
+def take_fold(examples: Sequence[Example], config: DataConfig, comparison: Comparison | None = None) -> np.ndarray:
+    """The rows (N,) of the fold that `config.fold` names, drawn by its seed. Raises DataError for an empty fold."""
+    assert config.fold_of is not None
+    number, k = config.fold_of
+    parts = folds(examples, k, config.seed, comparison)
+    filled = sum(len(part) > 0 for part in parts)
+    if filled < k:
+        kind = "groups" if config.group else "different texts"
+        raise DataError(
+            f"{config.path}: {len(examples):,} rows hold {filled:,} {kind}, too few for {k:,} folds. "
+            "Take fewer folds, or add rows"
+        )
+    return parts[number - 1]
 
 
 def group_rows(examples: Sequence[Example], comparison: Comparison | None, most: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from mini_llm.engine.run.inputs import own_name
 from ..config import FinetuneConfig
 
 # Settings that a sweep chooses itself, or that would let the test data choose.
-NOT_SWEPT = ("run", "budget", "data.test", "data.test_split")
+NOT_SWEPT = ("run", "budget", "data.test", "data.test_split", "data.fold")
 # A trial with less time is over before the learning rate has fallen.
 LEAST_SECONDS = 5.0
 # The rest of the budget is for loading data, and for scoring the chosen run.

@@ -20,7 +20,7 @@ from ..examples import Example
 from ..quality.damage import ENCODING, REPLACEMENT, check_label, damaged_texts
 from ..quality.labels import listed
 from ..quality.normal_form import normal_form
-from ..quality.splitting import split_validation
+from ..quality.splitting import split_validation, take_fold
 from .conll import iter_sentences
 from .squad import iter_questions
 from .task import Parts, Row, Task
@@ -39,7 +39,7 @@ def read_parts(task: Task) -> Parts:
     train = read_rows(task, sources["train"], notes)
     others = {}
     for part in ("validation", "test"):
-        if part not in sources:
+        if part not in sources or (part == "test" and config.fold is not None):
             continue
         if not_labelled(task, sources[part]):
             notes.append(f"{sources[part].path}: not used: it has no labels in '{task.columns.label}'")
@@ -48,6 +48,11 @@ def read_parts(task: Task) -> Parts:
     notes += task.fit(train, config.path)
     for part, rows in others.items():
         task.check(rows, sources[part].path, config.path)
+    if config.fold is not None:
+        scored = set(take_fold(proxies(task, train), config).tolist())
+        others["test"] = [row for index, row in enumerate(train) if index in scored]
+        train = [row for index, row in enumerate(train) if index not in scored]
+        notes.append(f"fold {config.fold}: {len(scored):,} rows are the test data, {len(train):,} are left")
     if config.leaks == "drop":
         train = without_leaks(task, train, [row for rows in others.values() for row in rows], notes)
     validation = others.get("validation", [])
@@ -162,8 +167,7 @@ def without_leaks(task: Task, train: list[Row], others: Sequence[Row], notes: li
 
 def hold_out(task: Task, rows: list[Row]) -> tuple[list[Row], list[Row]]:
     """Return (training, validation). Equal texts, or rows of one group, stay together. Raises DataError."""
-    proxies = [Example(key_of(row), task.stratum(row), str(index), row.group) for index, row in enumerate(rows)]
-    train, validation = split_validation(proxies, task.config.validation_fraction, task.config.seed)
+    train, validation = split_validation(proxies(task, rows), task.config.validation_fraction, task.config.seed)
     if not train or not validation:
         if task.config.group and len({row.group for row in rows}) == 1:
             raise DataError(
@@ -175,6 +179,11 @@ def hold_out(task: Task, rows: list[Row]) -> tuple[list[Row], list[Row]]:
             "Add rows, or give data.validation=FILE"
         )
     return [rows[int(proxy.source)] for proxy in train], [rows[int(proxy.source)] for proxy in validation]
+
+
+def proxies(task: Task, rows: Sequence[Row]) -> list[Example]:
+    """Return an example for each row, whose `source` is its index, to divide the rows by."""
+    return [Example(key_of(row), task.stratum(row), str(index), row.group) for index, row in enumerate(rows)]
 
 
 def key_of(row: Row) -> str:
