@@ -6,12 +6,16 @@ DATA/imdb holds train.jsonl.gz, test.jsonl.gz and unsup.jsonl.gz. The encoder is
 reviews. Each training reads `random.Random(seed).sample` of the training reviews and is tested on 5,000 test reviews,
 `random.Random(0).sample`. No test review is read in training, as unlabelled text neither: those of the unlabelled
 reviews that equal one, exactly or nearly, are left out by `finetune`. Runs are stored in --folder; finished ones are
-reused when the command is repeated. Further settings are handed to `finetune`.
+reused when the command is repeated. Further settings are handed to `finetune`. Several budgets give a curve of accuracy
+against minutes:
+
+    python -m benchmarks.few_labels --data DATA --labels 1000 --seeds 4 --budget 1m,2m,4m,8m
 """
 
 import gzip
 import json
 import random
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +36,9 @@ def main(
     labels: Annotated[int, typer.Option(help="Labelled reviews of each training.")] = 1000,
     seeds: Annotated[str, typer.Option(help="Seeds of the draws and of the trainings.")] = "1,2,3,4,5",
     pretrain: Annotated[str, typer.Option(help="Wall time of the pretraining.")] = "5m",
-    budget: Annotated[str, typer.Option(help="Wall time of each training, with its teacher.")] = "10m",
+    budget: Annotated[
+        str, typer.Option(help="Wall time of each training, with its teacher; several: 1m,2m,4m.")
+    ] = "10m",
     folder: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("few-labels"),
 ) -> None:
     """Pretrain once, fine-tune once per seed, print mean and deviation of the accuracy."""
@@ -41,23 +47,24 @@ def main(
     call(folder, "pretrain", "--model", "mlm", "--data", f"{imdb}/unsup.jsonl.gz", "--budget", pretrain, "run=mlm")
     train = read(imdb / "train.jsonl.gz")
     write(folder / "test.jsonl", random.Random(0).sample(read(imdb / "test.jsonl.gz"), TESTED))
-    found: dict[str, list[float]] = {}
-    for seed in map(int, seeds.split(",")):
+    budgets = budget.split(",")
+    found: dict[tuple[str, str], list[float]] = {}
+    for minutes, seed in product(budgets, map(int, seeds.split(","))):
         sample = train if labels >= ALL else random.Random(seed).sample(train, labels)
         write(folder / f"train-{labels}-{seed}.jsonl", sample)
-        name = f"{labels}-{seed}"
+        name = f"{labels}-{seed}" + f"-{minutes}" * (len(budgets) > 1)
         places = [f"data.path=train-{labels}-{seed}.jsonl", "data.test=test.jsonl"]
         places.append(f"data.unlabelled={imdb}/unsup.jsonl.gz")
-        own = ["--model", "runs/mlm", f"run={name}", "--budget", budget, f"seed={seed}"]
+        own = ["--model", "runs/mlm", f"run={name}", "--budget", minutes, f"seed={seed}"]
         call(folder, "finetune", *own, *places, *(settings or []))
         for row in json.loads((folder / "runs" / name / "summary.json").read_text())["scores"]:
             kind = row["name"].removeprefix(f"{name}, ") if row["name"] != name else "Transformer alone"
             kind = "linear teacher" if kind.startswith("teacher") else kind
-            found.setdefault(kind, []).append(row["accuracy"])
-    table = Table("classifier", "accuracy, mean", "deviation", "trainings", title=f"{labels:,} labels, {budget}")
-    for kind, values in found.items():
+            found.setdefault((kind, minutes), []).append(row["accuracy"])
+    table = Table("classifier", "budget", "accuracy, mean", "deviation", "trainings", title=f"{labels:,} labels")
+    for (kind, minutes), values in sorted(found.items(), key=lambda item: budgets.index(item[0][1])):
         deviation = f"{100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-        table.add_row(kind, f"{100 * np.mean(values):.1f}", deviation, str(len(values)))
+        table.add_row(kind, minutes, f"{100 * np.mean(values):.1f}", deviation, str(len(values)))
     Console(width=100).print(table)
 
 
