@@ -1,6 +1,6 @@
 """Train and score the folds one after another, then train on all rows.
 
-runs/NAME-folds/                config.yaml, tables/cross_validation.json
+runs/NAME-folds/                config.yaml, summary.json, tables/cross_validation.json
 runs/NAME-folds/NAME-fold-1/    one ordinary run per fold, with data.fold=1/5
 runs/NAME/                      the run on all rows
 """
@@ -36,7 +36,7 @@ def cross_validate(plan: CrossValidation, runs: Path = RUNS) -> dict[str, Any]:
     with RunDirectory(folder, main_process=main) as directory:
         for note in directory.compare_config(tree, HARMLESS):
             console.print(note, markup=False)
-        directory.record(tree, "finetune")
+        directory.record(tree, "cross-validation")
         for number in range(1, plan.folds + 1):
             config = plan.config(number)
             console.print(f"fold {number} of {plan.folds}, {config.budget or 'no limit of time'}", markup=False)

@@ -83,7 +83,7 @@ def out_of_fold(runs: Sequence[Path]) -> dict[str, Any]:
 
 
 def record(folder: Path, found: dict[str, Any]) -> None:
-    """Write tables/cross_validation.json: a row per classifier."""
+    """Write tables/cross_validation.json, a row per classifier, and summary.json for reports."""
     columns = ["classifier", *(column for metric in found["metrics"] for column in (metric, f"{metric} deviation"))]
     rows = [
         [row["name"], *(row[key] for metric in found["metrics"] for key in (metric, f"{metric}_deviation"))]
@@ -92,6 +92,10 @@ def record(folder: Path, found: dict[str, Any]) -> None:
     (folder / "tables").mkdir(exist_ok=True)
     table = {"name": "cross_validation", "step": None, "columns": columns, "rows": rows}
     write_json(folder / "tables" / "cross_validation.json", table)
+    objective = "classification" if found["task"] == SINGLE_LABEL else found["task"]
+    scores = [{"examples": found["examples"], **row} for row in found["rows"]]
+    task = f"{found['folds']} folds of {found['data']}"
+    write_json(folder / "summary.json", {"objective": objective, "task": task, "scored_on": "folds", "scores": scores})
 
 
 def print_cross_validation(found: dict[str, Any], as_json: bool) -> None:

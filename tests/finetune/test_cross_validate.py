@@ -15,6 +15,7 @@ from finetune.tasks.reading import read_parts
 from finetune.tasks.registry import TASKS
 from mini_llm.engine.config import build_config
 from mini_llm.engine.errors import ConfigError, DataError
+from mini_llm.engine.report.record import Run
 from tests.finetune.tiny_classifier import letters, write_pretrained, write_rows
 
 QUIET = ["tracking.wandb=disabled", "runtime.precision=fp32", "runtime.device=cpu"]
@@ -128,6 +129,7 @@ def test_the_scores_are_those_of_all_rows(plan, tmp_path, monkeypatch, capsys):
     assert rows["majority class"]["accuracy"] == pytest.approx(0.5, abs=0.1) and rows["majority class"]["baseline"]
     assert rows["TF-IDF + logistic regression"]["accuracy"] > 0.7
     assert [row["support"] for row in found["per_class"]] == [30, 30]
+    assert Run(runs / "few-folds").score_rows()[0]["accuracy"] == rows[ALONE]["accuracy"]
     # The last run has all rows.
     assert json.loads((runs / "few" / "summary.json").read_text())["scored_on"] == "validation"
     monkeypatch.setattr("finetune.run.train_classifier", lambda *_: pytest.fail("trained again"))

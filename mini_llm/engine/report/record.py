@@ -20,6 +20,7 @@ _KINDS = {
     "finetune": "Fine-tuning",
     "ladder": "Ladder",
     "sweep": "Sweep",
+    "cross-validation": "Cross-validation",
 }
 _OBJECTIVES = {
     "causal": "language model",
