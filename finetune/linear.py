@@ -74,7 +74,7 @@ class LinearClassifier:
             return np.zeros((0, max(2, len(self.intercepts))))
         features = self._vectorizer.transform(texts)
         if self.components is not None:
-            features = prefixes(np.asarray(features @ self.components.T), self.dimensions)
+            features = prefixes(np.asarray(features @ self._projection), self.dimensions)
         return probabilities(features @ self.coefficients.T + self.intercepts)
 
     def save(self, directory: Path) -> None:
@@ -134,6 +134,12 @@ class LinearClassifier:
             splits_unspaced=settings.splits_unspaced,
             binary=settings.binary,
         )
+
+    @cached_property
+    def _projection(self) -> np.ndarray:
+        """The components (V, D) in the type and order of SciPy's product, which would copy others for every text."""
+        assert self.components is not None
+        return np.ascontiguousarray(self.components.T, dtype=np.float32)
 
     @cached_property
     def _vectorizer(self) -> Any:

@@ -10,6 +10,7 @@ from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.tracking.tracker import Tracker
 
 from .config import FinetuneConfig
+from .crossvalidation.plan import advice
 from .data_config import BUILT_IN
 from .examples import Example, Splits
 from .linear import LinearClassifier
@@ -21,8 +22,6 @@ from .teacher import FOLDER, pool, read_members
 if TYPE_CHECKING:
     from .metrics import Scores
 
-# Scored rows below which the 95 % interval of an accuracy of 80 % is wider than +- 5 %.
-FEW_SCORED = 250
 CONFUSION_LIMIT = 50  # labels; larger confusion matrices are not saved
 
 
@@ -49,12 +48,9 @@ def score_run(
     own = compute_scores(labels, probabilities.argmax(-1), splits.names, probabilities)
     calibrated = compute_scores(labels, probabilities.argmax(-1), splits.names, calibration.apply(probabilities))
     console.print(f"{part}: {own}", markup=False)
-    if splits.test is None and len(examples) < FEW_SCORED and config.data.path != BUILT_IN:
-        console.print(
-            f"{len(examples)} scored rows say little: `python -m finetune cross-validate` scores all "
-            f"{len(examples) + len(splits.train):,}, each by a model that has not seen it",
-            markup=False,
-        )
+    few = advice(len(examples), len(examples) + len(splits.train)) if splits.test is None else None
+    if few and config.data.path != BUILT_IN:
+        console.print(few, markup=False)
     for note in _describe(calibration, own, calibrated, part):
         console.print(note, markup=False)
     rows = [_row(run.path.name, own, False, **probability_intervals(labels, probabilities))]

@@ -69,7 +69,7 @@ class PairsObjective:
         return self._order.batch(step)
 
     def evaluation(self, pairs: EncodedPairs, rows: int) -> list[Batch]:
-        """Return batches of all `pairs`, short ones first."""
+        """Return batches of all `pairs`, the longest first."""
         lengths = [len(s) + len(t) for s, t in zip(pairs.sources, pairs.targets, strict=True)]
         return [self.collate(pairs, chosen) for chosen in ordered_batches(lengths, rows)]
 

@@ -48,7 +48,7 @@ def test_evaluation_sees_every_row_once_and_leaves_the_model_in_training():
         lambda logits, labels, rows: (logits, labels.tolist() == rows.tolist()),
     )
     assert [len(rows) for rows, _ in found] == [4, 4, 2] and modes == [False] * 3 and model.training
-    assert np.concatenate([rows for rows, _ in found]).tolist() == list(range(10))[::-1]
+    assert np.concatenate([rows for rows, _ in found]).tolist() == list(range(10))
     assert all(torch.equal(logits, values[rows.copy()]) and same for rows, (logits, same) in found)
 
 

@@ -196,10 +196,11 @@ def test_a_batch_of_pairs():
     pairs = EncodedPairs([np.array([10, 11, 2]), np.array([12, 2])], [np.array([13, 2]), np.arange(20, 30)])
     objective = PairsObjective(pairs, 8, 0, pad_id=3, start_id=3)
     (batch,) = objective.evaluation(pairs, 2)
-    assert batch["input_ids"].tolist() == [[10, 11, 2, 3, 3, 3, 3, 3], [12, 2, 3, 3, 3, 3, 3, 3]]
-    assert batch["attention_mask"].sum(1).tolist() == [3, 2]
-    assert batch["labels"].tolist() == [[13, 2] + [IGNORE_INDEX] * 6, [*range(20, 27), 29]]
-    assert batch["decoder_input_ids"].tolist() == [[3, 13, 2, 3, 3, 3, 3, 3], [3, *range(20, 27)]]
+    # The longest pair is the first.
+    assert batch["input_ids"].tolist() == [[12, 2, 3, 3, 3, 3, 3, 3], [10, 11, 2, 3, 3, 3, 3, 3]]
+    assert batch["attention_mask"].sum(1).tolist() == [2, 3]
+    assert batch["labels"].tolist() == [[*range(20, 27), 29], [13, 2] + [IGNORE_INDEX] * 6]
+    assert batch["decoder_input_ids"].tolist() == [[3, *range(20, 27)], [3, 13, 2, 3, 3, 3, 3, 3]]
 
 
 @pytest.mark.parametrize(("micro", "ranks"), [(8, 1), (2, 1), (4, 2)])
