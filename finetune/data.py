@@ -18,7 +18,7 @@ from .quality.damage import ENCODING, REPLACEMENT, check_label, damaged_texts
 from .quality.duplicates import compare
 from .quality.labels import check_labels, label_name, label_names, listed, unseen_labels
 from .quality.preparation import prepare
-from .quality.splitting import take_fold
+from .quality.splitting import fold_note, take_fold
 from .quality.unlabelled import read_unlabelled
 
 
@@ -79,7 +79,10 @@ def score_fold(splits: Splits, config: DataConfig) -> Splits:
     chosen = take_fold(splits.train, config, compare({"train": splits.train}, config.near_duplicates))
     scored = set(chosen.tolist())
     train = [example for row, example in enumerate(splits.train) if row not in scored]
-    notes = [*splits.notes, f"fold {config.fold}: {len(scored):,} rows are the test data, {len(train):,} are left"]
+    notes = [
+        *splits.notes,
+        fold_note(config, len(scored), len(train)),
+    ]
     return replace(splits, train=train, test=[splits.train[row] for row in chosen], notes=notes)
 
 

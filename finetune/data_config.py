@@ -80,8 +80,8 @@ class DataConfig(Config):
     )
     fold: str | None = Field(
         None,
-        description="2/5: score the second of five folds of the rows as test data, and train on the others; all of "
-        "them: finetune cross-validate.",
+        description="2/5: split the rows into five folds, score the second as test data and train on the others; null: "
+        "no folds. finetune cross-validate runs all folds.",
     )
     leaks: Literal["drop", "keep"] = Field(
         "drop", description="Training rows whose text is also, exactly or nearly, in the validation or test data."

@@ -10,7 +10,6 @@ from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.tracking.tracker import Tracker
 
 from .config import FinetuneConfig
-from .crossvalidation.plan import advice
 from .data_config import BUILT_IN
 from .examples import Example, Splits
 from .linear import LinearClassifier
@@ -35,7 +34,7 @@ def score_run(
     """
     from .baselines import compute_baselines
     from .metrics import compute_scores
-    from .scores.intervals import probability_intervals
+    from .scores.intervals import few_rows_advice, probability_intervals
     from .scores.predictions import write_predictions
 
     part, examples = ("test", splits.test) if splits.test is not None else ("validation", splits.validation)
@@ -48,7 +47,7 @@ def score_run(
     own = compute_scores(labels, probabilities.argmax(-1), splits.names, probabilities)
     calibrated = compute_scores(labels, probabilities.argmax(-1), splits.names, calibration.apply(probabilities))
     console.print(f"{part}: {own}", markup=False)
-    few = advice(len(examples), len(examples) + len(splits.train)) if splits.test is None else None
+    few = few_rows_advice(len(examples), len(examples) + len(splits.train)) if splits.test is None else None
     if few and config.data.path != BUILT_IN:
         console.print(few, markup=False)
     for note in _describe(calibration, own, calibrated, part):

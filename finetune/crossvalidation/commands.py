@@ -1,18 +1,21 @@
 """The command `cross-validate` of `python -m finetune`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mini_llm.engine.cli import EXIT_CODES, Debug, program, settings_argument, settings_command
 
-ME = program("finetune")
-HELP = f"""Score every labelled row by a model that has not seen it, then train on all rows.
+from ..sweeping.commands import Data, Model, config_class
 
-With few rows, the score of one held-out part is mostly chance. This trains one classifier per fold, of the rows \
-outside it, and scores it on the fold, beside the same baselines. Rows of one group (data.group), equal texts and near \
-duplicates stand in one fold. All runs share the budget. The run on all rows is runs/MODEL-classifier (--run); the \
-folds and their scores are in runs/NAME-folds. The same command again resumes, also after a kill.
+ME = program("finetune")
+HELP = f"""Score every labelled row with a model that was not trained on it, then train on all rows.
+
+With few rows, the score of one held-out part depends mostly on chance. This command splits the rows into folds. For \
+each fold it trains a classifier on the other folds and scores it on this one, beside the usual baselines. Rows of one \
+group (data.group), equal texts and, with single labels, near duplicates stay in one fold. All runs share the budget. \
+The run on all rows is runs/MODEL-classifier (--run); the folds and their scores are in runs/NAME-folds. \
+The same command again resumes, also after a kill.
 
 One fold alone, on another machine for example: {ME} --data reviews.csv data.fold=2/5
 
@@ -24,23 +27,13 @@ One fold alone, on another machine for example: {ME} --data reviews.csv data.fol
 {EXIT_CODES}"""
 
 
-def config_class() -> Any:
-    from ..config import FinetuneConfig
-
-    return FinetuneConfig
-
-
 def cross_validate(
     arguments: Annotated[list[str] | None, settings_argument(config_class)] = None,
     folds: Annotated[int, typer.Option(min=2, help="Parts of the rows; each is scored once.")] = 5,
     budget: Annotated[str, typer.Option(metavar="TIME", help="Wall time of all runs together (20m, 4h).")] = "20m",
     final: Annotated[bool, typer.Option("--final/--no-final", help="Then train on all rows.")] = True,
-    model: Annotated[
-        str | None, typer.Option("--model", "--init", metavar="DIR", help="Pretrained run or directory: model=")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Labelled file, glob or dataset org/name: data.path=")
-    ] = None,
+    model: Model = None,
+    data: Data = None,
     run: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the run on all rows, runs/NAME: run=")
     ] = None,
@@ -63,6 +56,6 @@ def register(app: typer.Typer) -> None:
     app.command(
         "cross-validate",
         help=HELP,
-        short_help="Score every row by a model that has not seen it; for few rows.",
+        short_help="Score every row with a model that was not trained on it; for few rows.",
         cls=settings_command(config_class),
     )(cross_validate)

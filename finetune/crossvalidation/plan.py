@@ -12,8 +12,6 @@ from mini_llm.engine.run.inputs import own_name
 from ..config import FinetuneConfig
 from ..sweeping.grid import LEAST_SECONDS, TRAINING_SHARE
 
-# Scored rows below which the 95 % interval of an accuracy of 80 % is wider than +- 5 %.
-FEW_SCORED = 250
 # What follows the name of the final run in the name of the folder of the folds.
 FOLDS = "-folds"
 
@@ -71,13 +69,3 @@ def read_plan(
             f"need {LEAST_SECONDS:g}: take fewer folds, or give a longer --budget"
         )
     return plan
-
-
-def advice(scored: int, rows: int) -> str | None:
-    """What to say of a run that holds out `scored` of its `rows` labelled rows and has no test data."""
-    if scored >= FEW_SCORED:
-        return None
-    return (
-        f"{scored:,} scored rows say little: `python -m finetune cross-validate` scores all {rows:,}, each by a model "
-        "that has not seen it"
-    )

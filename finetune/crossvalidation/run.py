@@ -8,7 +8,6 @@ runs/NAME/                      the run on all rows
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from rich.console import Console
 
 from mini_llm.engine.distributed.processes import start_processes
@@ -54,5 +53,5 @@ def cross_validate(plan: CrossValidation, runs: Path = RUNS) -> dict[str, Any]:
                 f"{runs / plan.name} is trained on all rows. The scores above are those of the folds, whose models had "
                 f"{plan.folds - 1} of {plan.folds} parts of the rows"
             )
-    PartialState().wait_for_everyone()
+    processes.wait_for_everyone()
     return found

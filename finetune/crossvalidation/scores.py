@@ -18,6 +18,7 @@ from mini_llm.engine.run.files import plain, write_json
 
 from ..metrics import wilson_interval
 from ..predicting.score import all_scores, print_tables
+from ..recipe.ensemble import FOLDER
 from ..scores.calibration import Calibration, read_calibration
 from ..scores.predictions import is_pooled, read_predictions
 from ..tasks.registry import SINGLE_LABEL, TASKS
@@ -73,7 +74,7 @@ def out_of_fold(runs: Sequence[Path]) -> dict[str, Any]:
     names: list[str] = []
     labels, probabilities = [], []
     for run in runs:
-        folder = run / "model" / "linear" if is_pooled(run) else run / "model"
+        folder = run / "model" / FOLDER if is_pooled(run) else run / "model"
         calibration = read_calibration(folder) or Calibration()
         fold = read_predictions(run)
         names = fold.names

@@ -109,6 +109,11 @@ def take_fold(examples: Sequence[Example], config: DataConfig, comparison: Compa
     return parts[number - 1]
 
 
+def fold_note(config: DataConfig, scored: int, left: int) -> str:
+    """What a run prints of its fold."""
+    return f"fold {config.fold}: {scored:,} rows are the test data, {left:,} are left; test files are not read"
+
+
 def group_rows(examples: Sequence[Example], comparison: Comparison | None, most: int) -> list[list[int]]:
     """Return the row indices of each group: equal `Example.group` or else equal text or near duplicates.
 

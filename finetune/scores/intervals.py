@@ -14,6 +14,8 @@ from .reliability import bin_gaps, true_class_loss
 RESAMPLES = 2000
 LEVEL = 0.95
 MOST_CELLS = 2000
+# With fewer rows, the interval of an accuracy of 80 % is wider than +- 5 %.
+FEW_ROWS = 250
 _CHUNK = 1 << 20  # drawn rows held at once
 Interval = tuple[float, float]
 
@@ -174,3 +176,13 @@ def with_intervals(numbers: Mapping[str, float], intervals: Mapping[str, Any]) -
         if name in numbers:
             row[f"{name}_low"], row[f"{name}_high"] = interval
     return row
+
+
+def few_rows_advice(scored: int, rows: int) -> str | None:
+    """What to tell the user if `scored` of the `rows` labelled rows are too few for a narrow interval, else None."""
+    if scored >= FEW_ROWS:
+        return None
+    return (
+        f"A score on {scored:,} rows has a wide interval. `python -m finetune cross-validate` scores all {rows:,} "
+        "labelled rows, each with a model that was not trained on it"
+    )

@@ -27,17 +27,19 @@ def config_class() -> Any:
     return FinetuneConfig
 
 
+Model = Annotated[
+    str | None, typer.Option("--model", "--init", metavar="DIR", help="Pretrained run or directory: model=")
+]
+Data = Annotated[str | None, typer.Option(metavar="PATH", help="Labelled file, glob or dataset org/name: data.path=")]
+
+
 def sweep(
     arguments: Annotated[
         list[str] | None, settings_argument(config_class, "[CONFIG.yaml] [KEY=VALUE[,VALUE]...]...")
     ] = None,
     budget: Annotated[str, typer.Option(metavar="TIME", help="Wall time of the whole sweep (10m, 4h).")] = "30m",
-    model: Annotated[
-        str | None, typer.Option("--model", "--init", metavar="DIR", help="Pretrained run or directory: model=")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Labelled file, glob or dataset org/name: data.path=")
-    ] = None,
+    model: Model = None,
+    data: Data = None,
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the final run, runs/NAME: run=")] = None,
     debug: Debug = False,
 ) -> None:

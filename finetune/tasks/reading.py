@@ -20,7 +20,7 @@ from ..examples import Example
 from ..quality.damage import ENCODING, REPLACEMENT, check_label, damaged_texts
 from ..quality.labels import listed
 from ..quality.normal_form import normal_form
-from ..quality.splitting import split_validation, take_fold
+from ..quality.splitting import fold_note, split_validation, take_fold
 from .conll import iter_sentences
 from .squad import iter_questions
 from .task import Parts, Row, Task
@@ -52,7 +52,7 @@ def read_parts(task: Task) -> Parts:
         scored = set(take_fold(proxies(task, train), config).tolist())
         others["test"] = [row for index, row in enumerate(train) if index in scored]
         train = [row for index, row in enumerate(train) if index not in scored]
-        notes.append(f"fold {config.fold}: {len(scored):,} rows are the test data, {len(train):,} are left")
+        notes.append(fold_note(config, len(scored), len(train)))
     if config.leaks == "drop":
         train = without_leaks(task, train, [row for rows in others.values() for row in rows], notes)
     validation = others.get("validation", [])

@@ -12,7 +12,7 @@ from mini_llm.engine.run.directory import RunDirectory
 from mini_llm.engine.tracking.tracker import Tracker
 
 from ..config import FinetuneConfig
-from ..crossvalidation.plan import advice
+from ..scores.intervals import few_rows_advice
 from .metrics.bootstrap import scores_with_intervals
 from .model import TaskModel
 from .reading import read_parts
@@ -67,7 +67,7 @@ def score_run(
     for row in table:
         name = f", {row['name']}" if row["baseline"] else ""
         console.print(f"{part}, {len(rows):,} rows{name}: {score_line(row, task.metrics)}", markup=False)
-    if parts.test is None and (few := advice(len(rows), len(rows) + len(parts.train))):
+    if parts.test is None and (few := few_rows_advice(len(rows), len(rows) + len(parts.train))):
         console.print(few, markup=False)
     sign = -1 if task.metric in task.smaller_is_better else 1
     best = max(table[1:], key=lambda row: sign * row[task.metric])

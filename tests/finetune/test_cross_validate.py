@@ -16,6 +16,8 @@ from finetune.tasks.registry import TASKS
 from mini_llm.engine.config import build_config
 from mini_llm.engine.errors import ConfigError, DataError
 from mini_llm.engine.report.record import Run
+from tests.finetune.tasks.task_data import SETTINGS, write
+from tests.finetune.tasks.task_data import rows as task_rows
 from tests.finetune.tiny_classifier import letters, write_pretrained, write_rows
 
 QUIET = ["tracking.wandb=disabled", "runtime.precision=fp32", "runtime.device=cpu"]
@@ -60,12 +62,12 @@ def test_a_label_with_one_row_is_scored_too(tmp_path):
     assert all(splits.names == ["digits", "lower", "upper"] for splits in parts)
 
 
-def test_rows_of_another_task_are_divided_too(tmp_path):
-    path = tmp_path / "data.csv"
-    path.write_text("text,label\n" + "".join(f"{text},{i / 7}\n" for i, (text, _) in enumerate(letters(50))))
+@pytest.mark.parametrize("task", SETTINGS)
+def test_rows_of_another_task_are_divided_too(task, tmp_path):
+    path = write(tmp_path / "data.jsonl", task_rows(task, 50))
     places = []
     for number in (1, 2, 3):
-        parts = read_parts(TASKS["regression"](DataConfig(path=str(path), fold=f"{number}/3")))
+        parts = read_parts(TASKS[task](DataConfig(path=str(path), **SETTINGS[task], fold=f"{number}/3")))
         places += [row.place for row in parts.test]
         assert not {row.text for row in parts.test} & {row.text for row in (*parts.train, *parts.validation)}
     assert len(places) == len(set(places)) == 50

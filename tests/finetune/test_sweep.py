@@ -50,6 +50,7 @@ def test_a_list_in_brackets_is_one_value():
         (["seed=1,1"], "1m", "repeated"),
         (["seed=1,,2"], "1m", "empty"),
         (["data.test=a.csv,b.csv"], "1m", "data.test cannot be swept"),
+        (["data.fold=1/3,2/3"], "1m", "data.fold cannot be swept"),
         (["budget=1m,2m"], "1m", "budget cannot be swept"),
         (["seed=1,2,3,4,5,6,7"], "30s", "longer --budget"),
         (["optim.lr=1e-4,fast"], "1m", "optim.lr"),
