@@ -30,7 +30,9 @@ One fold alone, on another machine for example: {ME} --data reviews.csv data.fol
 def cross_validate(
     arguments: Annotated[list[str] | None, settings_argument(config_class)] = None,
     folds: Annotated[int, typer.Option(min=2, help="Parts of the rows; each is scored once.")] = 5,
-    budget: Annotated[str, typer.Option(metavar="TIME", help="Wall time of all runs together (20m, 4h).")] = "20m",
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Wall time of all runs together: budget=", show_default="20m")
+    ] = None,
     final: Annotated[bool, typer.Option("--final/--no-final", help="Then train on all rows.")] = True,
     model: Model = None,
     data: Data = None,
@@ -42,7 +44,7 @@ def cross_validate(
 ) -> None:
     from .plan import read_plan
 
-    plan = read_plan(arguments or [], {"model": model, "data.path": data, "run": run}, budget, folds, final)
+    plan = read_plan(arguments or [], {"model": model, "data.path": data, "run": run, "budget": budget}, folds, final)
 
     from .run import cross_validate as run_all
     from .scores import print_cross_validation

@@ -12,6 +12,8 @@ from mini_llm.engine.run.inputs import own_name
 from ..config import FinetuneConfig
 from ..sweeping.grid import LEAST_SECONDS, TRAINING_SHARE
 
+# Wall time of all runs, unless given.
+BUDGET = "20m"
 # What follows the name of the final run in the name of the folder of the folds.
 FOLDS = "-folds"
 
@@ -33,10 +35,9 @@ class CrossValidation:
         return self.base.run_name
 
     @property
-    def seconds(self) -> float | None:
-        """The time of each run, None without a limit."""
-        total = self.base.budget_seconds
-        return None if total is None else round(TRAINING_SHARE * total / (self.folds + self.final), 1)
+    def seconds(self) -> float:
+        """The time of each run."""
+        return round(TRAINING_SHARE * (self.base.budget_seconds or 0) / (self.folds + self.final), 1)
 
     def named_by_data(self, runs: Path) -> "CrossValidation":
         """This one with a name of its own if nobody has named it and its default name belongs to other data."""
@@ -45,27 +46,28 @@ class CrossValidation:
 
     def config(self, number: int | None) -> FinetuneConfig:
         """The settings of a fold, counted from 1, or with None of the run on all rows."""
-        changes: dict[str, Any] = {"budget": None if self.seconds is None else f"{self.seconds:g}s"}
+        changes: dict[str, Any] = {"budget": f"{self.seconds:g}s"}
         if number is not None:
             data = self.base.data.model_copy(update={"fold": f"{number}/{self.folds}"})
             changes |= {"run": f"{self.name}-fold-{number}", "data": data}
         return self.base.model_copy(update=changes)
 
 
-def read_plan(
-    arguments: Sequence[str], flags: Mapping[str, Any], budget: str | None, folds: int, final: bool
-) -> CrossValidation:
-    """The cross-validation of `[CONFIG.yaml] [KEY=VALUE]...`. Raises ConfigError."""
+def read_plan(arguments: Sequence[str], flags: Mapping[str, Any], folds: int, final: bool) -> CrossValidation:
+    """The cross-validation of `[CONFIG.yaml] [KEY=VALUE]...`; the flags come first. Raises ConfigError."""
     path, overrides = split_arguments(list(arguments))
-    base = load_config(FinetuneConfig, path, [*flag_overrides(flags), *overrides, ("budget", budget)])
+    settings = [("budget", BUDGET), *overrides, *flag_overrides(flags)]
+    base = load_config(FinetuneConfig, path, settings)
+    if base.budget_seconds is None:
+        raise ConfigError(f"cross-validation needs a time: --budget {BUDGET}")
     if base.data.fold is not None:
         raise ConfigError(f"data.fold={base.data.fold}: cross-validation runs all folds; set their number: --folds 5")
     plan = CrossValidation(base, folds, final)
     # Refuses test data: each fold is the test data of its run.
-    load_config(FinetuneConfig, path, [*flag_overrides(flags), *overrides, ("data.fold", f"1/{folds}")])
-    if plan.seconds is not None and plan.seconds < LEAST_SECONDS:
+    load_config(FinetuneConfig, path, [*settings, ("data.fold", f"1/{folds}")])
+    if plan.seconds < LEAST_SECONDS:
         raise ConfigError(
-            f"{folds} folds{' and a run on all rows' if final else ''} in {budget} have {plan.seconds:.1f} s each, but "
-            f"need {LEAST_SECONDS:g}: take fewer folds, or give a longer --budget"
+            f"{folds} folds{' and a run on all rows' if final else ''} in {base.budget} have "
+            f"{plan.seconds:.1f} s each, but need {LEAST_SECONDS:g}: take fewer folds, or give a longer --budget"
         )
     return plan

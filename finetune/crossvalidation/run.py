@@ -38,7 +38,7 @@ def cross_validate(plan: CrossValidation, runs: Path = RUNS) -> dict[str, Any]:
         directory.record(tree, "cross-validation")
         for number in range(1, plan.folds + 1):
             config = plan.config(number)
-            console.print(f"fold {number} of {plan.folds}, {config.budget or 'no limit of time'}", markup=False)
+            console.print(f"fold {number} of {plan.folds}, {config.budget}", markup=False)
             finetune(config, folder)
         if main:
             finished = [folder / plan.config(number).run_name for number in range(1, plan.folds + 1)]

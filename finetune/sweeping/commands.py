@@ -37,7 +37,9 @@ def sweep(
     arguments: Annotated[
         list[str] | None, settings_argument(config_class, "[CONFIG.yaml] [KEY=VALUE[,VALUE]...]...")
     ] = None,
-    budget: Annotated[str, typer.Option(metavar="TIME", help="Wall time of the whole sweep (10m, 4h).")] = "30m",
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Wall time of the whole sweep: budget=", show_default="30m")
+    ] = None,
     model: Model = None,
     data: Data = None,
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the final run, runs/NAME: run=")] = None,

@@ -17,6 +17,8 @@ from ..config import FinetuneConfig
 NOT_SWEPT = ("run", "budget", "data.test", "data.test_split", "data.fold")
 # A trial with less time is over before the learning rate has fallen.
 LEAST_SECONDS = 5.0
+# Wall time of a whole sweep, unless given.
+BUDGET = "30m"
 # The rest of the budget is for loading data, and for scoring the chosen run.
 TRAINING_SHARE = 0.9
 # What follows the name of the final run in the name of the folder of the trials.
@@ -34,7 +36,6 @@ class Sweep:
     path: Path | None
     fixed: list[Any]
     grid: dict[str, list[str]]
-    budget: str
     seconds: float
 
     @property
@@ -59,10 +60,11 @@ class Sweep:
         return config.model_copy(update={"budget": f"{self.seconds:g}s", "run": trial_name(trial)})
 
 
-def read_sweep(arguments: Sequence[str], flags: Mapping[str, Any], budget: str) -> Sweep:
+def read_sweep(arguments: Sequence[str], flags: Mapping[str, Any], budget: str | None) -> Sweep:
     """The sweep of `[CONFIG.yaml] key=value key=value,value ...`. Raises ConfigError.
 
-    A value with commas lists values to try, unless it is a list in brackets or stands in quotation marks.
+    budget: of all runs together; None: the setting `budget`, else BUDGET. A value with commas lists values to try,
+    unless it is a list in brackets or stands in quotation marks.
     """
     path, overrides = split_arguments(list(arguments))
     grid: dict[str, list[str]] = {}
@@ -80,19 +82,20 @@ def read_sweep(arguments: Sequence[str], flags: Mapping[str, Any], budget: str) 
         grid[key] = values
     if not grid:
         raise ConfigError("nothing to sweep: give one setting several values, for example optim.lr=1e-4,3e-4 seed=1,2")
-    base = load_config(FinetuneConfig, path, [*fixed, ("budget", budget)])
+    given = [] if budget is None else [("budget", budget)]
+    base = load_config(FinetuneConfig, path, [("budget", BUDGET), *fixed, *given])
     total = base.budget_seconds
     if total is None:
-        raise ConfigError("a sweep needs a time: --budget 30m")
-    sweep = Sweep(base, path, fixed, grid, budget, 0.0)
+        raise ConfigError(f"a sweep needs a time: --budget {BUDGET}")
+    sweep = Sweep(base, path, fixed, grid, 0.0)
     trials = sweep.trials()
     seconds = TRAINING_SHARE * total / (len(trials) + 1)
     if seconds < LEAST_SECONDS:
         raise ConfigError(
-            f"{len(trials)} trials and a final run in {budget} have {seconds:.1f} s each, but need {LEAST_SECONDS:g}: "
-            "try fewer values, or give a longer --budget"
+            f"{len(trials)} trials and a final run in {base.budget} have {seconds:.1f} s each, but need "
+            f"{LEAST_SECONDS:g}: try fewer values, or give a longer --budget"
         )
-    sweep = Sweep(base, path, fixed, grid, budget, round(seconds, 1))
+    sweep = Sweep(base, path, fixed, grid, round(seconds, 1))
     for trial in trials:
         sweep.config(trial)
     return sweep

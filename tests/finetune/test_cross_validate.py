@@ -97,7 +97,15 @@ def test_a_fold_that_is_none_is_a_clear_error(fold):
 )
 def test_a_cross_validation_that_cannot_be_run_is_a_clear_error(arguments, budget, words):
     with pytest.raises(ConfigError, match=words):
-        read_plan(arguments, {}, budget, 5, True)
+        read_plan(arguments, {"budget": budget}, 5, True)
+
+
+def test_the_budget_is_that_of_the_flag_then_the_setting():
+    given = ["data.path=a.csv", "budget=6m"]
+    seconds = [
+        read_plan(a, {"budget": b}, 5, True).seconds for a, b in ((given, "3m"), (given, None), (given[:1], None))
+    ]
+    assert seconds == [27, 54, 180]
 
 
 @pytest.fixture
@@ -105,7 +113,7 @@ def plan(tiny_tokenizer, tmp_path):
     model = write_pretrained(tmp_path / "pretrained", tiny_tokenizer, hidden_size=32, num_hidden_layers=1)
     data = write_rows(tmp_path / "data.csv", letters(60))
     settings = [f"model={model}", f"data.path={data}", "run=few", "max_steps=4", "mixed_texts=0", *QUIET]
-    return read_plan(settings, {}, "2m", 3, True)
+    return read_plan(settings, {"budget": "2m"}, 3, True)
 
 
 @pytest.mark.slow
