@@ -30,9 +30,7 @@ One fold alone, on another machine for example: {ME} --data reviews.csv data.fol
 def cross_validate(
     arguments: Annotated[list[str] | None, settings_argument(config_class)] = None,
     folds: Annotated[int, typer.Option(min=2, help="Parts of the rows; each is scored once.")] = 5,
-    budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Wall time of all runs together: budget=", show_default="20m")
-    ] = None,
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Wall time of all runs together: budget=")] = "20m",
     final: Annotated[bool, typer.Option("--final/--no-final", help="Then train on all rows.")] = True,
     model: Model = None,
     data: Data = None,

@@ -12,8 +12,6 @@ from mini_llm.engine.run.inputs import own_name
 from ..config import FinetuneConfig
 from ..sweeping.grid import LEAST_SECONDS, TRAINING_SHARE
 
-# Wall time of all runs, unless given.
-BUDGET = "20m"
 # What follows the name of the final run in the name of the folder of the folds.
 FOLDS = "-folds"
 
@@ -54,12 +52,12 @@ class CrossValidation:
 
 
 def read_plan(arguments: Sequence[str], flags: Mapping[str, Any], folds: int, final: bool) -> CrossValidation:
-    """The cross-validation of `[CONFIG.yaml] [KEY=VALUE]...`; the flags come first. Raises ConfigError."""
+    """The cross-validation of `[CONFIG.yaml] [KEY=VALUE]...` and flags; KEY=VALUE wins. Raises ConfigError."""
     path, overrides = split_arguments(list(arguments))
-    settings = [("budget", BUDGET), *overrides, *flag_overrides(flags)]
+    settings = [*flag_overrides(flags), *overrides]
     base = load_config(FinetuneConfig, path, settings)
     if base.budget_seconds is None:
-        raise ConfigError(f"cross-validation needs a time: --budget {BUDGET}")
+        raise ConfigError("cross-validation needs a time: --budget 20m")
     if base.data.fold is not None:
         raise ConfigError(f"data.fold={base.data.fold}: cross-validation runs all folds; set their number: --folds 5")
     plan = CrossValidation(base, folds, final)

@@ -37,9 +37,7 @@ def sweep(
     arguments: Annotated[
         list[str] | None, settings_argument(config_class, "[CONFIG.yaml] [KEY=VALUE[,VALUE]...]...")
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Wall time of the whole sweep: budget=", show_default="30m")
-    ] = None,
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Wall time of the whole sweep: budget=")] = "30m",
     model: Model = None,
     data: Data = None,
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the final run, runs/NAME: run=")] = None,

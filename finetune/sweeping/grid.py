@@ -17,8 +17,6 @@ from ..config import FinetuneConfig
 NOT_SWEPT = ("run", "budget", "data.test", "data.test_split", "data.fold")
 # A trial with less time is over before the learning rate has fallen.
 LEAST_SECONDS = 5.0
-# Wall time of a whole sweep, unless given.
-BUDGET = "30m"
 # The rest of the budget is for loading data, and for scoring the chosen run.
 TRAINING_SHARE = 0.9
 # What follows the name of the final run in the name of the folder of the trials.
@@ -60,11 +58,11 @@ class Sweep:
         return config.model_copy(update={"budget": f"{self.seconds:g}s", "run": trial_name(trial)})
 
 
-def read_sweep(arguments: Sequence[str], flags: Mapping[str, Any], budget: str | None) -> Sweep:
+def read_sweep(arguments: Sequence[str], flags: Mapping[str, Any], budget: str) -> Sweep:
     """The sweep of `[CONFIG.yaml] key=value key=value,value ...`. Raises ConfigError.
 
-    budget: of all runs together; None: the setting `budget`, else BUDGET. A value with commas lists values to try,
-    unless it is a list in brackets or stands in quotation marks.
+    budget: of all runs together, unless there is a setting `budget`. A value with commas lists values to try, unless it
+    is a list in brackets or stands in quotation marks.
     """
     path, overrides = split_arguments(list(arguments))
     grid: dict[str, list[str]] = {}
@@ -82,11 +80,10 @@ def read_sweep(arguments: Sequence[str], flags: Mapping[str, Any], budget: str |
         grid[key] = values
     if not grid:
         raise ConfigError("nothing to sweep: give one setting several values, for example optim.lr=1e-4,3e-4 seed=1,2")
-    given = [] if budget is None else [("budget", budget)]
-    base = load_config(FinetuneConfig, path, [("budget", BUDGET), *fixed, *given])
+    base = load_config(FinetuneConfig, path, [("budget", budget), *fixed])
     total = base.budget_seconds
     if total is None:
-        raise ConfigError(f"a sweep needs a time: --budget {BUDGET}")
+        raise ConfigError("a sweep needs a time: --budget 30m")
     sweep = Sweep(base, path, fixed, grid, 0.0)
     trials = sweep.trials()
     seconds = TRAINING_SHARE * total / (len(trials) + 1)
